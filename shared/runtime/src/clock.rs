@@ -1,0 +1,21 @@
+//! The one place that reads the calendar clock; pure crates get its value as an argument.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hedgerow_shared::UnixTime;
+
+/// Now. A clock set before 1970 reads as 0, which makes every certificate "not yet valid": closed, not open.
+#[must_use]
+pub fn now() -> UnixTime {
+    UnixTime(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()))
+}
+
+/// Random bytes from the system.
+#[must_use]
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    rand::RngCore::fill_bytes(&mut rand::rngs::OsRng.unwrap_err(), &mut bytes);
+    bytes
+}
+
+use rand::TryRngCore;

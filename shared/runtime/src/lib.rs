@@ -1,0 +1,16 @@
+//! What every role needs of a process: boot, configuration, telemetry, task scopes, TLS, links and end-to-end
+//! sessions over them, and the listener for health and metrics.
+
+pub mod admin;
+pub mod boot;
+pub mod clock;
+pub mod config;
+pub mod dial;
+pub mod lane;
+pub mod link;
+pub mod mux;
+pub mod scope;
+pub mod telemetry;
+#[cfg(test)]
+mod testing;
+pub mod tls;

@@ -1,0 +1,178 @@
+//! The relay's end of a link's hand-shake.
+
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::limits::Timers;
+use hedgerow_shared::secret::Secret;
+use hedgerow_shared::session::{MuxConfig, Side};
+use hedgerow_shared::verify::VerifiedCertificate;
+use hedgerow_shared::verify::certificate::verify_signature;
+use hedgerow_shared::wire::frame::{self, Frame, kind};
+use hedgerow_shared::wire::message::{Accept, Claim, Hello, Limits, Proof, Prover, Refuse, srp_mac, transcript};
+use hedgerow_shared::{InstanceId, Origin, Role, SessionId, TenantId};
+use rustls::pki_types::CertificateDer;
+use subtle::ConstantTimeEq;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
+
+use super::{Link, LinkError, Shaking, Transport, read, unexpected};
+use crate::clock::random;
+use crate::mux::{Mux, Plain};
+use crate::scope::Scope;
+use crate::tls;
+
+/// What a relay knows and decides during the hand-shake.
+pub trait Admit: Send + Sync {
+    /// The SRP authentication key of a tenant; `None` when the tenant is unknown (the hand-shake still runs to its
+    /// end, so that a stranger does not learn which tenants exist).
+    fn srp_key(&self, tenant: &TenantId) -> Option<Secret>;
+
+    /// Checks a leaf of a node or device against the tenant CA it claims: signature, expiry, role, revocation.
+    ///
+    /// # Errors
+    /// Why not; the fault goes to the peer.
+    fn certificate(&self, claim: &Claim, leaf: &CertificateDer<'_>) -> Result<VerifiedCertificate, Fault>;
+
+    /// The last word, after the proof: tenant state, origins within the certificate, displacement, limits.
+    ///
+    /// # Errors
+    /// The refusal to send.
+    fn accept(&self, peer: &Peer) -> Result<Accept, Refuse>;
+}
+
+/// A peer that has shown who it is.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// What it is.
+    pub role: Role,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Nodes and devices.
+    pub certificate: Option<VerifiedCertificate>,
+    /// What it wants to serve.
+    pub origins: Vec<Origin>,
+    /// What it said of itself.
+    pub hello: Hello,
+    /// The link's id.
+    pub session: SessionId,
+    /// Address and port it came from.
+    pub address: String,
+}
+
+/// Answers a link's hand-shake on a TLS connection whose ALPN is `ALPN_LINK`. Cancel safe: dropping closes.
+///
+/// # Errors
+/// `Refused` when the peer was refused (it has been told), otherwise what failed.
+pub async fn answer<IO>(
+    stream: TlsStream<IO>,
+    address: String,
+    admit: &dyn Admit,
+    limits: Limits,
+    instance: InstanceId,
+    timers: &Timers,
+    scope: &Scope,
+) -> Result<(Link, Peer), LinkError>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let exporter = tls::exporter(stream.get_ref().1)?;
+    let mut shaking = Shaking::new(stream);
+    let nonce = random();
+    let hello = Hello::new(instance, nonce, limits);
+    let shake = shake(&mut shaking, &hello, address.clone(), admit, &exporter);
+    let result = timeout(timers.handshake, shake)
+        .await
+        .map_err(|_| Fault::new(Code::TimedOut, "the peer did not finish the link's hand-shake in time"))?;
+    let (peer, accept) = match result {
+        Ok(opened) => opened,
+        Err(refusal) => {
+            let frame = frame::cbor(kind::REFUSE, 0, &refusal);
+            // The peer may be gone; the refusal is counted by the caller either way.
+            let _ = timeout(timers.handshake, async {
+                shaking.send(frame).await.ok();
+                tokio::io::AsyncWriteExt::shutdown(&mut shaking.io).await
+            })
+            .await;
+            return Err(LinkError::Refused { fault: refusal.fault, retry_after_ms: refusal.retry_after_ms });
+        }
+    };
+    let config = MuxConfig::link(limits, peer.hello.limits, *timers);
+    let Shaking { io, input } = shaking;
+    let mux = Mux::start(Plain::new(io), Side::Acceptor, config, input.freeze(), scope);
+    Ok((Link { mux, peer: peer.hello.clone(), accept, transport: Transport::Tls, address }, peer))
+}
+
+fn refuse(fault: Fault) -> Refuse {
+    // Wrong credentials do not mend themselves in a second; a broken version will not in an hour.
+    Refuse { fault, retry_after_ms: 5_000 }
+}
+
+async fn shake<IO: AsyncRead + AsyncWrite + Unpin>(
+    io: &mut Shaking<IO>,
+    hello: &Hello,
+    address: String,
+    admit: &dyn Admit,
+    exporter: &[u8; 32],
+) -> Result<(Peer, Accept), Refuse> {
+    let theirs: Hello = match io.next().await.map_err(refuse)? {
+        Frame::Hello(body) => read("HELLO", &body).map_err(refuse)?,
+        other => return Err(refuse(unexpected("HELLO", &other))),
+    };
+    hello.agree(&theirs).map_err(refuse)?;
+    let claim = theirs.claim.clone().ok_or_else(|| refuse(Fault::new(Code::Protocol, "HELLO without a claim")))?;
+    io.send(frame::cbor(kind::HELLO, 0, hello)).await.map_err(refuse)?;
+    let text = |prover| transcript(prover, &claim.tenant, &theirs.nonce, &hello.nonce, exporter);
+
+    let srp = (claim.role == Role::Core).then(|| admit.srp_key(&claim.tenant));
+    if let Some(key) = &srp {
+        // An unknown tenant gets a proof of a random key: alike in form and time.
+        let stand_in = Secret::new(random::<32>().to_vec());
+        let mac = srp_mac(key.as_ref().unwrap_or(&stand_in).expose(), &text(Prover::Relay));
+        let proof = Proof::Srp { challenge: theirs.nonce, mac };
+        io.send(frame::cbor(kind::PROOF, 0, &proof)).await.map_err(refuse)?;
+    }
+    let proof: Proof = match io.next().await.map_err(refuse)? {
+        Frame::Proof(body) => read("PROOF", &body).map_err(refuse)?,
+        other => return Err(refuse(unexpected("PROOF", &other))),
+    };
+    let replayed = || refuse(Fault::new(Code::Unauthenticated, "the proof answers another challenge than the one sent: a replay"));
+    let (certificate, origins) = match (proof, srp) {
+        (Proof::Srp { challenge, mac }, Some(key)) => {
+            if challenge != hello.nonce {
+                return Err(replayed());
+            }
+            let wrong = || refuse(Fault::new(Code::Unauthenticated, "wrong SRP authentication key, or unknown tenant"));
+            let key = key.ok_or_else(wrong)?;
+            let expected = srp_mac(key.expose(), &text(Prover::Dialler(Role::Core)));
+            if !bool::from(mac.ct_eq(&expected)) {
+                return Err(wrong());
+            }
+            (None, vec![Origin::Core, Origin::Bws])
+        }
+        (Proof::Certificate { challenge, leaf, signature, origins }, None) => {
+            if challenge != hello.nonce {
+                return Err(replayed());
+            }
+            let leaf = CertificateDer::from(leaf);
+            let verified = admit.certificate(&claim, &leaf).map_err(refuse)?;
+            verify_signature(&leaf, &text(Prover::Dialler(claim.role)), &signature)
+                .map_err(|_| refuse(Fault::new(Code::Unauthenticated, "the peer does not hold its certificate's key")))?;
+            (Some(verified), origins)
+        }
+        (Proof::Srp { .. } | Proof::Certificate { .. }, _) => {
+            return Err(refuse(Fault::new(Code::Unauthenticated, "the proof does not fit the claimed role")));
+        }
+    };
+    let peer = Peer {
+        role: claim.role,
+        tenant: claim.tenant,
+        certificate,
+        origins,
+        hello: theirs,
+        session: SessionId::from_random(random()),
+        address,
+    };
+    let accept = admit.accept(&peer)?;
+    io.send(frame::cbor(kind::ACCEPT, 0, &accept)).await.map_err(refuse)?;
+    Ok((peer, accept))
+}

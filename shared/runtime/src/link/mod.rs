@@ -1,0 +1,116 @@
+//! A link: one persistent, authenticated, multiplexed connection between a dialler (core, node, device) and a relay.
+//! This file holds what both ends share; `dialler`, `acceptor` the two ends of the hand-shake; `uplink` a link that
+//! comes back by itself.
+
+mod acceptor;
+mod dialler;
+mod uplink;
+
+use bytes::{Bytes, BytesMut};
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::wire::frame::{self, Frame};
+use hedgerow_shared::wire::message::{Accept, Hello};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+pub use acceptor::{Admit, Peer, answer};
+pub use dialler::{Credentials, connect};
+pub use uplink::{Uplink, UplinkConfig, UplinkStatus};
+
+use crate::mux::Mux;
+
+/// A link that is open.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// Streams, control messages, datagrams.
+    pub mux: Mux,
+    /// What the other end said of itself.
+    pub peer: Hello,
+    /// What the relay said when it opened the link.
+    pub accept: Accept,
+    /// Which transport carries it.
+    pub transport: Transport,
+    /// Address and port of the other end.
+    pub address: String,
+}
+
+/// What a link runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// TLS 1.3 over TCP with the frames of `wire::frame`.
+    Tls,
+}
+
+impl Transport {
+    /// A word for metrics and status.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Tls => "tls",
+        }
+    }
+}
+
+/// Why a link did not open.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// The relay refused, and says when to come back.
+    #[error("the relay refused the link: {fault}")]
+    Refused {
+        /// Why.
+        fault: Fault,
+        /// How long to wait, milliseconds.
+        retry_after_ms: u64,
+    },
+    /// It could not be reached, or is not the relay it should be.
+    #[error("{0}")]
+    Failed(Fault),
+}
+
+impl From<Fault> for LinkError {
+    fn from(fault: Fault) -> Self {
+        Self::Failed(fault)
+    }
+}
+
+/// The hand-shake's frames, one at a time, over any stream.
+struct Shaking<IO> {
+    io: IO,
+    input: BytesMut,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Shaking<IO> {
+    fn new(io: IO) -> Self {
+        Self { io, input: BytesMut::new() }
+    }
+
+    async fn send(&mut self, frame: Bytes) -> Result<(), Fault> {
+        self.io.write_all(&frame).await.map_err(lost)?;
+        self.io.flush().await.map_err(lost)
+    }
+
+    async fn next(&mut self) -> Result<Frame, Fault> {
+        loop {
+            let first = frame::take_first(&mut self.input).map_err(|e| Fault::new(Code::Protocol, e.to_string()))?;
+            if let Some(frame) = first {
+                return Ok(frame);
+            }
+            if self.io.read_buf(&mut self.input).await.map_err(lost)? == 0 {
+                return Err(Fault::new(Code::Lost, "the peer closed during the link's hand-shake"));
+            }
+        }
+    }
+}
+
+fn lost(error: std::io::Error) -> Fault {
+    Fault::new(Code::Lost, format!("the connection ended during the link's hand-shake: {error}"))
+}
+
+fn read<T: for<'b> minicbor::Decode<'b, ()>>(what: &str, body: &Bytes) -> Result<T, Fault> {
+    minicbor::decode(body).map_err(|_| Fault::new(Code::Protocol, format!("{what} is malformed")))
+}
+
+fn unexpected(wanted: &str, got: &Frame) -> Fault {
+    let name = format!("{got:?}");
+    let name = name.split(['(', ' ']).next().unwrap_or_default();
+    Fault::new(Code::Protocol, format!("expected {wanted}, got {name}"))
+}

@@ -1,0 +1,245 @@
+//! TLS as Hedgerow uses it: which provider, whom to trust in which direction, and keys on disk.
+//!
+//! Four kinds of trust meet here. A *relay* is trusted by its name under a public CA, a given CA or a pin. The
+//! *core*, a *node* and a *device* are trusted by the tenant's CA, role and id, whatever the server name says. And a
+//! device that is not yet activated trusts nobody: `anyone` lets it finish a hand-shake whose exporter the PAKE then
+//! binds.
+
+mod key;
+mod verifiers;
+
+use std::sync::{Arc, OnceLock};
+
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::verify::{TenantCa, VerifiedCertificate};
+use hedgerow_shared::wire::message::{ALPN_SESSION, EXPORTER_LABEL};
+use hedgerow_shared::{EntityId, Role};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+pub use key::{KeyError, SigningKey, read_certificates};
+pub use verifiers::{Anyone, PinnedRelay, TenantClient, TenantPin, TenantServer};
+
+/// Which implementation of the algorithms is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Provider {
+    /// aws-lc-rs: faster, and with the post-quantum exchange X25519MLKEM768.
+    #[default]
+    AwsLcRs,
+    /// ring: no post-quantum exchange.
+    Ring,
+}
+
+static PROVIDER: OnceLock<(Provider, Arc<CryptoProvider>)> = OnceLock::new();
+
+/// Chooses the provider for this process; the first call counts. Returns what is in use.
+pub fn select(wanted: Provider) -> Provider {
+    PROVIDER
+        .get_or_init(|| {
+            let provider = match wanted {
+                Provider::AwsLcRs => rustls::crypto::aws_lc_rs::default_provider(),
+                Provider::Ring => rustls::crypto::ring::default_provider(),
+            };
+            (wanted, Arc::new(provider))
+        })
+        .0
+}
+
+/// The provider in use.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    select(Provider::default());
+    PROVIDER.get().map(|(_, p)| p.clone()).expect("select has set it")
+}
+
+/// Whether TLS offers the post-quantum key exchange.
+#[must_use]
+pub fn post_quantum() -> bool {
+    provider().kx_groups.iter().any(|g| g.name() == rustls::NamedGroup::X25519MLKEM768)
+}
+
+/// How a dialler knows the relay.
+#[derive(Debug, Clone)]
+pub enum RelayRoots {
+    /// The system's CA certificates.
+    System,
+    /// These CA certificates.
+    Ca(Vec<CertificateDer<'static>>),
+    /// Any chain through the CA whose public key info has this SHA-256.
+    Pin([u8; 32]),
+}
+
+/// The client side of TLS 1.3 to a relay.
+///
+/// # Errors
+/// No usable CA certificate.
+pub fn to_relay(roots: &RelayRoots, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Fault> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(internal)?;
+    let mut config = match roots {
+        RelayRoots::Pin(pin) => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(PinnedRelay::new(*pin)))
+            .with_no_client_auth(),
+        RelayRoots::System => builder.with_root_certificates(system_roots()?).with_no_client_auth(),
+        RelayRoots::Ca(certificates) => {
+            let mut store = RootCertStore::empty();
+            let (added, _) = store.add_parsable_certificates(certificates.iter().cloned());
+            if added == 0 {
+                return Err(Fault::new(Code::Unauthenticated, "no usable CA certificate for the relay"));
+            }
+            builder.with_root_certificates(store).with_no_client_auth()
+        }
+    };
+    config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+fn system_roots() -> Result<RootCertStore, Fault> {
+    let mut store = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    store.add_parsable_certificates(found.certs);
+    if store.is_empty() {
+        return Err(Fault::new(
+            Code::Unauthenticated,
+            "this system has no CA certificates (Debian: install ca-certificates), and no CA for the relay is configured",
+        ));
+    }
+    Ok(store)
+}
+
+/// The relay's side of TLS 1.3.
+///
+/// # Errors
+/// Key and certificate do not fit.
+pub fn as_relay(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, Fault> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(internal)?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|e| Fault::new(Code::Internal, format!("the relay's certificate and key cannot be used: {e}")))?;
+    config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+/// A certificate with its key, as one end of end-to-end TLS shows it.
+#[derive(Debug, Clone)]
+pub struct Own {
+    /// Leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The leaf's key.
+    pub key: Arc<SigningKey>,
+}
+
+/// The client side of end-to-end TLS 1.3 to a core or a node: the server is known by tenant CA, role and, when
+/// given, id; the server name is ignored. Resumption is off, so that the verifier runs every time.
+///
+/// # Errors
+/// Key and certificate do not fit.
+pub fn to_tenant(ca: TenantCa, role: Role, id: Option<EntityId>, own: Option<&Own>, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Fault> {
+    end_to_end_client(Arc::new(TenantServer::new(ca, role, id)), own, alpn)
+}
+
+/// The client side towards a core that is known by the pin of its tenant's CA.
+///
+/// # Errors
+/// None in practice.
+pub fn to_pinned_tenant(pin: [u8; 32], alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Fault> {
+    end_to_end_client(Arc::new(TenantPin::new(pin)), None, alpn)
+}
+
+/// The client side towards **anyone**: only for activation, where the PAKE is bound to this session's exporter and
+/// nothing is sent or believed before it has succeeded.
+///
+/// # Errors
+/// None in practice.
+pub fn to_anyone(alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Fault> {
+    end_to_end_client(Arc::new(Anyone), None, alpn)
+}
+
+fn end_to_end_client(verifier: Arc<dyn ServerCertVerifier>, own: Option<&Own>, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Fault> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(internal)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match own {
+        None => builder.with_no_client_auth(),
+        Some(own) => builder.with_client_auth_cert(own.chain.clone(), own.key.to_rustls()).map_err(internal)?,
+    };
+    config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
+    config.resumption = rustls::client::Resumption::disabled();
+    config.enable_secret_extraction = alpn.contains(&ALPN_SESSION);
+    config.enable_sni = false;
+    Ok(Arc::new(config))
+}
+
+/// The client side of an end-to-end session whose server name carries a lane ticket.
+#[must_use]
+pub fn with_server_name(config: &ClientConfig) -> Arc<ClientConfig> {
+    let mut config = config.clone();
+    config.enable_sni = true;
+    Arc::new(config)
+}
+
+/// The server side of end-to-end TLS 1.3: clients show a certificate of the tenant's CA in one of `roles`, or, when
+/// `optional`, none.
+///
+/// # Errors
+/// Key and certificate do not fit.
+pub fn as_tenant(ca: TenantCa, roles: &[Role], optional: bool, own: &Own, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, Fault> {
+    let verifier: Arc<dyn ClientCertVerifier> = Arc::new(TenantClient::new(ca, roles.to_vec(), optional));
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(internal)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(own.chain.clone(), own.key.to_rustls())
+        .map_err(internal)?;
+    config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config.enable_secret_extraction = alpn.contains(&ALPN_SESSION);
+    Ok(Arc::new(config))
+}
+
+/// Verifies the peer's leaf once more, after the hand-shake: expiry and role count every time, resumed or not.
+///
+/// # Errors
+/// `Unauthenticated` with the reason.
+pub fn peer_certificate(
+    chain: Option<&[CertificateDer<'_>]>,
+    ca: &TenantCa,
+    role: Role,
+    usage: hedgerow_shared::verify::Usage,
+) -> Result<VerifiedCertificate, Fault> {
+    let leaf = chain.and_then(<[_]>::first).ok_or_else(|| Fault::new(Code::Unauthenticated, "the peer showed no certificate"))?;
+    ca.verify(leaf, role, usage, crate::clock::now()).map_err(|e| Fault::new(Code::Unauthenticated, e.to_string()))
+}
+
+/// The channel binding of RFC 9266 for a finished TLS 1.3 hand-shake.
+///
+/// # Errors
+/// `Internal`, should the exporter not be available.
+pub fn exporter<D>(connection: &rustls::ConnectionCommon<D>) -> Result<[u8; 32], Fault> {
+    connection.export_keying_material([0; 32], EXPORTER_LABEL, Some(b"")).map_err(internal)
+}
+
+/// A server name for configurations that ignore it.
+#[must_use]
+pub fn any_name() -> ServerName<'static> {
+    ServerName::try_from("hedgerow.invalid").expect("a fixed, valid name")
+}
+
+fn internal(error: impl std::fmt::Display) -> Fault {
+    Fault::new(Code::Internal, error.to_string())
+}

@@ -1,0 +1,137 @@
+//! Private keys and certificates on disk.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroizing;
+
+/// Why a key or certificate file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// Reading failed.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Others can read a private key.
+    #[error("{path} holds a private key that others can read (mode {mode:o}): chmod 600 {path}")]
+    Exposed {
+        /// The file.
+        path: String,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Not what was expected.
+    #[error("{path} is not {expected}")]
+    Form {
+        /// The file.
+        path: String,
+        /// What was expected.
+        expected: &'static str,
+    },
+}
+
+/// An ECDSA P-256 key: signs link proofs and serves TLS.
+pub struct SigningKey {
+    pair: EcdsaKeyPair,
+    pkcs8: Zeroizing<Vec<u8>>,
+}
+
+impl std::fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SigningKey(..)")
+    }
+}
+
+impl SigningKey {
+    /// Reads a PKCS#8 key.
+    ///
+    /// # Errors
+    /// `None` when it is not an ECDSA P-256 key.
+    #[must_use]
+    pub fn from_pkcs8(der: &[u8]) -> Option<Arc<Self>> {
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der).ok()?;
+        Some(Arc::new(Self { pair, pkcs8: Zeroizing::new(der.to_vec()) }))
+    }
+
+    /// Reads a PEM file with one PKCS#8 ECDSA P-256 key; refused when others can read it.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn read(path: &Path) -> Result<Arc<Self>, KeyError> {
+        let text = Zeroizing::new(read_private(path)?);
+        let form = || KeyError::Form { path: path.display().to_string(), expected: "a PEM file with one PKCS#8 ECDSA P-256 private key" };
+        let parsed = pem::parse(text.as_slice()).map_err(|_| form())?;
+        Self::from_pkcs8(parsed.contents()).ok_or_else(form)
+    }
+
+    /// Signs with SHA-256; ASN.1.
+    #[must_use]
+    pub fn sign(&self, message: &[u8]) -> Vec<u8> {
+        let signature = self.pair.sign(&SystemRandom::new(), message);
+        signature.map(|s| s.as_ref().to_vec()).unwrap_or_default()
+    }
+
+    /// The key as rustls takes it.
+    #[must_use]
+    pub fn to_rustls(&self) -> PrivateKeyDer<'static> {
+        PrivatePkcs8KeyDer::from(self.pkcs8.to_vec()).into()
+    }
+}
+
+fn read_private(path: &Path) -> Result<Vec<u8>, KeyError> {
+    use std::io::Read;
+    use std::os::unix::fs::PermissionsExt;
+    let read = |source| KeyError::Read { path: path.display().to_string(), source };
+    let mut file = std::fs::File::open(path).map_err(read)?;
+    let mode = file.metadata().map_err(read)?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(KeyError::Exposed { path: path.display().to_string(), mode });
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(read)?;
+    Ok(bytes)
+}
+
+/// Reads every certificate of a PEM file; at least one.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, KeyError> {
+    let read = |source| KeyError::Read { path: path.display().to_string(), source };
+    let form = || KeyError::Form { path: path.display().to_string(), expected: "a PEM file with certificates" };
+    let text = std::fs::read(path).map_err(read)?;
+    let certificates: Vec<_> = pem::parse_many(text)
+        .map_err(|_| form())?
+        .into_iter()
+        .filter(|p| p.tag() == "CERTIFICATE")
+        .map(|p| CertificateDer::from(p.into_contents()))
+        .collect();
+    if certificates.is_empty() { Err(form()) } else { Ok(certificates) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key.pem");
+        let pair = aws_lc_rs::signature::EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new()).unwrap();
+        std::fs::write(&path, pem::encode(&pem::Pem::new("PRIVATE KEY", pair.as_ref()))).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let error = SigningKey::read(&path).unwrap_err().to_string();
+        assert!(error.contains("chmod 600"), "{error}");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(!SigningKey::read(&path).unwrap().sign(b"x").is_empty());
+    }
+}

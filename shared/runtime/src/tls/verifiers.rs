@@ -1,0 +1,214 @@
+//! The four ways to believe a certificate, as rustls asks for them.
+
+use std::sync::Arc;
+
+use hedgerow_shared::verify::certificate::read_leaf;
+use hedgerow_shared::verify::{CertificateError, TenantCa, Usage};
+use hedgerow_shared::{EntityId, Role};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError as TlsCertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme};
+use sha2::{Digest, Sha256};
+
+use super::provider;
+
+fn refuse(error: CertificateError) -> Error {
+    Error::InvalidCertificate(TlsCertificateError::Other(OtherError(Arc::new(error))))
+}
+
+fn seconds(now: UnixTime) -> hedgerow_shared::UnixTime {
+    hedgerow_shared::UnixTime(now.as_secs())
+}
+
+/// The peer must prove that it holds the leaf's key, whatever else is believed of it.
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
+        }
+
+        fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            provider().signature_verification_algorithms.supported_schemes()
+        }
+    };
+}
+
+/// A relay whose chain goes through a CA known by the SHA-256 of its public key info.
+#[derive(Debug)]
+pub struct PinnedRelay {
+    pin: [u8; 32],
+}
+
+impl PinnedRelay {
+    /// Trusts this pin.
+    #[must_use]
+    pub fn new(pin: [u8; 32]) -> Self {
+        Self { pin }
+    }
+}
+
+impl ServerCertVerifier for PinnedRelay {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let pinned = intermediates.iter().find(|c| key_id(c) == Some(self.pin)).ok_or_else(|| {
+            refuse(CertificateError::BadCa("the relay's chain does not contain the pinned CA: another relay, or someone in between"))
+        })?;
+        let mut roots = RootCertStore::empty();
+        roots.add(pinned.clone().into_owned())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+            .build()
+            .map_err(|e| Error::General(e.to_string()))?;
+        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp, now)
+    }
+
+    signatures!();
+}
+
+/// SHA-256 of a certificate's public key info: what a pin names.
+#[must_use]
+pub(crate) fn key_id(certificate: &CertificateDer<'_>) -> Option<[u8; 32]> {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(Sha256::digest(parsed.public_key().raw).into())
+}
+
+/// A core or node of a tenant, by CA, role and id.
+#[derive(Debug)]
+pub struct TenantServer {
+    ca: TenantCa,
+    role: Role,
+    id: Option<EntityId>,
+}
+
+impl TenantServer {
+    /// Trusts servers of this role under this CA; only this one when `id` is given.
+    #[must_use]
+    pub fn new(ca: TenantCa, role: Role, id: Option<EntityId>) -> Self {
+        Self { ca, role, id }
+    }
+}
+
+impl ServerCertVerifier for TenantServer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = self.ca.verify(end_entity, self.role, Usage::Server, seconds(now)).map_err(refuse)?;
+        if self.id.is_some_and(|id| id != verified.identity.id) {
+            return Err(refuse(CertificateError::Malformed("it names another server than the one asked for")));
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    signatures!();
+}
+
+/// A core, by the pin of its tenant's CA, which stands in the chain it shows.
+#[derive(Debug)]
+pub struct TenantPin {
+    pin: [u8; 32],
+}
+
+impl TenantPin {
+    /// Trusts the core of the tenant whose CA has this pin.
+    #[must_use]
+    pub fn new(pin: [u8; 32]) -> Self {
+        Self { pin }
+    }
+}
+
+impl ServerCertVerifier for TenantPin {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let ca = intermediates.iter().filter_map(|c| TenantCa::from_der(c).ok()).find(|ca| *ca.key_id() == self.pin);
+        let ca = ca.ok_or_else(|| refuse(CertificateError::BadCa("it is not the tenant's CA that the token pins")))?;
+        ca.verify(end_entity, Role::Core, Usage::Server, seconds(now)).map_err(refuse)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    signatures!();
+}
+
+/// Any server that holds its certificate's key. See `super::to_anyone` for the one use.
+#[derive(Debug)]
+pub struct Anyone;
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    signatures!();
+}
+
+/// Clients of a tenant, by CA and role.
+#[derive(Debug)]
+pub struct TenantClient {
+    ca: TenantCa,
+    roles: Vec<Role>,
+    optional: bool,
+}
+
+impl TenantClient {
+    /// Trusts clients of these roles under this CA; `optional` also lets in those without a certificate.
+    #[must_use]
+    pub fn new(ca: TenantCa, roles: Vec<Role>, optional: bool) -> Self {
+        Self { ca, roles, optional }
+    }
+}
+
+impl ClientCertVerifier for TenantClient {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        !self.optional
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let role = read_leaf(end_entity).map_err(refuse)?.identity.role;
+        if !self.roles.contains(&role) {
+            return Err(refuse(CertificateError::WrongRole(role)));
+        }
+        self.ca.verify(end_entity, role, Usage::Client, seconds(now)).map_err(refuse)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    signatures!();
+}

@@ -1,0 +1,187 @@
+//! Whose fault it is, and what was dropped.
+//!
+//! Three tiers. *Noise* is dropped and counted (`DropReason`), and changes nothing. A *session error* (`Fault`) ends
+//! one link, session or stream and says whose fault it was. A *process error* ends the process with an exit code.
+
+use std::fmt;
+
+use minicbor::{Decode, Encode};
+
+/// Why something that arrived, or was to be sent, was dropped without ending anything. Each is a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DropReason {
+    /// The oldest datagram made room for a newer one.
+    DatagramQueueFull,
+    /// A datagram larger than the peer takes.
+    DatagramTooLarge,
+    /// A frame for a stream that has ended already.
+    StreamEnded,
+    /// A frame of an unknown optional kind.
+    UnknownOptionalFrame,
+    /// A control message of an unknown optional kind.
+    UnknownOptionalMessage,
+    /// A control message for a peer whose queue is full.
+    ControlQueueFull,
+    /// A request that came faster than allowed.
+    RateLimited,
+    /// A connection that did not say in time who it was.
+    HandshakeTimeout,
+    /// A connection whose first bytes are neither TLS nor a lane preamble, or too long.
+    UnknownFirstBytes,
+    /// A lane leg with a ticket that is unknown, used or expired.
+    UnknownTicket,
+    /// A lane leg whose other leg did not come in time.
+    LaneLegAlone,
+}
+
+impl DropReason {
+    /// Every reason, so that metrics can be announced before they happen.
+    pub const ALL: &'static [Self] = &[
+        Self::DatagramQueueFull,
+        Self::DatagramTooLarge,
+        Self::StreamEnded,
+        Self::UnknownOptionalFrame,
+        Self::UnknownOptionalMessage,
+        Self::ControlQueueFull,
+        Self::RateLimited,
+        Self::HandshakeTimeout,
+        Self::UnknownFirstBytes,
+        Self::UnknownTicket,
+        Self::LaneLegAlone,
+    ];
+
+    /// The metric label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::DatagramQueueFull => "datagram_queue_full",
+            Self::DatagramTooLarge => "datagram_too_large",
+            Self::StreamEnded => "stream_ended",
+            Self::UnknownOptionalFrame => "unknown_optional_frame",
+            Self::UnknownOptionalMessage => "unknown_optional_message",
+            Self::ControlQueueFull => "control_queue_full",
+            Self::RateLimited => "rate_limited",
+            Self::HandshakeTimeout => "handshake_timeout",
+            Self::UnknownFirstBytes => "unknown_first_bytes",
+            Self::UnknownTicket => "unknown_ticket",
+            Self::LaneLegAlone => "lane_leg_alone",
+        }
+    }
+}
+
+/// Why a stream was refused or reset, and why a link was refused: the number travels, the text explains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Code {
+    /// No error: the stream is open, or was ended on purpose.
+    #[n(0)]
+    Ok,
+    /// Something failed inside the peer.
+    #[n(1)]
+    Internal,
+    /// Who the peer is was not shown, or wrongly.
+    #[n(2)]
+    Unauthenticated,
+    /// The peer is known but may not do this.
+    #[n(3)]
+    Forbidden,
+    /// The access rules do not allow the target.
+    #[n(4)]
+    DeniedByPolicy,
+    /// No live session serves this origin and group.
+    #[n(5)]
+    NoRoute,
+    /// The host name does not resolve.
+    #[n(6)]
+    NameNotFound,
+    /// The server refused the connection.
+    #[n(7)]
+    ConnectionRefused,
+    /// The server's host or network cannot be reached.
+    #[n(8)]
+    Unreachable,
+    /// It took too long.
+    #[n(9)]
+    TimedOut,
+    /// Too many requests, streams or sessions.
+    #[n(10)]
+    Limited,
+    /// The connection below ended.
+    #[n(11)]
+    Lost,
+    /// The peer broke the protocol.
+    #[n(12)]
+    Protocol,
+    /// The certificate or the holder was revoked.
+    #[n(13)]
+    Revoked,
+    /// The versions do not overlap.
+    #[n(14)]
+    Version,
+    /// The peer is shutting down.
+    #[n(15)]
+    Draining,
+    /// Another live session took this one's place.
+    #[n(16)]
+    Displaced,
+    /// The application's own connection was reset.
+    #[n(17)]
+    ConnectionReset,
+}
+
+impl Code {
+    /// A short word for metric labels and JSON.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Internal => "internal",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Forbidden => "forbidden",
+            Self::DeniedByPolicy => "denied_by_policy",
+            Self::NoRoute => "no_route",
+            Self::NameNotFound => "name_not_found",
+            Self::ConnectionRefused => "connection_refused",
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed_out",
+            Self::Limited => "limited",
+            Self::Lost => "lost",
+            Self::Protocol => "protocol",
+            Self::Revoked => "revoked",
+            Self::Version => "version",
+            Self::Draining => "draining",
+            Self::Displaced => "displaced",
+            Self::ConnectionReset => "connection_reset",
+        }
+    }
+}
+
+/// A code with its explanation, as it travels in ANSWER, RESET, REFUSE and GO-AWAY.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, thiserror::Error)]
+pub struct Fault {
+    /// What kind.
+    #[n(0)]
+    pub code: Code,
+    /// For people; at most 200 bytes, no secrets, no customer addresses.
+    #[n(1)]
+    pub text: String,
+}
+
+impl Fault {
+    /// Makes a fault, cutting the text to 200 bytes.
+    #[must_use]
+    pub fn new(code: Code, text: impl Into<String>) -> Self {
+        let mut text = text.into();
+        if text.len() > 200 {
+            let cut = (0..=200).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+            text.truncate(cut);
+        }
+        Self { code, text }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.text.is_empty() { f.write_str(self.code.label()) } else { write!(f, "{} ({})", self.text, self.code.label()) }
+    }
+}

@@ -1,0 +1,74 @@
+//! Numbers that bound memory and time, each with its reason. Those of the wire are fixed; timers scale for tests.
+
+use std::time::Duration;
+
+/// ClientHello, lane preamble and CONNECT head: the most that is read from a peer before it has shown who it is.
+pub const MAX_FIRST_BYTES: usize = 16 * 1024;
+/// Stream data a receiver grants before it has seen how fast the stream is read.
+pub const INITIAL_STREAM_WINDOW: u64 = 256 * 1024;
+/// What a stream's window may grow to while its reader keeps up.
+pub const MAX_STREAM_WINDOW: u64 = 4 * 1024 * 1024;
+/// Unread data over all streams of one link or session: what one peer can make us hold.
+pub const CONNECTION_WINDOW: u64 = 32 * 1024 * 1024;
+/// Streams a peer may have open at once on one link or session.
+pub const MAX_STREAMS: u32 = 16 * 1024;
+/// Control messages (and answers, resets, pings) waiting to be sent; a peer that lets more pile up is cut.
+pub const MAX_CONTROL_QUEUE: usize = 64 * 1024;
+/// Datagrams waiting to be sent; the oldest is dropped and counted.
+pub const MAX_DATAGRAM_QUEUE: usize = 256;
+/// The largest datagram, bytes: an IP packet at the largest MTU we offer, with its DTLS record and header.
+pub const MAX_DATAGRAM: usize = 2048;
+
+/// Timers of links and sessions. Every one of them may be scaled (tests use 1/100) but never switched off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timers {
+    /// A peer's time to say who it is: ClientHello, TLS handshake, HELLO to ACCEPT, lane preamble, CONNECT head.
+    pub handshake: Duration,
+    /// Silence after which a ping goes out.
+    pub ping_interval: Duration,
+    /// Time a ping may stay unanswered; after two such the peer is dead.
+    pub ping_timeout: Duration,
+    /// How long a relay keeps the first leg of a lane.
+    pub lane_wait: Duration,
+    /// How long a session may have no open stream before its lane closes.
+    pub session_idle: Duration,
+    /// How long opening a connection to a server inside may take.
+    pub connect: Duration,
+    /// How long a drain waits for streams to end.
+    pub drain: Duration,
+    /// How long one attempt of a request to the core (activation, enrolment, configuration) may take.
+    pub request: Duration,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(15),
+            ping_timeout: Duration::from_secs(15),
+            lane_wait: Duration::from_secs(10),
+            session_idle: Duration::from_secs(60),
+            connect: Duration::from_secs(10),
+            drain: Duration::from_secs(30),
+            request: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Timers {
+    /// The timers at `factor` of their length, for tests that wait through them; at least 10 ms each.
+    #[must_use]
+    pub fn scaled(self, factor: f64) -> Self {
+        let scale = |d: Duration| d.mul_f64(factor.clamp(0.0001, 1000.0)).max(Duration::from_millis(10));
+        Self {
+            handshake: self.handshake,
+            ping_interval: scale(self.ping_interval),
+            ping_timeout: scale(self.ping_timeout).max(Duration::from_millis(500)),
+            lane_wait: scale(self.lane_wait).max(Duration::from_secs(1)),
+            session_idle: scale(self.session_idle),
+            connect: self.connect,
+            drain: scale(self.drain),
+            request: self.request,
+        }
+    }
+}

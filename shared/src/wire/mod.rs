@@ -1,0 +1,7 @@
+//! Bytes on the wire. `frame` is the specification of links and end-to-end sessions; `message` holds what control
+//! frames and the hand-shake carry; `lane` the preamble; `token` the one-string enrolment token.
+
+pub mod frame;
+pub mod lane;
+pub mod message;
+pub mod token;
