@@ -114,3 +114,6 @@ fn unexpected(wanted: &str, got: &Frame) -> Fault {
     let name = name.split(['(', ' ']).next().unwrap_or_default();
     Fault::new(Code::Protocol, format!("expected {wanted}, got {name}"))
 }
+
+#[cfg(test)]
+mod tests;
