@@ -14,11 +14,13 @@
 //! `Start`, `Offer`, `Proof`, `Confirmation`, `Sealed` and what the seal covers are `uem_core::activation`'s; the rest
 //! is here. Bodies are JSON (`application/json`), bytes in it standard base64; a signed configuration travels as CBOR
 //! (`application/cbor`). With `have`, the version the caller has **in force**, a config request also acknowledges it;
-//! the answer is 204 when that is the newest. `have` is left out only when the caller has none.
+//! the answer is 204 when that is the newest. Whoever has taken a new one asks again at once, so that the core knows;
+//! `have` is left out only when the caller has none.
 //!
 //! Refusals: `{"error": "one line for people"}` with 400 (malformed), 401 (no certificate, or a proof that failed: the
-//! password or token is wrong), 403 (a certificate of the wrong role, or revoked), 404, 405, 409 (an activation
-//! message out of order), 413, 415, 429 (too many; `Retry-After` seconds), 503 (the core itself failed; try again).
+//! password or token is wrong), 403 (a certificate of the wrong role, or revoked; a token used, expired or withdrawn),
+//! 404, 405, 409 (an activation message out of order), 413, 429 (too many; `Retry-After` seconds), 503 (the core
+//! itself failed; try again).
 //! Whoever is refused with 401, 403, 409 closes the connection; activation starts again on a new one.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -53,7 +55,7 @@ pub const MAX_ANSWER: usize = 8 * 1024 * 1024;
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrolNode {
     /// `EnrolmentToken::id`.
-    pub token_id: EntityId,
+    pub token: EntityId,
     /// `EnrolmentToken::secret`.
     #[serde(with = "bytes")]
     pub secret: Vec<u8>,
@@ -67,7 +69,7 @@ pub struct EnrolNode {
 
 impl std::fmt::Debug for EnrolNode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "EnrolNode(token {})", self.token_id)
+        write!(f, "EnrolNode(token {})", self.token)
     }
 }
 
@@ -87,7 +89,7 @@ pub struct NodeEnrolled {
     pub certificate: Vec<u8>,
     /// The tenant CA, DER; the node compares its key with the token's pin once more.
     #[serde(with = "bytes")]
-    pub tenant_ca: Vec<u8>,
+    pub ca: Vec<u8>,
     /// Relays, `host:port`, in order of preference.
     pub relays: Vec<String>,
     /// The relays' TLS name; the host part of the first address when absent.
@@ -95,8 +97,8 @@ pub struct NodeEnrolled {
     pub relay_name: Option<String>,
     /// The CA under which the relays' certificates stand, PEM; absent for a public one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub relay_ca: Option<String>,
-    /// The configuration in force for nodes: verify it under `tenant_ca`.
+    pub relay_ca_pem: Option<String>,
+    /// The configuration in force for nodes: verify it under `ca`.
     #[serde(with = "config")]
     pub config: SignedConfig,
 }
@@ -190,10 +192,10 @@ mod tests {
     #[test]
     fn an_enrolment_round_trips_and_shows_no_secret() {
         let request =
-            EnrolNode { token_id: EntityId::from_random([1; 16]), secret: vec![7; 32], csr: vec![1, 2, 3], name: None };
+            EnrolNode { token: EntityId::from_random([1; 16]), secret: vec![7; 32], csr: vec![1, 2, 3], name: None };
         let json = serde_json::to_string(&request).unwrap();
         assert_eq!(serde_json::from_str::<EnrolNode>(&json).unwrap(), request);
-        assert!(!format!("{request:?}").contains('7') || !format!("{request:?}").contains("7, 7"));
+        assert_eq!(format!("{request:?}"), format!("EnrolNode(token {})", request.token));
     }
 
     #[test]

@@ -1,0 +1,65 @@
+//! The load tester, and figures measured side by side in one run: this product next to what a user could pick
+//! instead. Timed figures are noisy; only the ratios within one run mean something.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
+
+mod figures;
+mod load;
+mod process;
+mod stream;
+mod subjects;
+mod target;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures; every load is bounded in count and time and stops by itself.
+#[derive(Parser)]
+#[command(name = "hedgerow-benches", version)]
+struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// One stream, 16 streams, new connections a second, latency, CPU and memory: direct, three plain hops, this
+    /// product by lane and by link stream, OpenSSH's reverse tunnel and rathole.
+    Stream(stream::Options),
+    /// The server that the others load: source, sink, echo and a 128-byte HTTP answer on one port.
+    Target {
+        /// Loopback port.
+        port: u16,
+    },
+    /// One plain TCP hop: 256 KiB copies, no TLS.
+    Hop {
+        /// Loopback port to listen on.
+        port: u16,
+        /// Loopback port to connect to.
+        to: u16,
+    },
+}
+
+/// Where benches put their table as JSON.
+#[derive(clap::Args)]
+struct Output {
+    /// Also write rows {subject, figure, unit, median, min, max, runs, ratio_to_direct} to this file.
+    #[arg(long, value_name = "FILE", env = "HEDGEROW_BENCH_JSON")]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().bench {
+        Bench::Stream(options) => stream::run(&options),
+        Bench::Target { port } => target::serve(port),
+        Bench::Hop { port, to } => target::hop(port, to),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hedgerow-benches: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

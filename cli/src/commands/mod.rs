@@ -1,0 +1,17 @@
+//! One file a noun of the command line.
+
+pub(crate) mod audit;
+pub(crate) mod core;
+pub(crate) mod device;
+pub(crate) mod health;
+pub(crate) mod node;
+pub(crate) mod password;
+pub(crate) mod relay;
+pub(crate) mod route;
+pub(crate) mod rule;
+pub(crate) mod tenant;
+pub(crate) mod token;
+pub(crate) mod user;
+pub(crate) mod version;
+
+mod control;

@@ -1,0 +1,277 @@
+//! `hedgerow relay`: the relay, and its operator's verbs.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use hedgerow_relay::config::RelayConfig;
+use hedgerow_runtime::boot;
+use hedgerow_runtime::config::ConfigFault;
+use hedgerow_runtime::telemetry::Logging;
+use hedgerow_shared::{SessionId, TenantId};
+use serde_json::{Value, json};
+
+use super::control::{At, AtRelay, segment, verb};
+use crate::output::{self, Column, Show};
+use crate::role::{self, ConfigCommand, RoleConfig, config_args};
+use crate::secrets;
+
+config_args!(RelayConfigArgs, "HEDGEROW_RELAY_CONFIG", "/etc/hedgerow/relay.toml", "HEDGEROW_RELAY__");
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RelayArgs {
+    #[command(subcommand)]
+    command: RelayCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum RelayCommand {
+    /// Run the relay until TERM; a second TERM stops at once
+    Run(RelayConfigArgs),
+    /// Look at the configuration without running anything
+    Config {
+        #[command(flatten)]
+        source: RelayConfigArgs,
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Tenants that this relay serves
+    Tenant {
+        #[command(flatten)]
+        relay: AtRelay,
+        #[command(subcommand)]
+        command: TenantCommand,
+    },
+    /// Domains whose addresses a tenant answers for
+    Domain {
+        #[command(flatten)]
+        relay: AtRelay,
+        #[command(subcommand)]
+        command: DomainCommand,
+    },
+    /// Who is connected: links and lanes
+    Sessions {
+        #[command(flatten)]
+        relay: AtRelay,
+        #[command(subcommand)]
+        command: Option<SessionCommand>,
+    },
+    /// The relay's name and the CA that cores, nodes and devices must trust
+    Info {
+        #[command(flatten)]
+        relay: AtRelay,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum TenantCommand {
+    /// Add a tenant; its authentication key is shown once, for the tenant's core
+    Add {
+        /// One to three letters and five to eight digits, as in S12345678 [default: a free one]
+        id: Option<TenantId>,
+        /// Write the key to a new file instead of showing it
+        #[arg(long, value_name = "FILE", env = "HEDGEROW_RELAY_KEY_OUT")]
+        out: Option<PathBuf>,
+    },
+    /// List tenants
+    List,
+    /// Cut a tenant off now and refuse it from now on
+    Block {
+        /// Its id
+        id: TenantId,
+    },
+    /// Let a blocked tenant in again
+    Unblock {
+        /// Its id
+        id: TenantId,
+    },
+    /// Replace a tenant's authentication key; the old one stops working now
+    RotateKey {
+        /// Its id
+        id: TenantId,
+        /// Write the key to a new file instead of showing it
+        #[arg(long, value_name = "FILE", env = "HEDGEROW_RELAY_KEY_OUT")]
+        out: Option<PathBuf>,
+    },
+    /// Forget a tenant with everything the relay holds of it
+    Remove {
+        /// Its id
+        id: TenantId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum SessionCommand {
+    /// Cut one link or lane; its holder may come back
+    Cut {
+        /// As `relay sessions` shows it
+        id: SessionId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum DomainCommand {
+    /// Record that a tenant has shown that it owns a domain
+    Add {
+        /// The tenant
+        id: TenantId,
+        /// The domain
+        domain: String,
+    },
+    /// List domains
+    List,
+    /// Take a domain away
+    Remove {
+        /// The tenant
+        id: TenantId,
+        /// The domain
+        domain: String,
+    },
+}
+
+const TENANTS: &[Column] = &[
+    ("TENANT", "tenant", Show::Plain),
+    ("STATE", "state", Show::Plain),
+    ("DOMAINS", "domains", Show::Plain),
+    ("LINKS", "links", Show::Plain),
+    ("CONFIGURATION", "config_version", Show::Plain),
+    ("EXPIRES", "config_expires", Show::Time),
+    ("CREATED", "created", Show::Time),
+];
+const DOMAINS: &[Column] = &[("TENANT", "tenant", Show::Plain), ("DOMAIN", "domain", Show::Plain)];
+const LINKS: &[Column] = &[
+    ("LINK", "id", Show::Plain),
+    ("TENANT", "tenant", Show::Plain),
+    ("ROLE", "role", Show::Plain),
+    ("ID", "entity", Show::Plain),
+    ("GROUP", "group", Show::Plain),
+    ("ORIGINS", "origins", Show::Plain),
+    ("ADDRESS", "address", Show::Plain),
+    ("RTT MS", "rtt_ms", Show::Plain),
+    ("STREAMS", "streams", Show::Plain),
+    ("IN", "bytes_in", Show::Bytes),
+    ("OUT", "bytes_out", Show::Bytes),
+    ("SECONDS", "age_s", Show::Plain),
+];
+const LANES: &[Column] = &[
+    ("LANE", "id", Show::Plain),
+    ("TENANT", "tenant", Show::Plain),
+    ("ORIGIN", "origin", Show::Plain),
+    ("DEVICE", "device", Show::Plain),
+    ("NODE", "node", Show::Plain),
+    ("PATH", "path", Show::Plain),
+    ("UP", "bytes_up", Show::Bytes),
+    ("DOWN", "bytes_down", Show::Bytes),
+    ("SECONDS", "age_s", Show::Plain),
+];
+const INFO: &[Column] = &[
+    ("name", "name", Show::Plain),
+    ("instance", "instance", Show::Plain),
+    ("CA file", "ca", Show::Plain),
+    ("CA pin", "ca_pin", Show::Plain),
+];
+
+impl RoleConfig for RelayConfig {
+    fn verify(&self) -> Result<(), ConfigFault> {
+        self.check().map_err(role::fault)
+    }
+}
+
+pub(crate) fn run(args: RelayArgs, logging: &Logging) -> ExitCode {
+    match args.command {
+        RelayCommand::Run(source) => start(&source, logging),
+        RelayCommand::Config { source, command } => role::config::<RelayConfig>(&command, &source.sources("relay")),
+        RelayCommand::Tenant { relay, command } => verb(tenant(relay, command)),
+        RelayCommand::Domain { relay, command } => verb(domain(relay, command)),
+        RelayCommand::Sessions { relay, command } => verb(sessions(relay, command)),
+        RelayCommand::Info { relay } => verb(async move {
+            let at = relay.at();
+            at.record(&at.get("/info").await?, INFO)
+        }),
+    }
+}
+
+fn start(source: &RelayConfigArgs, logging: &Logging) -> ExitCode {
+    let config = match role::load::<RelayConfig>(&source.sources("relay")) {
+        Ok(loaded) => loaded.value,
+        Err(fault) => return boot::failed(&fault.into()),
+    };
+    let drain = config.timers().drain;
+    boot::run("relay", logging, drain, |context| async move {
+        let running = hedgerow_relay::run(config, &context).await?;
+        context.ready();
+        running.until_drained(&context).await;
+        Ok(())
+    })
+}
+
+async fn tenant(relay: AtRelay, command: TenantCommand) -> anyhow::Result<()> {
+    let at = relay.at();
+    match command {
+        TenantCommand::Add { id, out } => {
+            let body = id.map_or_else(|| json!({}), |id| json!({ "tenant": id }));
+            key(at, at.post("/tenants", &body).await?, out.as_deref())
+        }
+        TenantCommand::RotateKey { id, out } => {
+            key(at, at.post(&format!("/tenants/{id}/srp-key"), &json!({})).await?, out.as_deref())
+        }
+        TenantCommand::List => at.table(&at.get("/tenants").await?, TENANTS, "no tenants"),
+        TenantCommand::Block { id } => {
+            at.done(&at.post(&format!("/tenants/{id}/block"), &json!({})).await?, &format!("tenant {id} blocked"))
+        }
+        TenantCommand::Unblock { id } => {
+            at.done(&at.post(&format!("/tenants/{id}/unblock"), &json!({})).await?, &format!("tenant {id} unblocked"))
+        }
+        TenantCommand::Remove { id } => {
+            at.done(&at.delete(&format!("/tenants/{id}")).await?, &format!("tenant {id} removed"))
+        }
+    }
+}
+
+/// Shows a tenant's key once, or writes it to a file and keeps it off the screen.
+fn key(at: At<'_>, mut answer: Value, out: Option<&Path>) -> anyhow::Result<()> {
+    let tenant = answer["tenant"].as_str().unwrap_or_default().to_owned();
+    let key = answer["srp_key"].as_str().unwrap_or_default().to_owned();
+    let Some(file) = out else { return at.done(&answer, &format!("tenant {tenant}\nkey {key}")) };
+    secrets::write_new(file, key.as_bytes())?;
+    answer["srp_key"] = json!({ "file": file });
+    at.done(&answer, &format!("tenant {tenant}; its key is in {}", file.display()))
+}
+
+async fn sessions(relay: AtRelay, command: Option<SessionCommand>) -> anyhow::Result<()> {
+    let at = relay.at();
+    if let Some(SessionCommand::Cut { id }) = command {
+        return at.done(&at.delete(&format!("/sessions/{id}")).await?, "cut");
+    }
+    let all = at.get("/sessions").await?;
+    let of =
+        |kind: &str| all.as_array().into_iter().flatten().filter(|s| s["kind"] == kind).cloned().collect::<Value>();
+    let human = |_: &Value| {
+        let links = output::table(&of("link"), LINKS, "no links");
+        format!("{links}\n{}", output::table(&of("lane"), LANES, "no lanes"))
+    };
+    output::answer(relay.json, &all, human)
+}
+
+async fn domain(relay: AtRelay, command: DomainCommand) -> anyhow::Result<()> {
+    let at = relay.at();
+    match command {
+        DomainCommand::Add { id, domain } => {
+            let answer = at.post(&format!("/tenants/{id}/domains"), &json!({ "domain": domain })).await?;
+            at.done(&answer, &format!("{} is {id}'s", output::printable(&domain)))
+        }
+        DomainCommand::Remove { id, domain } => {
+            let answer = at.delete(&format!("/tenants/{id}/domains/{}", segment(&domain))).await?;
+            at.done(&answer, &format!("{} is no longer {id}'s", output::printable(&domain)))
+        }
+        DomainCommand::List => {
+            let tenants = at.get("/tenants").await?;
+            let each = |t: &serde_json::Value| {
+                let domains = t["domains"].as_array().cloned().unwrap_or_default();
+                domains.into_iter().map(|d| json!({ "tenant": t["tenant"], "domain": d })).collect::<Vec<_>>()
+            };
+            let rows = tenants.as_array().into_iter().flatten().flat_map(each).collect();
+            at.table(&rows, DOMAINS, "no domains")
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! One connection of a device: header → room → rules → dial → answer → bytes, and its line in the audit trail.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use hedgerow_proxy::dial::{DialError, Dialled};
+use hedgerow_proxy::splice::{Outbound, ReadAhead, splice};
+use hedgerow_proxy::target::Target;
+use hedgerow_runtime::mux::Incoming;
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::verify::VerifiedCertificate;
+use hedgerow_shared::wire::message::SessionOpen;
+
+use crate::serve::Service;
+use crate::sessions::Registered;
+
+/// Serves one stream of a session until it has ended.
+pub(crate) async fn connection(
+    service: Arc<Service>,
+    device: VerifiedCertificate,
+    registered: Arc<Registered>,
+    incoming: Incoming,
+) {
+    let open: SessionOpen = match incoming.read_header() {
+        Ok(open) => open,
+        Err(fault) => return refuse(incoming, "malformed", fault),
+    };
+    let trace =
+        open.trace.as_deref().filter(|t| t.len() == 32 && t.bytes().all(|b| b.is_ascii_hexdigit())).unwrap_or("");
+    let device = device.identity.id;
+    let target = match Target::new(&open.host, open.port) {
+        Ok(target) => target,
+        Err(error) => {
+            tracing::info!(target: "audit", %device, trace, result = "refused", reason = error.to_string().escape_debug().to_string(), "connection");
+            return refuse(incoming, "bad_target", Fault::new(Code::DeniedByPolicy, error.to_string()));
+        }
+    };
+    let _room = match registered.room() {
+        Ok(room) => room,
+        Err(fault) => {
+            tracing::info!(target: "audit", %device, trace, %target, result = "refused", reason = %fault, "connection");
+            return refuse(incoming, "limited", fault);
+        }
+    };
+    let started = Instant::now();
+    let Dialled { tcp, address, permit } = match service.dialer.dial(&target, &service.policies.current().acl).await {
+        Ok(dialled) => dialled,
+        Err(error) => {
+            let reason = match &error {
+                DialError::Denied { denial, .. } => denial.reason.label(),
+                other => other.code().label(),
+            };
+            tracing::info!(target: "audit", %device, trace, %target, result = "refused", reason = %error, "connection");
+            return refuse(incoming, reason, error.fault());
+        }
+    };
+    metrics::counter!("hedgerow_node_connections_total").increment(1);
+    metrics::histogram!("hedgerow_node_connect_seconds").record(started.elapsed().as_secs_f64());
+    // Written when it opens, too: a connection may live for days, and the process may not.
+    let rule = permit.as_ref().map_or(0, |p| p.rule + 1);
+    tracing::info!(target: "audit", %device, trace, %target, %address, rule, result = "open", "connection");
+    let mut closing = Closing { device: device.to_string(), trace: trace.to_owned(), target, started, ended: None };
+    let outcome = splice(tcp, Outbound::Tunnel(incoming.accept()), ReadAhead::default()).await;
+    closing.ended = Some((
+        outcome.down,
+        outcome.up,
+        outcome.fault.map_or_else(|| "closed".to_owned(), |f| f.code.label().to_owned()),
+    ));
+}
+
+fn refuse(incoming: Incoming, reason: &'static str, fault: Fault) {
+    metrics::counter!("hedgerow_node_connections_refused_total", "reason" => reason).increment(1);
+    incoming.refuse(fault);
+}
+
+/// Writes the closing line, also when the connection is cut with its session.
+struct Closing {
+    device: String,
+    trace: String,
+    target: Target,
+    started: Instant,
+    ended: Option<(u64, u64, String)>,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let (to_server, to_device, result) = self.ended.take().unwrap_or((0, 0, "cut".to_owned()));
+        let seconds = self.started.elapsed().as_secs_f64();
+        let Self { device, trace, target, .. } = self;
+        tracing::info!(target: "audit", device, trace, %target, result, to_server, to_device, seconds, "connection");
+    }
+}

@@ -1,0 +1,190 @@
+//! The node behind the firewall: dials out to the relay, answers end-to-end sessions of devices, and lets them reach
+//! what the tenant's rules allow. It opens no port to the outside.
+
+pub mod config;
+mod core;
+mod egress;
+mod enroll;
+mod linger;
+mod policy;
+mod serve;
+mod sessions;
+mod state;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::routing::get;
+use axum::{Json, Router};
+use hedgerow_proxy::dial::Dialer;
+use hedgerow_proxy::target::Target;
+use hedgerow_runtime::admin::Admin;
+use hedgerow_runtime::boot::Context;
+use hedgerow_runtime::clock;
+use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus};
+use hedgerow_runtime::tls;
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::wire::message::{ALPN_SESSION, GoAway};
+use hedgerow_shared::{InstanceId, Origin, Role};
+use tokio::sync::Semaphore;
+use tracing::info;
+
+pub use config::NodeConfigFile;
+pub use enroll::enroll;
+pub use sessions::SessionStatus;
+pub use state::{Enrolled, Record, State};
+
+use crate::policy::Policies;
+use crate::serve::Service;
+use crate::sessions::Sessions;
+
+/// Runs an enrolled node until its process drains.
+///
+/// # Errors
+/// Not enrolled, a file is damaged, the folder is in use, or the admin listener cannot be bound. Once it runs, nothing
+/// ends it but the drain.
+pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()> {
+    config.check()?;
+    let state = State::at(&config.state);
+    let enrolled = Arc::new(state.load()?);
+    let _lock = state.lock()?;
+    let relays = enrolled.record.relay_targets(&config.relays)?;
+    let admin = Admin::bind(config.admin.listen).await?;
+    let timers = config.timers();
+    let instance = InstanceId::from_random(clock::random());
+
+    // What no rule opens: our own listener, and the relays, which would lead round in a circle.
+    let mut own: Vec<Target> =
+        relays.iter().flat_map(|r| &r.addresses).filter_map(|a| Target::from_authority(a, None).ok()).collect();
+    own.extend(Target::new(&admin.address().ip().to_string(), admin.address().port()));
+
+    let sessions = Sessions::new(config.limits);
+    let policies = Arc::new(Policies::start(state, enrolled.clone(), own, sessions.clone()));
+    let link_check = context.readiness.check("link");
+    let config_check = context.readiness.check("configuration");
+    link_check.fail("not yet connected to a relay");
+    config_check.fail("no valid configuration from the core yet");
+
+    let scope = context.scope.child();
+    let service = Arc::new(Service {
+        enrolled: enrolled.clone(),
+        tls: tls::as_tenant(enrolled.ca.clone(), &[Role::Device], false, &enrolled.own, &[ALPN_SESSION])?,
+        policies: policies.clone(),
+        sessions: sessions.clone(),
+        handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
+        dialer: Dialer::new(config.hosts(), timers.connect),
+        instance,
+        timers,
+        scope: scope.clone(),
+    });
+    let credentials = Credentials::Certificate {
+        role: Role::Node,
+        tenant: enrolled.record.tenant.clone(),
+        leaf: enrolled.own.chain.first().context("the node has no certificate")?.clone(),
+        key: enrolled.own.key.clone(),
+        origins: vec![Origin::Proxy],
+    };
+    let uplink = Uplink::start(UplinkConfig { relays: relays.clone(), credentials, instance, timers }, &scope);
+    admin.serve(
+        context.metrics.clone(),
+        context.readiness.clone(),
+        routes(&sessions, &policies, &uplink, &enrolled),
+        &scope,
+    );
+
+    scope.spawn(serve_links(service, uplink.clone(), link_check));
+    let (fresh, fresh_uplink, fresh_scope, scale) =
+        (policies.clone(), uplink.clone(), scope.clone(), config.timers.scale);
+    scope.spawn(async move {
+        let show = |policy: &policy::Policy| match policy.version {
+            Some(_) => config_check.pass(),
+            None => config_check.fail("no valid configuration from the core: everything is denied"),
+        };
+        fresh.keep_fresh(&fresh_uplink, &relays, &timers, scale, &fresh_scope, show).await;
+    });
+    info!(node = %enrolled.record.id, tenant = %enrolled.record.tenant, group = %enrolled.record.group, "node runs");
+    context.ready();
+
+    context.draining().await;
+    drain(&sessions, &uplink, Duration::from_secs(config.drain.seconds).min(context.drain_deadline())).await;
+    scope.cancel();
+    Ok(())
+}
+
+/// Serves every link that comes up; an old one that drains is served to its end beside the new one.
+async fn serve_links(service: Arc<Service>, uplink: Uplink, check: hedgerow_runtime::admin::Check) {
+    let mut status = uplink.status();
+    let mut last = None;
+    loop {
+        let now = status.borrow_and_update().clone();
+        match now {
+            UplinkStatus::Up(link) => {
+                check.pass();
+                let before = last.replace(link.accept.session);
+                if before != last {
+                    // News may have been missed while the link was down; the first fetch waits for the first link.
+                    if before.is_some() {
+                        service.policies.wake.notify_one();
+                    }
+                    let (serving, scope) = (service.clone(), service.scope.clone());
+                    scope.spawn(async move { serving.link(link).await });
+                }
+            }
+            UplinkStatus::Connecting(fault) => {
+                check.fail(fault.map_or_else(|| "connecting to the relay".to_owned(), |f| f.to_string()))
+            }
+            UplinkStatus::Stopped => return check.fail("stopped"),
+        }
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells relay and devices, then waits for connections to end.
+async fn drain(sessions: &Sessions, uplink: &Uplink, limit: Duration) {
+    let message = GoAway {
+        fault: Fault::new(Code::Draining, "the node shuts down"),
+        return_after_ms: 0,
+        alternatives: Vec::new(),
+    };
+    if let Some(link) = uplink.current() {
+        link.mux.go_away(&message);
+    }
+    sessions.go_away(&message);
+    let all_ended = async {
+        while sessions.open_connections() > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    if tokio::time::timeout(limit, all_ended).await.is_err() {
+        info!(connections = sessions.open_connections(), "the drain's time is over: the rest is cut");
+    }
+    sessions.cut_all(&message.fault);
+    if let Some(link) = uplink.current() {
+        link.mux.close(message.fault);
+        let _ = tokio::time::timeout(Duration::from_secs(1), link.mux.closed()).await;
+    }
+}
+
+/// `/sessions` and `/node` of the admin listener.
+fn routes(sessions: &Arc<Sessions>, policies: &Arc<Policies>, uplink: &Uplink, enrolled: &Arc<Enrolled>) -> Router {
+    let listed = sessions.clone();
+    let (policies, uplink, record) = (policies.clone(), uplink.clone(), enrolled.record.clone());
+    let not_after = enrolled.certificate.not_after;
+    let node = move || async move {
+        let policy = policies.current();
+        let link = uplink.current().map(|l| {
+            let stats = l.mux.stats();
+            serde_json::json!({ "session": l.accept.session.to_string(), "relay": l.accept.relay, "address": l.address,
+                "transport": l.transport.label(), "rtt_ms": stats.rtt.map(|r| r.as_secs_f64() * 1000.0), "streams": stats.streams })
+        });
+        Json(serde_json::json!({
+            "id": record.id, "name": record.name, "tenant": record.tenant, "group": record.group, "link": link,
+            "certificate_not_after": not_after,
+            "configuration": policy.version.map(|v| serde_json::json!({ "version": v.to_string(), "expires": policy.expires })),
+        }))
+    };
+    Router::new().route("/sessions", get(move || async move { Json(listed.status()) })).route("/node", get(node))
+}

@@ -1,0 +1,221 @@
+//! The configuration in force: where it comes from, what may replace it, and when it stops counting.
+//!
+//! At start the one on disk counts, if it still verifies. A newer one is fetched from the core when the link comes up,
+//! when the core sends word (Wake), and every ten minutes; it is verified, kept on disk, then put in force. Without a
+//! valid one everything is denied.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hedgerow_proxy::acl::Acl;
+use hedgerow_proxy::target::Target;
+use hedgerow_runtime::clock;
+use hedgerow_runtime::dial::{self, RelayTarget};
+use hedgerow_runtime::link::Uplink;
+use hedgerow_runtime::scope::Scope;
+use hedgerow_runtime::tls;
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::limits::Timers;
+use hedgerow_shared::verify::{NodeConfig, Revoked, SignedConfig, VerifiedCertificate, Version};
+use hedgerow_shared::wire::core_api;
+use hedgerow_shared::wire::message::{Destination, LinkOpen};
+use hedgerow_shared::{Origin, Role, UnixTime};
+use http::Method;
+use parking_lot::RwLock;
+use rustls::ClientConfig;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::core::{Ask, ask};
+use crate::sessions::Sessions;
+use crate::state::{Enrolled, State};
+
+/// How often the core is asked without being told to.
+const REFRESH: Duration = Duration::from_secs(600);
+/// The pause after a first failure; it doubles up to `LONGEST_RETRY`.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// What counts now.
+#[derive(Debug, Default)]
+pub(crate) struct Policy {
+    pub(crate) acl: Acl,
+    pub(crate) revoked: Revoked,
+    pub(crate) version: Option<Version>,
+    pub(crate) expires: UnixTime,
+}
+
+impl Policy {
+    /// Whether this device may have a session.
+    ///
+    /// # Errors
+    /// `Revoked`.
+    pub(crate) fn admits(&self, device: &VerifiedCertificate) -> Result<(), Fault> {
+        if self.revoked.names(&device.identity.id, &device.serial) {
+            return Err(Fault::new(Code::Revoked, "this device was revoked"));
+        }
+        Ok(())
+    }
+}
+
+/// The holder of the policy. `current` is read by every stream, replaced by one task.
+pub(crate) struct Policies {
+    state: State,
+    enrolled: Arc<Enrolled>,
+    own: Vec<Target>,
+    /// A short write once a configuration; readers take a pointer.
+    current: RwLock<Arc<Policy>>,
+    seen: RwLock<Option<Version>>,
+    sessions: Arc<Sessions>,
+    pub(crate) wake: Notify,
+}
+
+impl Policies {
+    /// Begins with what is on disk. `own` is never reachable for devices.
+    pub(crate) fn start(state: State, enrolled: Arc<Enrolled>, own: Vec<Target>, sessions: Arc<Sessions>) -> Self {
+        let (config, seen) = state.config();
+        let policies = Self {
+            state,
+            enrolled,
+            own,
+            current: RwLock::new(Arc::new(Policy::default())),
+            seen: RwLock::new(seen),
+            sessions,
+            wake: Notify::new(),
+        };
+        match config.map(|config| policies.accept(&config, false)) {
+            Some(Ok(version)) => info!(%version, "the configuration on disk is in force"),
+            Some(Err(error)) => {
+                warn!(%error, "the configuration on disk cannot be used: everything is denied until the core answers")
+            }
+            None => info!("no configuration yet: everything is denied until the core answers"),
+        }
+        policies
+    }
+
+    /// The policy in force now; one that denies everything once it has expired.
+    pub(crate) fn current(&self) -> Arc<Policy> {
+        let current = self.current.read().clone();
+        if current.version.is_some() && current.expires <= clock::now() { Arc::default() } else { current }
+    }
+
+    /// Verifies a configuration and puts it in force.
+    fn accept(&self, signed: &SignedConfig, store: bool) -> anyhow::Result<Version> {
+        let seen = *self.seen.read();
+        let config: NodeConfig = signed.verify(&self.enrolled.ca, seen, clock::now()).inspect_err(|_| {
+            metrics::counter!("hedgerow_node_configs_refused_total").increment(1);
+        })?;
+        let version = config.head.version;
+        if self.current.read().version == Some(version) {
+            return Ok(version);
+        }
+        if store {
+            self.state.store_config(signed, version)?;
+        }
+        *self.seen.write() = Some(version);
+        let group = self.enrolled.certificate.identity.group.as_ref();
+        let acl = Acl::new(&config.rules, group).refusing(self.own.clone());
+        let policy =
+            Arc::new(Policy { acl, revoked: config.revoked, version: Some(version), expires: config.head.expires });
+        *self.current.write() = policy.clone();
+        self.sessions.enforce(&policy);
+        metrics::gauge!("hedgerow_node_config_expires_seconds").set(policy.expires.0 as f64);
+        metrics::counter!("hedgerow_node_configs_applied_total").increment(1);
+        Ok(version)
+    }
+
+    /// Denies everything from here on and ends what runs, when the configuration has expired.
+    fn expire(&self) {
+        let expired = self.current.read().version.is_some() && self.current().version.is_none();
+        if expired {
+            warn!("the configuration has expired and the core did not renew it: everything is denied");
+            *self.current.write() = Arc::default();
+            self.sessions.cut_all(&Fault::new(Code::DeniedByPolicy, "the node's configuration has expired"));
+        }
+    }
+
+    /// Keeps the policy fresh until the scope ends.
+    pub(crate) async fn keep_fresh(
+        &self,
+        uplink: &Uplink,
+        relays: &[RelayTarget],
+        timers: &Timers,
+        scale: f64,
+        scope: &Scope,
+        on_change: impl Fn(&Policy),
+    ) {
+        let config = tls::to_tenant(
+            self.enrolled.ca.clone(),
+            Role::Core,
+            None,
+            Some(&self.enrolled.own),
+            &[core_api::ALPN_HTTP],
+        );
+        let config = match config {
+            Ok(config) => config,
+            Err(fault) => return warn!(%fault, "the node's certificate cannot be used towards the core"),
+        };
+        let mut failures = 0u32;
+        loop {
+            let fetched = self.fetch(uplink, relays, &config, timers, scope).await;
+            let pause = match fetched.and_then(|signed| signed.map(|s| self.accept(&s, true)).transpose()) {
+                Ok(Some(version)) => {
+                    info!(%version, "configuration in force");
+                    failures = 0;
+                    // Asking again at once tells the core that it is.
+                    Duration::ZERO
+                }
+                Ok(None) => {
+                    failures = 0;
+                    REFRESH.mul_f64(scale)
+                }
+                Err(error) => {
+                    warn!(error = format!("{error:#}"), "no new configuration from the core");
+                    metrics::counter!("hedgerow_node_config_fetches_failed_total").increment(1);
+                    failures += 1;
+                    FIRST_RETRY.saturating_mul(1 << failures.min(6)).min(LONGEST_RETRY)
+                }
+            };
+            on_change(&self.current());
+            let expiry = Duration::from_secs(self.current().expires.since(clock::now()).saturating_add(1));
+            let jitter = 0.9 + 0.1 * f64::from(clock::random::<1>()[0]) / 255.0;
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = sleep(pause.mul_f64(jitter)) => {}
+                () = sleep(expiry), if self.current().version.is_some() => {}
+            }
+            self.expire();
+            on_change(&self.current());
+        }
+    }
+
+    async fn fetch(
+        &self,
+        uplink: &Uplink,
+        relays: &[RelayTarget],
+        config: &Arc<ClientConfig>,
+        timers: &Timers,
+        scope: &Scope,
+    ) -> anyhow::Result<Option<SignedConfig>> {
+        let tenant = self.enrolled.record.tenant.clone();
+        let path = core_api::config_path(core_api::CONFIG_NODE, self.current().version);
+        let asking = || Ask { method: Method::GET, path: path.clone(), body: None, most: core_api::MAX_ANSWER };
+        let to = Destination { tenant: tenant.clone(), origin: Origin::Core, group: None, instance: None };
+        let header = LinkOpen::Through { to, vouched: None, trace: None };
+        let link = uplink.link(timers.request).await?;
+        let opened = timeout(timers.request, link.mux.open(&header)).await;
+        let body = match opened.unwrap_or_else(|_| Err(Fault::new(Code::TimedOut, "the core did not answer in time"))) {
+            Ok(stream) => ask(stream, config.clone(), asking(), timers, scope).await?,
+            Err(fault) => {
+                // The relay may know the core by CONNECT only.
+                let relay = relays.iter().find(|r| r.name == link.accept.relay).or(relays.first()).ok_or(fault)?;
+                let stream = dial::origin(relay, &tenant, Origin::Core, timers, scope).await?;
+                ask(stream, config.clone(), asking(), timers, scope).await?
+            }
+        };
+        let Some(body) = body else { return Ok(None) };
+        let signed = minicbor::decode(&body);
+        signed.map(Some).map_err(|_| anyhow::anyhow!("the core's configuration is not the CBOR it should be"))
+    }
+}

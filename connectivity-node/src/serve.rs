@@ -1,0 +1,198 @@
+//! From a link to connections inside.
+//!
+//! ```text
+//!   link ── stream to origin `proxy` ─┐
+//!   link ── LaneCall: dial the relay, preamble ─┴─► end-to-end session (mutual TLS) ── stream ─► egress
+//! ```
+//! Policy uses only the certificate of the end-to-end session; what the relay vouches for goes to the log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hedgerow_proxy::dial::Dialer;
+use hedgerow_runtime::dial;
+use hedgerow_runtime::lane;
+use hedgerow_runtime::link::Link;
+use hedgerow_runtime::mux::Incoming;
+use hedgerow_runtime::scope::Scope;
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::limits::Timers;
+use hedgerow_shared::wire::lane::preamble;
+use hedgerow_shared::wire::message::{Control, LaneCall, LinkOpen, Vouched};
+use hedgerow_shared::{InstanceId, Origin, Ticket};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info};
+
+use crate::egress;
+use crate::linger::Linger;
+use crate::policy::Policies;
+use crate::sessions::{Registered, Sessions, refused};
+use crate::state::Enrolled;
+
+/// How often a session is looked at for being idle.
+const IDLE_CHECKS: u32 = 4;
+
+/// What serving needs; one for the process.
+pub(crate) struct Service {
+    pub(crate) enrolled: Arc<Enrolled>,
+    pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) handshakes: Arc<Semaphore>,
+    pub(crate) dialer: Dialer,
+    pub(crate) instance: InstanceId,
+    pub(crate) timers: Timers,
+    pub(crate) scope: Scope,
+}
+
+impl Service {
+    /// Serves one link until it ends.
+    pub(crate) async fn link(self: &Arc<Self>, link: Link) {
+        loop {
+            tokio::select! {
+                incoming = link.mux.accept() => match incoming {
+                    Some(incoming) => self.link_stream(incoming),
+                    None => return,
+                },
+                control = link.mux.next_control() => match control {
+                    Some(Control::LaneCall(call)) => self.lane_call(call, &link),
+                    Some(Control::Wake(_)) => self.policies.wake.notify_one(),
+                    Some(_) => hedgerow_runtime::telemetry::dropped(hedgerow_shared::fault::DropReason::UnknownOptionalMessage),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn link_stream(self: &Arc<Self>, incoming: Incoming) {
+        let vouched = match self.wanted(&incoming) {
+            Ok(vouched) => vouched,
+            Err(fault) => {
+                refused_session(&fault);
+                return incoming.refuse(fault);
+            }
+        };
+        let Ok(permit) = self.handshakes.clone().try_acquire_owned() else {
+            return incoming.refuse(refused("handshakes", "this node is busy with other hand-shakes"));
+        };
+        let service = self.clone();
+        self.scope.spawn(async move {
+            let stream = Linger::new(incoming.accept(), service.scope.clone());
+            service.session(stream, "link", vouched, permit).await;
+        });
+    }
+
+    fn wanted(&self, incoming: &Incoming) -> Result<Option<Vouched>, Fault> {
+        match incoming.read_header()? {
+            LinkOpen::Through { to, vouched, .. }
+                if to.origin == Origin::Proxy && to.tenant == self.enrolled.record.tenant =>
+            {
+                Ok(vouched)
+            }
+            LinkOpen::Through { to, .. } => {
+                Err(Fault::new(Code::NoRoute, format!("this node does not serve {} here", to.origin)))
+            }
+            LinkOpen::Service { .. } => Err(Fault::new(Code::Protocol, "a node has no services of a relay")),
+        }
+    }
+
+    fn lane_call(self: &Arc<Self>, call: LaneCall, link: &Link) {
+        if call.origin != Origin::Proxy {
+            return refused_session(&Fault::new(Code::NoRoute, "a lane for an origin that this node does not serve"));
+        }
+        let Ok(permit) = self.handshakes.clone().try_acquire_owned() else {
+            let _ = refused("handshakes", "this node is busy with other hand-shakes");
+            return;
+        };
+        let (service, relay) = (self.clone(), link.address.clone());
+        self.scope.spawn(async move {
+            match service.lane_leg(relay, &call.ticket).await {
+                Ok(leg) => service.session(leg, "lane", Some(call.vouched), permit).await,
+                Err(fault) => {
+                    metrics::counter!("hedgerow_node_lane_legs_failed_total", "reason" => fault.code.label())
+                        .increment(1);
+                    debug!(%fault, "cannot bring the leg of a lane");
+                }
+            }
+        });
+    }
+
+    /// The node's leg: to the very relay that called, bare, the ticket first.
+    async fn lane_leg(&self, relay: String, ticket: &Ticket) -> Result<tokio::net::TcpStream, Fault> {
+        let mut tcp = dial::tcp(&[relay], self.timers.connect).await?;
+        let sent = timeout(self.timers.handshake, tcp.write_all(&preamble(ticket))).await;
+        match sent {
+            Ok(Ok(())) => Ok(tcp),
+            Ok(Err(error)) => Err(Fault::new(Code::Lost, format!("the relay closed the lane: {error}"))),
+            Err(_) => Err(Fault::new(Code::TimedOut, "the relay does not read the lane's preamble")),
+        }
+    }
+
+    async fn session<IO>(
+        self: &Arc<Self>,
+        io: IO,
+        carrier: &'static str,
+        vouched: Option<Vouched>,
+        permit: tokio::sync::OwnedSemaphorePermit,
+    ) where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let check = |device: &_| self.policies.current().admits(device);
+        let (tls, ca) = (self.tls.clone(), &self.enrolled.ca);
+        let opened = lane::server(io, tls, ca, check, self.instance, &self.timers, &self.scope).await;
+        drop(permit);
+        let session = match opened {
+            Ok(session) => session,
+            Err(fault) => {
+                debug!(%fault, carrier, vouched = ?vouched.and_then(|v| v.id), "session refused");
+                return refused_session(&fault);
+            }
+        };
+        let registered = match self.sessions.register(&session, carrier, &self.scope) {
+            Ok(registered) => Arc::new(registered),
+            Err(fault) => return session.mux.close(fault),
+        };
+        // The policy may have changed between the hand-shake's check and the registration.
+        if let Err(fault) = self.policies.current().admits(&session.peer) {
+            refused_session(&fault);
+            return session.mux.close(fault);
+        }
+        metrics::counter!("hedgerow_node_sessions_total", "carrier" => carrier).increment(1);
+        let device = session.peer.identity.id;
+        info!(%device, carrier, instance = %session.hello.instance, "session open");
+        let fault = self.serve_session(&session, &registered).await;
+        info!(%device, carrier, reason = %fault, "session ended");
+    }
+
+    async fn serve_session(self: &Arc<Self>, session: &lane::Session, registered: &Arc<Registered>) -> Fault {
+        let look = (self.timers.session_idle * 2 / IDLE_CHECKS).max(Duration::from_millis(50));
+        let mut used = Instant::now();
+        loop {
+            tokio::select! {
+                incoming = session.mux.accept() => match incoming {
+                    Some(incoming) => {
+                        used = Instant::now();
+                        let connection = egress::connection(self.clone(), session.peer.clone(), registered.clone(), incoming);
+                        registered.streams.spawn(connection);
+                    }
+                    None => return session.mux.closed().await,
+                },
+                // The device closes idle sessions; this is for devices that forget.
+                () = sleep(look) => {
+                    if session.mux.open_streams() > 0 {
+                        used = Instant::now();
+                    } else if used.elapsed() > self.timers.session_idle * 2 {
+                        session.mux.close(Fault::new(Code::Draining, "the session was idle"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn refused_session(fault: &Fault) {
+    metrics::counter!("hedgerow_node_sessions_refused_total", "reason" => fault.code.label()).increment(1);
+}

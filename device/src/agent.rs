@@ -1,0 +1,253 @@
+//! The running agent: link, configuration, sessions, local proxy, status.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use hedgerow_proxy::acl;
+use hedgerow_proxy::target::Target;
+use hedgerow_runtime::clock;
+use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus};
+use hedgerow_runtime::scope::Scope;
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::verify::{DeviceConfig, SignedConfig, Version, Via};
+use hedgerow_shared::wire::message::Control;
+use hedgerow_shared::{InstanceId, Role, UnixTime};
+use hedgerow_runtime::mux::Stream;
+use parking_lot::RwLock;
+use serde_json::json;
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use crate::config::DeviceConfigFile;
+use crate::sessions::Sessions;
+use crate::state::DeviceState;
+
+/// The core is asked for news this often, should a wake-up be lost.
+const POLL: Duration = Duration::from_secs(600);
+/// After a failed request.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The running agent. Clones are the same agent.
+#[derive(Clone)]
+pub struct Agent {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    state: DeviceState,
+    uplink: Uplink,
+    sessions: Sessions,
+    config: RwLock<Option<DeviceConfig>>,
+    wake: Notify,
+    scope: Scope,
+    instance: InstanceId,
+    file: DeviceConfigFile,
+}
+
+/// Where a target goes.
+#[derive(Debug)]
+pub enum Path {
+    /// From this device.
+    Direct,
+    /// Through a node.
+    Tunnel(Stream),
+}
+
+impl Agent {
+    /// Starts everything but the local proxy.
+    ///
+    /// # Errors
+    /// The device is not activated, or its state cannot be used.
+    pub fn start(file: DeviceConfigFile, scope: &Scope) -> anyhow::Result<Self> {
+        let state = DeviceState::load(&file.state)?;
+        let timers = file.timers.timers();
+        let instance = InstanceId::from_random(clock::random());
+        let leaf = state.own.chain.first().context("no certificate")?.clone();
+        let credentials = Credentials::Certificate {
+            role: Role::Device,
+            tenant: state.identity().tenant.clone(),
+            leaf,
+            key: state.own.key.clone(),
+            origins: Vec::new(),
+        };
+        let relays = vec![state.relay.target()?];
+        let uplink = Uplink::start(UplinkConfig { relays, credentials, instance, timers }, scope);
+        let sessions = Sessions::new(state.clone(), uplink.clone(), instance, timers, file.lanes, scope);
+        let config = stored_config(&state, clock::now());
+        let inner = Inner {
+            state,
+            uplink,
+            sessions,
+            config: RwLock::new(config),
+            wake: Notify::new(),
+            scope: scope.clone(),
+            instance,
+            file,
+        };
+        let agent = Self { inner: Arc::new(inner) };
+        scope.spawn(agent.clone().listen());
+        scope.spawn(agent.clone().keep_config());
+        Ok(agent)
+    }
+
+    /// Opens the way to a target that the routes give it.
+    ///
+    /// # Errors
+    /// Denied, no configuration, or what the node or relay said.
+    pub async fn connect(&self, target: &Target) -> Result<Path, Fault> {
+        let via = self.route(target)?;
+        match via {
+            Via::Direct => Ok(Path::Direct),
+            Via::Deny => Err(Fault::new(Code::DeniedByPolicy, "this device's routes deny the target")),
+            Via::Group(group) => {
+                self.inner.sessions.connect(&group, target.host_text(), target.port).await.map(Path::Tunnel)
+            }
+        }
+    }
+
+    fn route(&self, target: &Target) -> Result<Via, Fault> {
+        let config = self.inner.config.read();
+        let config = config.as_ref().filter(|c| c.head.expires > clock::now()).ok_or_else(|| {
+            Fault::new(Code::DeniedByPolicy, "this device has no valid configuration: it must reach its core once")
+        })?;
+        Ok(acl::route(config, target).via)
+    }
+
+    /// Changes of the link's state.
+    #[must_use]
+    pub fn link_status(&self) -> tokio::sync::watch::Receiver<UplinkStatus> {
+        self.inner.uplink.status()
+    }
+
+    /// The file this agent runs by.
+    #[must_use]
+    pub fn file(&self) -> &DeviceConfigFile {
+        &self.inner.file
+    }
+
+    /// What `hedgerow device status` and the loopback listener show.
+    #[must_use]
+    pub fn status(&self) -> serde_json::Value {
+        let link = match &*self.inner.uplink.status().borrow() {
+            UplinkStatus::Up(link) => json!({
+                "state": "up",
+                "relay": link.accept.relay,
+                "address": link.address,
+                "transport": link.transport.label(),
+                "session": link.accept.session.to_string(),
+                "rtt_ms": link.mux.stats().rtt.map(|r| r.as_secs_f64() * 1e3),
+            }),
+            UplinkStatus::Connecting(fault) => json!({"state": "connecting", "reason": fault.as_ref().map(ToString::to_string)}),
+            UplinkStatus::Stopped => json!({"state": "stopped"}),
+        };
+        let sessions: Vec<_> = self.inner.sessions.list().into_iter().map(|(group, carried)| {
+            let stats = carried.session.mux.stats();
+            json!({
+                "group": group, "path": carried.path, "node": carried.session.peer.identity.id,
+                "streams": stats.streams, "bytes_in": stats.bytes_in, "bytes_out": stats.bytes_out,
+                "rtt_ms": stats.rtt.map(|r| r.as_secs_f64() * 1e3),
+            })
+        }).collect();
+        let config = self.inner.config.read().as_ref().map(|c| json!({
+            "version": c.head.version.to_string(), "expires": c.head.expires, "routes": c.routes.len(),
+            "default_route": c.default_route,
+        }));
+        let identity = self.inner.state.identity();
+        json!({
+            "tenant": identity.tenant, "device": identity.id, "instance": self.inner.instance.to_string(),
+            "certificate_expires": self.inner.state.certificate.not_after,
+            "link": link, "sessions": sessions, "config": config,
+            "tls": {"post_quantum": hedgerow_runtime::tls::post_quantum()},
+        })
+    }
+
+    /// Whether a configuration that still holds is in force.
+    #[must_use]
+    pub fn is_configured(&self) -> bool {
+        self.inner.config.read().as_ref().is_some_and(|c| c.head.expires > clock::now())
+    }
+
+    /// Lets open connections finish, at most until `deadline`, then says goodbye to nodes.
+    pub async fn drain(&self, deadline: Duration) {
+        let busy = || self.inner.sessions.list().iter().any(|(_, c)| c.session.mux.open_streams() > 0);
+        let until = tokio::time::Instant::now() + deadline;
+        while busy() && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.inner.sessions.close(&Fault::new(Code::Draining, "the device is shutting down"));
+    }
+
+    /// Takes the relay's control messages, link after link.
+    async fn listen(self) {
+        let mut status = self.inner.uplink.status();
+        loop {
+            let link = match &*status.borrow_and_update() {
+                UplinkStatus::Up(link) => Some(link.clone()),
+                UplinkStatus::Connecting(_) => None,
+                UplinkStatus::Stopped => return,
+            };
+            if let Some(link) = link {
+                self.inner.wake.notify_one();
+                let agent = self.clone();
+                // A task a link: a draining link's last offers are taken while the next one is up.
+                self.inner.scope.spawn(async move {
+                    while let Some(message) = link.mux.next_control().await {
+                        match message {
+                            Control::Wake(_) => agent.inner.wake.notify_one(),
+                            other => agent.inner.sessions.handle(other),
+                        }
+                    }
+                });
+            }
+            if status.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Keeps the configuration fresh: at every link-up and wake-up, and now and then.
+    async fn keep_config(self) {
+        loop {
+            let link = self.inner.uplink.link(Duration::from_secs(3600)).await;
+            let pause = match link {
+                Err(_) => RETRY,
+                Ok(link) => {
+                    let have = self.inner.config.read().as_ref().map(|c| c.head.version);
+                    match crate::core_client::fetch_config(&self.inner.state, &link, have, &self.inner.file.timers.timers(), &self.inner.scope).await {
+                        Ok(None) => POLL,
+                        Ok(Some(signed)) => match self.take_config(&signed, have) {
+                            Ok(()) => POLL,
+                            Err(error) => {
+                                warn!(error = format!("{error:#}"), "the core's configuration was refused; the old one stays");
+                                RETRY
+                            }
+                        },
+                        Err(fault) => {
+                            warn!(reason = %fault, "cannot ask the core for configuration");
+                            RETRY
+                        }
+                    }
+                }
+            };
+            tokio::select! {
+                () = self.inner.wake.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn take_config(&self, signed: &SignedConfig, seen: Option<Version>) -> anyhow::Result<()> {
+        let config: DeviceConfig = signed.verify(&self.inner.state.ca, seen, clock::now())?;
+        self.inner.state.write_config(signed)?;
+        info!(version = %config.head.version, routes = config.routes.len(), "new configuration");
+        *self.inner.config.write() = Some(config);
+        Ok(())
+    }
+}
+
+/// The configuration on disk, when it still holds.
+fn stored_config(state: &DeviceState, now: UnixTime) -> Option<DeviceConfig> {
+    let signed = state.read_config().inspect_err(|e| warn!(error = format!("{e:#}"), "stored configuration")).ok()??;
+    signed.verify(&state.ca, None, now).inspect_err(|e| warn!(error = %e, "stored configuration")).ok()
+}

@@ -1,0 +1,150 @@
+//! What an activated device keeps on disk.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `key.pem` | the device's private key, PKCS#8, mode 0600 |
+//! | `certificate.pem` | its certificate |
+//! | `tenant-ca.pem` | the tenant's CA |
+//! | `relay.json` | how to find and trust the relay |
+//! | `config.cbor` | the newest signed configuration |
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use hedgerow_runtime::dial::RelayTarget;
+use hedgerow_runtime::tls::{Own, RelayRoots, SigningKey, read_certificates};
+use hedgerow_shared::verify::certificate::read_leaf;
+use hedgerow_shared::verify::{Identity, SignedConfig, TenantCa, VerifiedCertificate};
+use serde::{Deserialize, Serialize};
+
+/// Private key.
+pub const KEY: &str = "key.pem";
+/// Certificate.
+pub const CERTIFICATE: &str = "certificate.pem";
+/// Tenant CA.
+pub const TENANT_CA: &str = "tenant-ca.pem";
+/// Relay.
+pub const RELAY: &str = "relay.json";
+/// Signed configuration.
+pub const CONFIG: &str = "config.cbor";
+
+/// How to find and trust the relay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayFile {
+    /// `host:port`, in order of preference.
+    pub addresses: Vec<String>,
+    /// The name in its certificate.
+    pub name: String,
+    /// PEM certificates of the CA it stands under; absent = the system's CAs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+}
+
+impl RelayFile {
+    /// As a dialler takes it.
+    ///
+    /// # Errors
+    /// The CA certificates do not parse.
+    pub fn target(&self) -> anyhow::Result<RelayTarget> {
+        let roots = match &self.ca {
+            None => RelayRoots::System,
+            Some(text) => {
+                let parsed = pem::parse_many(text).context("the relay's CA certificate is not PEM")?;
+                RelayRoots::Ca(parsed.into_iter().map(|p| p.into_contents().into()).collect())
+            }
+        };
+        Ok(RelayTarget { addresses: self.addresses.clone(), name: self.name.clone(), roots })
+    }
+}
+
+/// An activated device's state.
+#[derive(Debug, Clone)]
+pub struct DeviceState {
+    /// The folder.
+    pub dir: PathBuf,
+    /// Certificate and key.
+    pub own: Own,
+    /// What the certificate says.
+    pub certificate: VerifiedCertificate,
+    /// The tenant's CA.
+    pub ca: TenantCa,
+    /// The relay.
+    pub relay: RelayFile,
+}
+
+impl DeviceState {
+    /// Reads the state.
+    ///
+    /// # Errors
+    /// Not activated, a file that others can read, or one that does not parse; says which and what to do.
+    pub fn load(dir: &Path) -> anyhow::Result<Self> {
+        if !dir.join(CERTIFICATE).exists() {
+            bail!("no activated device in {}: run `hedgerow device activate` first", dir.display());
+        }
+        let key: Arc<SigningKey> = SigningKey::read(&dir.join(KEY))?;
+        let chain = read_certificates(&dir.join(CERTIFICATE))?;
+        let leaf = chain.first().context("certificate.pem is empty")?;
+        let certificate = read_leaf(leaf).context("certificate.pem")?;
+        let ca_chain = read_certificates(&dir.join(TENANT_CA))?;
+        let ca = TenantCa::from_der(ca_chain.first().context("tenant-ca.pem is empty")?)?;
+        let relay = fs::read(dir.join(RELAY)).with_context(|| format!("reading {}", dir.join(RELAY).display()))?;
+        let relay: RelayFile = serde_json::from_slice(&relay).with_context(|| format!("{} does not parse", dir.join(RELAY).display()))?;
+        Ok(Self { dir: dir.to_owned(), own: Own { chain, key }, certificate, ca, relay })
+    }
+
+    /// Whom the certificate names.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.certificate.identity
+    }
+
+    /// The signed configuration on disk, unverified; `None` when there is none.
+    ///
+    /// # Errors
+    /// Reading failed, or it does not parse.
+    pub fn read_config(&self) -> anyhow::Result<Option<SignedConfig>> {
+        let path = self.dir.join(CONFIG);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(minicbor::decode(&bytes).with_context(|| format!("{} does not parse", path.display()))?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    /// Keeps a verified configuration.
+    ///
+    /// # Errors
+    /// Writing failed.
+    pub fn write_config(&self, config: &SignedConfig) -> anyhow::Result<()> {
+        write_file(&self.dir, CONFIG, &minicbor::to_vec(config)?)
+    }
+}
+
+/// Makes the state folder, mode 0700.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_dir(dir: &Path) -> anyhow::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| format!("cannot make {}", dir.display()))
+}
+
+/// Writes a file of the state folder whole or not at all, mode 0600.
+///
+/// # Errors
+/// Writing failed; the old file is still there.
+pub fn write_file(dir: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    let path = dir.join(name);
+    let temporary = dir.join(format!(".{name}.new"));
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        fs::File::open(dir)?.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}

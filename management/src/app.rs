@@ -1,0 +1,233 @@
+//! What every part of the core shares: the domain, the TLS identity, the relays' standing, and who waits for a change.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use hedgerow_runtime::clock;
+use hedgerow_runtime::tls::{self, Own, SigningKey};
+use hedgerow_shared::fault::Fault;
+use hedgerow_shared::limits::Timers;
+use hedgerow_shared::verify::{TenantCa, Version};
+use hedgerow_shared::wire::core_api::ALPN_HTTP;
+use hedgerow_shared::{Role, TenantId, UnixTime};
+use hedgerow_uem_core::account::{NodeState, TenantSettings};
+use hedgerow_uem_core::service::NewTenant;
+use hedgerow_uem_core::store::Page;
+use hedgerow_uem_core::{Actor, Call, Core, CoreError};
+use parking_lot::{Mutex, RwLock};
+use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+use crate::store::{Sqlite, State, SystemRandom};
+
+/// The domain over the database.
+pub type Domain = Core<Sqlite>;
+
+/// Connections to `core` and `bws` served at once; more are refused with `Limited`.
+pub const MAX_CONNECTIONS: usize = 1024;
+/// Our own certificate is made anew when less than this is left of it.
+const IDENTITY_RESERVE_SECONDS: u64 = 30 * 24 * 3600;
+
+/// See the module. Shared as `Arc<App>`.
+pub struct App {
+    /// Whose core this is.
+    pub tenant: TenantId,
+    /// The domain.
+    pub domain: Domain,
+    /// The tenant's CA.
+    pub ca: TenantCa,
+    /// Timers.
+    pub timers: Timers,
+    /// When this process started.
+    pub started: Instant,
+    /// Where each configured relay stands.
+    pub(crate) relays: Vec<RelayState>,
+    /// Permission to do the curve arithmetic of an activation: as many as there are processors, since each takes
+    /// milliseconds of one.
+    pub(crate) curve: Semaphore,
+    /// Permission to serve a connection.
+    pub(crate) connections: Arc<Semaphore>,
+    /// Held while rules or routes are read, changed and written back.
+    pub(crate) policy: tokio::sync::Mutex<()>,
+    identity: RwLock<Arc<Identity>>,
+    web: Option<Own>,
+    /// Keeps a second process out of the state directory.
+    _lock: std::fs::File,
+    changes: watch::Sender<u64>,
+    acknowledgements: watch::Sender<u64>,
+}
+
+/// The server side of TLS for both origins.
+pub(crate) struct Identity {
+    pub(crate) core: Arc<ServerConfig>,
+    pub(crate) bws: Arc<ServerConfig>,
+    not_after: UnixTime,
+}
+
+/// One configured relay.
+pub(crate) struct RelayState {
+    /// Its name; its holder's name in acknowledgements is `relay:NAME`.
+    pub(crate) name: String,
+    /// What is known of it.
+    pub(crate) standing: Mutex<Standing>,
+}
+
+/// What is known of a relay.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// Whether the link is up, and since when.
+    pub(crate) up: Option<UnixTime>,
+    /// What went wrong last; cleared when the relay is up to date.
+    pub(crate) fault: Option<Fault>,
+    /// Whether it has our CA.
+    pub(crate) ca: bool,
+    /// The configuration in force there, as it said on this link.
+    pub(crate) config: Option<Version>,
+    /// Look-up entries it holds.
+    pub(crate) registrations: usize,
+}
+
+/// A call of the domain, now, by `actor`.
+#[must_use]
+pub fn call(actor: Actor) -> Call<'static> {
+    // The source has no size: nothing is allocated, and nothing leaks.
+    Call::new(actor, clock::now(), Box::leak(Box::new(SystemRandom)))
+}
+
+impl App {
+    /// Opens the domain: makes the tenant when there is none, or brings its settings up to date, and issues the
+    /// core's own certificate.
+    ///
+    /// # Errors
+    /// The storage holds another tenant, or does not work.
+    pub async fn open(
+        state: State,
+        new: NewTenant,
+        relays: &[String],
+        web: Option<Own>,
+        timers: Timers,
+    ) -> anyhow::Result<Arc<Self>> {
+        let State { store, kek, lock } = state;
+        let domain = Core::new(store, kek);
+        let tenant = new.id.clone();
+        bring_up(&domain, new).await?;
+        let ca = domain.tenant_ca(&tenant).await?;
+        let identity = RwLock::new(Arc::new(issue(&domain, &tenant, &ca, web.as_ref()).await?));
+        let relays =
+            relays.iter().map(|name| RelayState { name: name.clone(), standing: Mutex::default() }).collect();
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Ok(Arc::new(Self {
+            tenant,
+            domain,
+            ca,
+            timers,
+            started: Instant::now(),
+            relays,
+            curve: Semaphore::new(cores),
+            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            policy: tokio::sync::Mutex::new(()),
+            identity,
+            web,
+            _lock: lock,
+            changes: watch::Sender::new(0),
+            acknowledgements: watch::Sender::new(0),
+        }))
+    }
+
+    pub(crate) fn identity(&self) -> Arc<Identity> {
+        self.identity.read().clone()
+    }
+
+    /// Makes a new certificate for ourselves when the old one comes near its end.
+    pub(crate) async fn renew_identity(&self) -> anyhow::Result<()> {
+        if clock::now().plus(IDENTITY_RESERVE_SECONDS) < self.identity().not_after {
+            return Ok(());
+        }
+        let fresh = issue(&self.domain, &self.tenant, &self.ca, self.web.as_ref()).await?;
+        *self.identity.write() = Arc::new(fresh);
+        Ok(())
+    }
+
+    /// Something was committed: relays must be told.
+    pub fn changed(&self) {
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Notes that a relay or node has a version in force.
+    pub(crate) async fn acknowledge(&self, holder: &str, version: Version) -> Result<(), CoreError> {
+        self.domain.acknowledge(&self.tenant, holder, version, clock::now()).await?;
+        self.acknowledgements.send_modify(|n| *n = n.wrapping_add(1));
+        Ok(())
+    }
+
+    /// Who must have the configuration in force: every configured relay, every active node; with the version each
+    /// has, if it ever said.
+    pub(crate) async fn holders(&self) -> Result<Vec<(String, Option<Version>)>, CoreError> {
+        let acknowledged = self.domain.acknowledgements(&self.tenant).await?;
+        let version = |holder: &str| acknowledged.iter().find(|a| a.holder == holder).map(|a| a.version);
+        let mut holders: Vec<String> = self.relays.iter().map(|r| format!("relay:{}", r.name)).collect();
+        let mut page = Page::first();
+        loop {
+            let nodes = self.domain.nodes(&self.tenant, page).await?;
+            holders.extend(nodes.iter().filter(|n| n.state == NodeState::Active).map(|n| format!("node:{}", n.id)));
+            match nodes.last() {
+                Some(last) if nodes.len() >= page.limit as usize => page.after = Some(last.id),
+                _ => break,
+            }
+        }
+        Ok(holders.into_iter().map(|h| (h.clone(), version(&h))).collect())
+    }
+
+    /// Waits, at most `limit`, until everybody has `version`. Who has not yet. Cancel safe.
+    pub(crate) async fn not_yet(&self, version: Version, limit: Duration) -> Result<Vec<String>, CoreError> {
+        let mut news = self.acknowledgements.subscribe();
+        let deadline = Instant::now() + limit;
+        loop {
+            news.borrow_and_update();
+            let holders = self.holders().await?;
+            let late: Vec<String> =
+                holders.into_iter().filter(|(_, v)| v.is_none_or(|v| v < version)).map(|(h, _)| h).collect();
+            if late.is_empty() || tokio::time::timeout_at(deadline, news.changed()).await.is_err() {
+                return Ok(late);
+            }
+        }
+    }
+}
+
+/// Makes the tenant, or checks that it is the one and updates what the file decides.
+async fn bring_up(domain: &Domain, new: NewTenant) -> anyhow::Result<()> {
+    let tenants = domain.tenants().await?;
+    if let Some(other) = tenants.iter().find(|t| **t != new.id) {
+        anyhow::bail!("the state directory belongs to tenant {other}, but the configuration names {}", new.id);
+    }
+    let mut call = call(Actor::System);
+    if tenants.is_empty() {
+        let row = domain.create_tenant(&mut call, new).await.context("the tenant cannot be made")?;
+        tracing::info!(tenant = %row.id, "tenant made, with its CA");
+        return Ok(());
+    }
+    let row = domain.tenant(&new.id).await?;
+    let settings: TenantSettings = new.settings;
+    if row.settings != settings {
+        domain.set_settings(&mut call, &new.id, settings).await.context("the relays cannot be set")?;
+    }
+    Ok(())
+}
+
+async fn issue(domain: &Domain, tenant: &TenantId, ca: &TenantCa, web: Option<&Own>) -> anyhow::Result<Identity> {
+    let made = domain.core_identity(&mut call(Actor::System), tenant).await?;
+    let key = SigningKey::from_pkcs8(&made.key).context("the core's own key cannot be used")?;
+    // The CA goes along so that an enrolling node can compare it with its token's pin.
+    let own = Own { chain: vec![CertificateDer::from(made.certificate), CertificateDer::from(made.ca)], key };
+    let core = tls::as_tenant(ca.clone(), &[Role::Node, Role::Device], true, &own, &[ALPN_HTTP])?;
+    let shown = web.unwrap_or(&own);
+    let bws = tls::as_relay(shown.chain.clone(), shown.key.to_rustls(), &[ALPN_HTTP])?;
+    Ok(Identity { core, bws, not_after: made.not_after })
+}

@@ -1,0 +1,211 @@
+//! The control socket: how `hedgerow` verbs change a running core. HTTP/1.1 with JSON over `STATE/control.sock`.
+//!
+//! Every list is `{"items": [..], "next": "ID" | null}`; with `next`, ask again with `?after=ID` (and `?limit=N`, at
+//! most 1000). A refusal is `{"error": "text"}` with 400, 404, 409 or 503. Times are seconds since 1970, ids UUIDs,
+//! versions `EPOCH.VERSION`. Bodies refuse unknown fields. `WHO` is a user's id or e-mail address, percent-encoded.
+//!
+//! | verb | request | body | answer |
+//! |---|---|---|---|
+//! | status | `GET /status` | | `{tenant, version, uptime_seconds, post_quantum, config {version, issued}, relays [{name, up, since, error, ca_registered, config, lookup_entries}], acknowledged [{holder, version}], not_yet [holder], connections}` |
+//! | tenant show | `GET /tenant` | | `{id, name, created, ca_pin, ca_pem, config, config_issued, relays, relay_name, relay_ca_pem, default_route}` |
+//! | tenant epoch | `POST /tenant/epoch` | | `{version}`: after a restore from a backup |
+//! | user add | `POST /users` | `{email, name?}` | USER |
+//! | user list | `GET /users` | | list of USER `{id, email, display_name, active, created, activation}`; activation is `null` or `{state: open\|expired\|blocked, expires, wrong}` |
+//! | user show | `GET /users/WHO` | | USER |
+//! | user remove | `DELETE /users/WHO` | | USER, inactive: devices revoked, password withdrawn; the record stays for the audit |
+//! | user activate, deactivate | `POST /users/WHO/activate`, `/deactivate` | | USER; devices of an inactive user do not count while it lasts |
+//! | password set | `PUT /users/WHO/activation` | `{password?, lifetime_seconds?}` | `{email, password, expires}`; generated when not given; shown this once |
+//! | password show | `GET /users/WHO/activation` | | `{state, expires, wrong}`, 404 when there is none |
+//! | password clear | `DELETE /users/WHO/activation` | | 204 |
+//! | device list | `GET /devices[?user=WHO]` | | list of DEVICE `{id, user, email, name, platform, certificate, state, created, revoked, last_seen}` |
+//! | device show | `GET /devices/ID` | | DEVICE with `certificates [..]` |
+//! | device revoke | `DELETE /devices/ID[?wait=SECONDS]` | | `{device, version, not_yet [holder]}`: waits (5 s) for relays and nodes |
+//! | node list | `GET /nodes` | | list of NODE `{id, name, group, origins, certificate, state, created, revoked, last_seen, config}`; config is the version it acknowledged |
+//! | node show | `GET /nodes/ID` | | NODE with `certificates [..]` |
+//! | node revoke | `DELETE /nodes/ID[?wait=SECONDS]` | | `{node, version, not_yet [holder]}` |
+//! | token create | `POST /tokens` | `{name, group?, origins?, lifetime_seconds?}` | `{token TOKEN, text}`; the text is shown this once; defaults: group `default`, origins `["proxy"]`, one day |
+//! | token list | `GET /tokens` | | list of TOKEN `{id, name, group, origins, created, expires, used, revoked, state: open\|used\|expired\|revoked}` |
+//! | token revoke | `DELETE /tokens/ID` | | TOKEN |
+//! | rule list | `GET /rules` | | `{items [RULE], next: null}`; RULE is `{action: allow\|deny, target, ports?, group?}` |
+//! | rule add | `POST /rules` | `{rule RULE, at?}` | the list; `at` counts from 0, at the end when absent |
+//! | rule replace | `PUT /rules/N` | RULE | the list |
+//! | rule remove | `DELETE /rules/N` | | the list |
+//! | rule move | `POST /rules/N/move` | `{to}` | the list |
+//! | rule set | `PUT /rules` | `{items [RULE]}` | the list |
+//! | route list | `GET /routes` | | `{items [ROUTE], next: null, default}`; ROUTE is `{target, ports?, via: direct\|deny\|group:NAME}` |
+//! | route add, replace, remove, move, set | as for rules, at `/routes` | `{route ROUTE, at?}` and so on; set also takes `default?` | the list |
+//! | route default | `PUT /routes/default` | `{via}` | the list |
+//! | config show | `GET /config` | | `{version, expires, relay {..}, node {..}, device {..}}`: the documents as signed |
+//! | audit list | `GET /audit[?after=NUMBER]` | | list of `{number, time, actor, action, subject, outcome, detail, hash}` |
+//! | audit verify | `POST /audit/verify` | | `{records, hash}`; 503 when the chain is broken |
+
+mod holders;
+mod policy;
+mod show;
+mod users;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::routing::{delete, get, post, put};
+use bytes::Bytes;
+use hedgerow_runtime::admin::control::Problem;
+use hedgerow_shared::EntityId;
+use hedgerow_uem_core::store::Page;
+use hedgerow_uem_core::{Actor, Call, CoreError};
+use http::StatusCode;
+use http::request::Parts;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::app::{App, call};
+
+/// The largest request body, bytes: a full list of rules.
+const MAX_BODY: usize = 4 * 1024 * 1024;
+/// How long a revocation waits for relays and nodes unless told otherwise.
+const WAIT: Duration = Duration::from_secs(5);
+/// The longest it may be told to wait.
+const MAX_WAIT: Duration = Duration::from_secs(50);
+
+/// What a verb answers.
+type Shown = Result<axum::Json<Value>, Problem>;
+
+/// The verbs of the table.
+#[must_use]
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/status", get(show::status))
+        .route("/tenant", get(show::tenant))
+        .route("/tenant/epoch", post(show::raise_epoch))
+        .route("/config", get(show::config))
+        .route("/audit", get(show::audit))
+        .route("/audit/verify", post(show::verify_audit))
+        .route("/users", get(users::list).post(users::add))
+        .route("/users/{who}", get(users::show).delete(users::remove))
+        .route("/users/{who}/activate", post(users::activate))
+        .route("/users/{who}/deactivate", post(users::deactivate))
+        .route("/users/{who}/activation", get(users::password).put(users::set_password).delete(users::clear_password))
+        .route("/devices", get(holders::devices))
+        .route("/devices/{id}", get(holders::device).delete(holders::revoke_device))
+        .route("/nodes", get(holders::nodes))
+        .route("/nodes/{id}", get(holders::node).delete(holders::revoke_node))
+        .route("/tokens", get(holders::tokens).post(holders::create_token))
+        .route("/tokens/{id}", delete(holders::revoke_token))
+        .route("/rules", get(policy::rules).post(policy::add_rule).put(policy::set_rules))
+        .route("/rules/{at}", put(policy::replace_rule).delete(policy::remove_rule))
+        .route("/rules/{at}/move", post(policy::move_rule))
+        .route("/routes", get(policy::routes).post(policy::add_route).put(policy::set_routes))
+        .route("/routes/default", put(policy::set_default))
+        .route("/routes/{at}", put(policy::replace_route).delete(policy::remove_route))
+        .route("/routes/{at}/move", post(policy::move_route))
+        .fallback(|| async { Problem::not_found("this core knows no such verb; is the command newer than the core?") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this verb goes by another method; is the command newer than the core?")
+        })
+        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
+        .with_state(app)
+}
+
+/// A JSON body; what is wrong with it is said in the form of every refusal.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|e| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body cannot be read: {e}")))?;
+        // A verb whose fields are all optional may be sent without a body.
+        let bytes = if bytes.is_empty() { Bytes::from_static(b"{}") } else { bytes };
+        serde_json::from_slice(&bytes).map(Self).map_err(|e| Problem::bad_request(format!("the body: {e}")))
+    }
+}
+
+/// The query; what is wrong with it is said in the form of every refusal.
+struct Params<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let query = Query::try_from_uri(&parts.uri);
+        query.map(|Query(value)| Self(value)).map_err(|e| Problem::bad_request(format!("the query: {}", e.body_text())))
+    }
+}
+
+/// Which part of a list.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Part {
+    after: Option<String>,
+    limit: Option<u32>,
+    user: Option<String>,
+}
+
+impl Part {
+    fn page(&self) -> Result<Page, Problem> {
+        let after = self.after.as_deref().map(id).transpose()?;
+        Ok(Page { after, limit: self.limit() })
+    }
+
+    fn limit(&self) -> u32 {
+        self.limit.unwrap_or(Page::MAX).clamp(1, Page::MAX)
+    }
+}
+
+/// How long to wait for relays and nodes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Patience {
+    wait: Option<u64>,
+}
+
+impl Patience {
+    fn limit(&self) -> Duration {
+        self.wait.map_or(WAIT, Duration::from_secs).min(MAX_WAIT)
+    }
+}
+
+/// The one shape of lists. `next` is the id to go on behind when the part is full.
+fn list(items: Vec<Value>, limit: u32, next: Option<String>) -> axum::Json<Value> {
+    let full = items.len() >= limit as usize;
+    axum::Json(json!({ "items": items, "next": next.filter(|_| full) }))
+}
+
+fn id(text: &str) -> Result<EntityId, Problem> {
+    text.parse().map_err(|e: hedgerow_shared::id::NameError| Problem::bad_request(e.to_string()))
+}
+
+fn json_of(value: impl Serialize) -> Result<Value, Problem> {
+    serde_json::to_value(value).map_err(|e| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
+}
+
+/// A call in the name of whoever may open the socket.
+fn admin() -> Call<'static> {
+    call(Actor::Admin("local".to_owned()))
+}
+
+fn problem(error: CoreError) -> Problem {
+    let status = match &error {
+        CoreError::NotFound { .. } => StatusCode::NOT_FOUND,
+        CoreError::Exists { .. } | CoreError::Revoked { .. } => StatusCode::CONFLICT,
+        CoreError::Invalid { .. } => StatusCode::BAD_REQUEST,
+        CoreError::Busy | CoreError::Randomness | CoreError::Store(_) | CoreError::Damaged(_) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+    };
+    let mut text = error.to_string();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            text.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        tracing::error!(error = text, "a verb failed");
+    }
+    Problem::new(status, text)
+}

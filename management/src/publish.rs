@@ -1,0 +1,210 @@
+//! Keeps each relay up to date: CA, configuration, look-up entries. One task a relay; it works when the link comes up
+//! and whenever something was committed, and tries again by itself when the relay did not take it.
+//!
+//! A change made by another process on the same database is noticed by `housekeep`, which compares the tenant's
+//! revision every two seconds; our own changes wake the tasks at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hedgerow_runtime::clock;
+use hedgerow_runtime::link::{Link, Uplink, UplinkStatus};
+use hedgerow_runtime::scope::Scope;
+use hedgerow_shared::Role;
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::verify::Version;
+use hedgerow_shared::wire::message::{
+    CaRegistration, LinkOpen, OpenActivation, Registrations, Service, ServiceReply, Wake, address_hash,
+};
+use hedgerow_uem_core::{Actor, CoreError};
+use tokio::time::{Instant, timeout};
+
+use crate::app::{App, RelayState, Standing, call};
+use crate::services;
+
+/// The first pause after a relay did not take something; it doubles up to `LONGEST`.
+const FIRST: Duration = Duration::from_secs(1);
+/// The longest such pause.
+const LONGEST: Duration = Duration::from_secs(30);
+/// How often the tenant's revision is compared: half of what a revocation may take.
+const LOOK: Duration = Duration::from_secs(2);
+/// How often re-issue, expiry and our own certificate are looked after.
+const CHORES: Duration = Duration::from_secs(60);
+/// The largest answer of a relay's service, bytes.
+const MAX_REPLY: usize = 16 * 1024;
+
+/// What this link has been told.
+#[derive(Default)]
+struct Told {
+    ca: bool,
+    config: Option<Version>,
+    registrations: Option<Registrations>,
+}
+
+/// Serves and feeds one relay for as long as the uplink lives.
+pub(crate) async fn keep(app: Arc<App>, relay: usize, uplink: Uplink, scope: Scope) {
+    let Some(state) = app.relays.get(relay) else { return };
+    let mut status = uplink.status();
+    loop {
+        let now = status.borrow_and_update().clone();
+        match now {
+            UplinkStatus::Up(link) => {
+                *state.standing.lock() = Standing { up: Some(clock::now()), ..Standing::default() };
+                // The old link's streams end by themselves when a relay drains: each link has its own task.
+                scope.spawn(services::accept(app.clone(), link.mux.clone(), scope.clone()));
+                tokio::select! {
+                    () = feed(&app, state, &link) => {}
+                    _ = status.changed() => continue,
+                }
+            }
+            UplinkStatus::Connecting(fault) => *state.standing.lock() = Standing { fault, ..Standing::default() },
+            UplinkStatus::Stopped => {
+                *state.standing.lock() = Standing::default();
+                return;
+            }
+        }
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells the relay what it does not know yet, again and again, until the link ends.
+async fn feed(app: &App, state: &RelayState, link: &Link) {
+    let mut changes = app.changes();
+    let mut told = Told::default();
+    let mut pause = FIRST;
+    loop {
+        changes.borrow_and_update();
+        let again = match bring_up_to_date(app, state, link, &mut told).await {
+            Ok(()) => {
+                state.standing.lock().fault = None;
+                pause = FIRST;
+                None
+            }
+            Err(fault) => {
+                metrics::counter!("hedgerow_core_publish_failures_total", "reason" => fault.code.label()).increment(1);
+                tracing::warn!(relay = state.name, reason = %fault, "the relay is not up to date");
+                state.standing.lock().fault = Some(fault);
+                let again = pause;
+                pause = pause.saturating_mul(2).min(LONGEST);
+                Some(again)
+            }
+        };
+        let due = async {
+            match again {
+                // A change does not shorten the pause: a relay that refuses is not asked faster for being asked more.
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => changes.changed().await.unwrap_or(()),
+            }
+        };
+        tokio::select! {
+            () = due => {}
+            _ = link.mux.closed() => return,
+        }
+    }
+}
+
+async fn bring_up_to_date(app: &App, state: &RelayState, link: &Link, told: &mut Told) -> Result<(), Fault> {
+    if !told.ca {
+        let request = CaRegistration { certificate: app.ca.der().to_vec() };
+        ask(app, link, Service::RegisterCa, &request).await?;
+        told.ca = true;
+        state.standing.lock().ca = true;
+    }
+    let version = app.domain.config_version(&app.tenant).await.map_err(internal)?;
+    if told.config != Some(version) {
+        let configs = app.domain.configs(&app.tenant).await.map_err(internal)?;
+        let reply = ask(app, link, Service::PutConfig, &configs.relay).await?;
+        let in_force = reply.version.unwrap_or(configs.version);
+        if in_force > configs.version {
+            // Only a raised epoch gets past a relay that has seen more than this database.
+            let text = format!(
+                "the relay has configuration {in_force}, we have {}: was the database restored from a backup? raise the epoch",
+                configs.version
+            );
+            return Err(Fault::new(Code::Protocol, text));
+        }
+        app.acknowledge(&format!("relay:{}", state.name), in_force).await.map_err(internal)?;
+        state.standing.lock().config = Some(in_force);
+        told.config = Some(configs.version);
+        metrics::counter!("hedgerow_core_configs_published_total").increment(1);
+        tracing::debug!(relay = state.name, version = %configs.version, "configuration in force at the relay");
+        link.mux.send_control(&Wake { roles: vec![Role::Node, Role::Device], ids: Vec::new() }.into())?;
+    }
+    // Relays without a look-up key have no look-up.
+    if let Some(key) = &link.accept.lookup_key {
+        let open = app.domain.open_addresses(&app.tenant, clock::now()).await.map_err(internal)?;
+        let open = open
+            .iter()
+            .map(|o| OpenActivation { hash: address_hash(key, o.email.as_str()), until: o.expires.0 })
+            .collect();
+        let wanted = Registrations { open };
+        if told.registrations.as_ref() != Some(&wanted) {
+            ask(app, link, Service::PutRegistrations, &wanted).await?;
+            state.standing.lock().registrations = wanted.open.len();
+            told.registrations = Some(wanted);
+        }
+    }
+    Ok(())
+}
+
+/// One request of a relay's service.
+async fn ask(app: &App, link: &Link, service: Service, request: &impl minicbor::Encode<()>) -> Result<ServiceReply, Fault> {
+    let body = minicbor::to_vec(request).map_err(|e| Fault::new(Code::Internal, e.to_string()))?;
+    let exchange = async {
+        let mut stream = link.mux.open(&LinkOpen::Service { service }).await?;
+        stream.write_chunk(Bytes::from(body)).await?;
+        stream.finish();
+        let mut answer = Vec::new();
+        while let Some(chunk) = stream.read_chunk().await? {
+            if answer.len() + chunk.len() > MAX_REPLY {
+                return Err(Fault::new(Code::Protocol, "the relay's answer is too long"));
+            }
+            answer.extend_from_slice(&chunk);
+        }
+        minicbor::decode::<ServiceReply>(&answer)
+            .map_err(|_| Fault::new(Code::Protocol, "the relay's answer is malformed"))
+    };
+    let reply = timeout(app.timers.request, exchange)
+        .await
+        .map_err(|_| Fault::new(Code::TimedOut, format!("the relay did not answer {service:?} in time")))??;
+    match reply.fault.code {
+        Code::Ok => Ok(reply),
+        _ => Err(Fault::new(reply.fault.code, format!("{service:?}: {}", reply.fault.text))),
+    }
+}
+
+fn internal(error: CoreError) -> Fault {
+    tracing::error!(%error, "the domain failed");
+    Fault::new(Code::Internal, "the core's own storage failed")
+}
+
+/// Looks for changes by others, re-issues the configuration hourly, removes what expired, renews our certificate.
+pub(crate) async fn housekeep(app: Arc<App>) {
+    let mut revision = None;
+    let mut chores = Instant::now();
+    loop {
+        match app.domain.tenant(&app.tenant).await {
+            Ok(row) if revision != Some(row.revision) => {
+                revision = Some(row.revision);
+                app.changed();
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "the tenant cannot be read"),
+        }
+        if Instant::now() >= chores {
+            chores = Instant::now() + CHORES;
+            match app.domain.reissue_if_due(&mut call(Actor::System), &app.tenant).await {
+                Ok(Some(version)) => tracing::info!(%version, "configuration issued again"),
+                Ok(None) => {}
+                Err(error) => tracing::error!(%error, "the configuration cannot be issued again"),
+            }
+            if let Err(error) = app.renew_identity().await {
+                tracing::error!(error = format!("{error:#}"), "the core's certificate cannot be renewed");
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

@@ -1,0 +1,150 @@
+//! The life of the core: open, dial, serve, drain.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hedgerow_runtime::admin::control::Problem;
+use hedgerow_runtime::admin::{self, Admin};
+use hedgerow_runtime::boot;
+use hedgerow_runtime::clock::random;
+use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus};
+use hedgerow_runtime::tls::{self, Own, SigningKey};
+use hedgerow_shared::InstanceId;
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::wire::message::GoAway;
+use hedgerow_uem_core::service::NewTenant;
+
+use crate::app::{App, MAX_CONNECTIONS};
+use crate::config::CoreConfig;
+use crate::{control, publish, status, store};
+
+/// The control socket, in the state directory.
+pub const CONTROL: &str = "control.sock";
+
+/// A core that runs.
+pub struct Running {
+    /// What everything shares.
+    pub app: Arc<App>,
+    /// Where the admin listener is.
+    pub admin: SocketAddr,
+    /// Where the control socket is.
+    pub control: PathBuf,
+    uplinks: Vec<Uplink>,
+}
+
+/// Runs the core until the process drains.
+///
+/// # Errors
+/// The configuration, the state directory or a listener cannot be used. Relays that cannot be reached are no error:
+/// they are tried for ever.
+pub async fn run(config: CoreConfig, context: boot::Context) -> anyhow::Result<()> {
+    let running = start(config, &context).await?;
+    context.ready();
+    context.draining().await;
+    running.drain(&context).await;
+    Ok(())
+}
+
+/// Starts the core and returns; it lives as long as `context.scope`.
+///
+/// # Errors
+/// As `run`.
+pub async fn start(config: CoreConfig, context: &boot::Context) -> anyhow::Result<Running> {
+    config.check()?;
+    let timers = config.timers();
+    let (database, link) = (context.readiness.check("database"), context.readiness.check("relay link"));
+    let listener = Admin::bind(config.admin.listen).await?;
+
+    let state = store::State::open(&config.state).await.context("the state directory cannot be used")?;
+    let name = config.name.clone().unwrap_or_else(|| config.tenant.to_string());
+    let new = NewTenant { id: config.tenant.clone(), name, settings: config.settings()? };
+    let names: Vec<String> = config.relays.iter().map(|r| r.name.clone()).collect();
+    let app = App::open(state, new, &names, web(&config)?, timers).await?;
+    database.pass();
+
+    let socket = config.state.join(CONTROL);
+    admin::control::serve(&socket, control::router(app.clone()), &context.scope).await?;
+    let address = listener.address();
+    let routes = Router::new().route("/status", get(show)).with_state(app.clone());
+    listener.serve(context.metrics.clone(), context.readiness.clone(), routes, &context.scope);
+
+    let credentials = Credentials::Srp { tenant: config.tenant.clone(), key: config.srp_key()? };
+    let instance = InstanceId::from_random(random());
+    let mut uplinks = Vec::new();
+    for (i, target) in config.targets()?.into_iter().enumerate() {
+        let config = UplinkConfig { relays: vec![target], credentials: credentials.clone(), instance, timers };
+        let uplink = Uplink::start(config, &context.scope);
+        context.scope.spawn(publish::keep(app.clone(), i, uplink.clone(), context.scope.clone()));
+        uplinks.push(uplink);
+    }
+    context.scope.spawn(publish::housekeep(app.clone()));
+    context.scope.spawn(watch_links(uplinks.clone(), link));
+    tracing::info!(tenant = %app.tenant, admin = %address, control = %socket.display(), ca = app.ca.pin(), "core started");
+    Ok(Running { app, admin: address, control: socket, uplinks })
+}
+
+impl Running {
+    /// Tells the relays to send no more, and waits for what is being answered, up to the context's deadline.
+    pub async fn drain(&self, context: &boot::Context) {
+        let fault = Fault::new(Code::Draining, "the core is shutting down");
+        for link in self.uplinks.iter().filter_map(Uplink::current) {
+            link.mux.go_away(&GoAway { fault: fault.clone(), return_after_ms: 0, alternatives: Vec::new() });
+        }
+        let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
+        let idle = self.app.connections.acquire_many(all);
+        let limit = context.drain_deadline().min(self.app.timers.drain);
+        if tokio::time::timeout(limit, idle).await.is_err() {
+            tracing::warn!("connections were still open at the end of the drain");
+        }
+        for link in self.uplinks.iter().filter_map(Uplink::current) {
+            link.mux.close(fault.clone());
+        }
+    }
+}
+
+/// Ready while at least one relay is linked.
+async fn watch_links(uplinks: Vec<Uplink>, check: admin::Check) {
+    let mut changes: Vec<_> = uplinks.iter().map(Uplink::status).collect();
+    loop {
+        // All of them are looked at: one left unseen would count as changed for ever.
+        let up = changes.iter_mut().filter_map(|s| matches!(&*s.borrow_and_update(), UplinkStatus::Up(_)).then_some(()));
+        if up.count() > 0 {
+            check.pass();
+        } else {
+            let fault = changes.iter().find_map(|s| match &*s.borrow() {
+                UplinkStatus::Connecting(fault) => fault.as_ref().map(ToString::to_string),
+                UplinkStatus::Up(_) | UplinkStatus::Stopped => None,
+            });
+            check.fail(fault.unwrap_or_else(|| "no relay is linked yet".to_owned()));
+        }
+        let changed = changes.iter_mut().map(|s| Box::pin(s.changed()));
+        let (result, _, _) = futures_util::future::select_all(changed).await;
+        if result.is_err() {
+            return;
+        }
+    }
+}
+
+/// The certificate of the web services, when there is one of its own.
+fn web(config: &CoreConfig) -> anyhow::Result<Option<Own>> {
+    let (Some(certificate), Some(key)) = (&config.bws.certificate, &config.bws.key_file) else { return Ok(None) };
+    let chain = tls::read_certificates(certificate).context("bws.certificate")?;
+    let key = SigningKey::read(key).context("bws.key_file")?;
+    Ok(Some(Own { chain, key }))
+}
+
+async fn show(State(app): State<Arc<App>>) -> Response {
+    match status::show(&app).await {
+        Ok(value) => axum::Json(value).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the status cannot be read");
+            Problem::new(http::StatusCode::SERVICE_UNAVAILABLE, "the storage failed; see the log").into_response()
+        }
+    }
+}

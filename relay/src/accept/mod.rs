@@ -1,0 +1,258 @@
+//! The doors: every TCP connection to 3101 and 443, until it is known what it is.
+//!
+//! 1. Its first bytes are read into a buffer of ours, 16 KiB and the hand-shake's time at most.
+//! 2. A lane preamble, or a ClientHello whose server name is `<ticket>.lane.<relay>`: a leg of a lane; the bytes go on
+//!    unopened.
+//! 3. A ClientHello for the relay itself: TLS is ended here, and the protocol that was agreed on decides: link, wrapped
+//!    lane leg, HTTP.
+//! 4. Anything else is closed and counted.
+
+pub mod client_hello;
+pub mod prefixed;
+mod waiting;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use hedgerow_runtime::dial;
+use hedgerow_runtime::scope::Scope;
+use hedgerow_runtime::telemetry::dropped;
+use hedgerow_shared::Ticket;
+use hedgerow_shared::fault::DropReason;
+use hedgerow_shared::limits::MAX_FIRST_BYTES;
+use hedgerow_shared::wire::lane as wire;
+use hedgerow_shared::wire::message::{ALPN_LANE, ALPN_LINK};
+use parking_lot::RwLock;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::connect::Version;
+use crate::lane::{Carrier, Leg};
+use crate::state::Relay;
+use crate::{connect, serve};
+use client_hello::Parsed;
+use prefixed::Prefixed;
+pub use waiting::{Place, Waiting};
+
+/// Pause after a failed accept: out of descriptors, most likely; spinning would take the processor too.
+const BACK_OFF: Duration = Duration::from_millis(50);
+/// Silent connections that make room when descriptors or permits are short.
+const SHED: usize = 64;
+
+/// What every door of one relay shares.
+#[derive(Clone)]
+pub struct Doors {
+    /// Whom connections are for.
+    pub relay: Arc<Relay>,
+    /// The relay's own TLS; replaced when the certificate is.
+    pub tls: Arc<RwLock<TlsAcceptor>>,
+    /// Connections of every kind.
+    pub permits: Arc<Semaphore>,
+    /// Connections that have not shown yet what they are.
+    pub waiting: Waiting,
+}
+
+/// One relay connection whose TLS ends here.
+pub type Own = TlsStream<Prefixed<TcpStream>>;
+
+impl Doors {
+    /// Accepts on one listener until `scope` ends; what was accepted lives on in the relay's own scope.
+    pub fn open(&self, listener: TcpListener, scope: &Scope) {
+        let doors = self.clone();
+        scope.spawn(async move {
+            loop {
+                let permits = doors.permits.clone();
+                if permits.available_permits() == 0 {
+                    doors.waiting.shed(SHED);
+                }
+                let Ok(permit) = permits.acquire_owned().await else { return };
+                match listener.accept().await {
+                    Ok((tcp, address)) => {
+                        let place = doors.waiting.enter();
+                        metrics::counter!("hedgerow_relay_accepts_total").increment(1);
+                        let greeter = doors.clone();
+                        doors.relay.work.spawn(async move { greeter.greet(tcp, address, place, permit).await });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "accept failed");
+                        metrics::counter!("hedgerow_relay_accept_errors_total").increment(1);
+                        doors.waiting.shed(SHED);
+                        tokio::time::sleep(BACK_OFF).await;
+                    }
+                }
+            }
+        });
+    }
+
+    async fn greet(self, tcp: TcpStream, address: SocketAddr, place: Place, permit: OwnedSemaphorePermit) {
+        dial::prepare(&tcp);
+        // One deadline for everything that comes before a peer is known, however many steps it takes.
+        let until = tokio::time::Instant::now() + self.relay.timers.handshake;
+        let greeted = tokio::select! {
+            greeted = tokio::time::timeout_at(until, self.sort(tcp)) => greeted,
+            () = place.shown_out() => return,
+        };
+        let (kind, sorted) = match greeted {
+            Ok(Some(sorted)) => (sorted.kind(), sorted),
+            Ok(None) => return,
+            Err(_) => return dropped(DropReason::HandshakeTimeout),
+        };
+        metrics::counter!("hedgerow_relay_connections_total", "kind" => kind).increment(1);
+        match sorted {
+            Sorted::Lane(ticket, carrier, first) => {
+                let leg = Leg { carrier, first, address, permit: Box::new(permit) };
+                self.relay.lanes.arrive(&ticket, leg, Instant::now());
+            }
+            Sorted::Link(tls) => {
+                let _permit = permit;
+                serve::link(&self.relay, *tls, address, place).await;
+            }
+            Sorted::Http(tls, version) => {
+                drop(place);
+                connect::serve(&self.relay, *tls, version, address, permit).await;
+            }
+        }
+    }
+
+    /// Finds out what a connection is. `None` when it was closed; that is counted already.
+    async fn sort(&self, tcp: TcpStream) -> Option<Sorted> {
+        let mut first = BytesMut::new();
+        let seen = match read_first(&tcp, &mut first, &self.relay).await {
+            Ok(seen) => seen,
+            Err(reason) => {
+                if let Some(reason) = reason {
+                    dropped(reason);
+                }
+                return None;
+            }
+        };
+        if let Seen::Lane(ticket, skip) = seen {
+            return Some(Sorted::Lane(ticket, Carrier::Plain(tcp), first.split_off(skip).freeze()));
+        }
+        let acceptor = self.tls.read().clone();
+        let tls = match acceptor.accept(Prefixed::new(first.freeze(), tcp)).await {
+            Ok(tls) => tls,
+            Err(error) => {
+                tracing::debug!(%error, "TLS hand-shake failed");
+                metrics::counter!("hedgerow_relay_tls_failures_total").increment(1);
+                return None;
+            }
+        };
+        match tls.get_ref().1.alpn_protocol() {
+            Some(p) if p == ALPN_LINK => Some(Sorted::Link(Box::new(tls))),
+            Some(p) if p == ALPN_LANE => wrapped(tls).await,
+            Some(b"h2") => Some(Sorted::Http(Box::new(tls), Version::Two)),
+            _ => Some(Sorted::Http(Box::new(tls), Version::One)),
+        }
+    }
+}
+
+enum Sorted {
+    Lane(Ticket, Carrier, Bytes),
+    Link(Box<Own>),
+    Http(Box<Own>, Version),
+}
+
+impl Sorted {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Lane(_, Carrier::Plain(_), _) => "lane",
+            Self::Lane(_, Carrier::Wrapped(_), _) => "wrapped_lane",
+            Self::Link(_) => "link",
+            Self::Http(..) => "http",
+        }
+    }
+}
+
+/// What the first bytes say.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    /// A lane leg; so many bytes are the preamble's.
+    Lane(Ticket, usize),
+    /// A ClientHello for the relay itself.
+    Own,
+}
+
+/// Reads until it is clear. No buffer is held while nothing has come.
+async fn read_first(tcp: &TcpStream, first: &mut BytesMut, relay: &Relay) -> Result<Seen, Option<DropReason>> {
+    loop {
+        let wanted = match look(first, relay) {
+            Look::Seen(seen) => return Ok(seen),
+            Look::Close(reason) => return Err(Some(reason)),
+            Look::Wait(wanted) => wanted,
+        };
+        // A peer that sends byte by byte is looked at again only when it has sent enough.
+        while first.len() < wanted {
+            tcp.readable().await.map_err(|_| None)?;
+            first.reserve((wanted - first.len()).max(2048));
+            match tcp.try_read_buf(first) {
+                Ok(0) => return Err((!first.is_empty()).then_some(DropReason::UnknownFirstBytes)),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Err(None),
+            }
+        }
+    }
+}
+
+enum Look {
+    Seen(Seen),
+    Close(DropReason),
+    Wait(usize),
+}
+
+fn look(first: &[u8], relay: &Relay) -> Look {
+    match wire::parse(first) {
+        wire::Parsed::Ticket(ticket, length) => return Look::Seen(Seen::Lane(ticket, length)),
+        wire::Parsed::Incomplete => return Look::Wait(first.len() + 1),
+        wire::Parsed::Unknown => {}
+    }
+    let hello = match client_hello::parse(first) {
+        Parsed::Incomplete(wanted) => return Look::Wait(wanted.min(MAX_FIRST_BYTES)),
+        Parsed::Hello(hello) => hello,
+        Parsed::NotTls => return Look::Close(DropReason::UnknownFirstBytes),
+        Parsed::Malformed(why) => {
+            tracing::debug!(why, "ClientHello refused");
+            return Look::Close(DropReason::UnknownFirstBytes);
+        }
+    };
+    let Some(name) = hello.server_name else { return Look::Seen(Seen::Own) };
+    match wire::ticket_of(&name, &relay.config.name) {
+        Some(Ok(ticket)) => Look::Seen(Seen::Lane(ticket, 0)),
+        Some(Err(())) => Look::Close(DropReason::UnknownTicket),
+        None if relay.config.answers_to(&name) => Look::Seen(Seen::Own),
+        None => Look::Close(DropReason::UnknownFirstBytes),
+    }
+}
+
+/// A lane leg inside TLS to the relay: the preamble, then the session.
+async fn wrapped(mut tls: Own) -> Option<Sorted> {
+    match preamble(&mut tls).await {
+        Some((ticket, rest)) => Some(Sorted::Lane(ticket, Carrier::Wrapped(Box::new(tls)), rest)),
+        None => {
+            dropped(DropReason::UnknownFirstBytes);
+            None
+        }
+    }
+}
+
+async fn preamble(io: &mut (impl AsyncRead + Unpin)) -> Option<(Ticket, Bytes)> {
+    let mut bytes = BytesMut::with_capacity(wire::LENGTH);
+    loop {
+        match wire::parse(&bytes) {
+            wire::Parsed::Ticket(ticket, length) => return Some((ticket, bytes.split_off(length).freeze())),
+            wire::Parsed::Unknown => return None,
+            wire::Parsed::Incomplete => {
+                if io.read_buf(&mut bytes).await.ok()? == 0 {
+                    return None;
+                }
+            }
+        }
+    }
+}

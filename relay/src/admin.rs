@@ -1,0 +1,310 @@
+//! What an operator sees (loopback HTTP, reading only) and does (control socket). Bodies and answers are JSON; refusals
+//! are `{"error": "..."}`.
+//!
+//! | door | request | answer |
+//! |---|---|---|
+//! | both | `GET /sessions` | links and lanes |
+//! | control | `GET /info` | name, instance, CA file and pin |
+//! | control | `GET /tenants` | all tenants, without keys |
+//! | control | `POST /tenants {"tenant"?}` | `{"tenant", "srp_key"}`, shown once |
+//! | control | `DELETE /tenants/{id}` | `{"cut"}` |
+//! | control | `POST /tenants/{id}/block`, `/unblock` | `{"cut"}` |
+//! | control | `POST /tenants/{id}/srp-key` | `{"tenant", "srp_key"}`: a new one |
+//! | control | `POST /tenants/{id}/domains {"domain"}` | `{"domain"}` |
+//! | control | `DELETE /tenants/{id}/domains/{domain}` | `{"domain"}` |
+//! | control | `DELETE /sessions/{id}` | `{"cut"}` |
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::extract::{Path, State};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use data_encoding::HEXLOWER;
+use hedgerow_runtime::admin::control::Problem;
+use hedgerow_runtime::clock;
+use hedgerow_runtime::mux::Mux;
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::secret::Secret;
+use hedgerow_shared::{SessionId, TenantId, UnixTime};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::identity::Identity;
+use crate::lane;
+use crate::registry::Live;
+use crate::state::Relay;
+use crate::store::{StoreError, TenantState};
+
+type Shared = State<Arc<Relay>>;
+type Answer = Result<Json<Value>, Problem>;
+
+/// For the admin listener.
+pub fn reading(relay: Arc<Relay>) -> Router {
+    Router::new().route("/sessions", get(sessions)).with_state(relay)
+}
+
+/// For the control socket.
+pub fn control(relay: Arc<Relay>, identity: &Identity) -> Router {
+    let info = json!({
+        "name": relay.config.name,
+        "instance": relay.instance.to_string(),
+        "ca": identity.ca,
+        "ca_pin": identity.ca_pin.map(|pin| HEXLOWER.encode(&pin)),
+    });
+    Router::new()
+        .route("/info", get(move || async move { Json(info) }))
+        .route("/sessions", get(sessions))
+        .route("/sessions/{id}", delete(cut))
+        .route("/tenants", get(tenants).post(add))
+        .route("/tenants/{tenant}", delete(remove))
+        .route("/tenants/{tenant}/block", post(block))
+        .route("/tenants/{tenant}/unblock", post(unblock))
+        .route("/tenants/{tenant}/srp-key", post(rotate))
+        .route("/tenants/{tenant}/domains", post(claim))
+        .route("/tenants/{tenant}/domains/{domain}", delete(unclaim))
+        .with_state(relay)
+}
+
+/// One entry of `GET /sessions`.
+#[derive(Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+enum Session {
+    Link {
+        id: String,
+        tenant: String,
+        role: &'static str,
+        entity: Option<String>,
+        group: Option<String>,
+        origins: Vec<&'static str>,
+        instance: String,
+        transport: &'static str,
+        address: String,
+        build: String,
+        rtt_ms: Option<f64>,
+        bytes_in: u64,
+        bytes_out: u64,
+        streams: usize,
+        draining: bool,
+        age_s: u64,
+    },
+    Lane {
+        id: String,
+        tenant: String,
+        origin: &'static str,
+        device: String,
+        node: String,
+        device_address: String,
+        node_address: String,
+        path: &'static str,
+        bytes_up: u64,
+        bytes_down: u64,
+        age_s: u64,
+    },
+}
+
+async fn sessions(State(relay): Shared) -> Json<Vec<Session>> {
+    let now = clock::now();
+    let links = relay.registry.select(None, |_| true);
+    let links = links.iter().map(|live| link_entry(live, now));
+    let lanes = relay.lanes.live();
+    Json(links.chain(lanes.iter().map(|lane| lane_entry(lane, now))).collect())
+}
+
+fn link_entry(live: &Live<Mux>, now: UnixTime) -> Session {
+    let (facts, stats) = (&live.facts, live.handle.stats());
+    Session::Link {
+        id: facts.id.to_string(),
+        tenant: facts.tenant.to_string(),
+        role: facts.role.as_str(),
+        entity: facts.entity.map(|e| e.to_string()),
+        group: facts.group.as_ref().map(ToString::to_string),
+        origins: facts.origins.iter().map(|o| o.as_str()).collect(),
+        instance: facts.instance.to_string(),
+        transport: "tls",
+        address: facts.address.to_string(),
+        build: facts.build.clone(),
+        rtt_ms: stats.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+        bytes_in: stats.bytes_in,
+        bytes_out: stats.bytes_out,
+        streams: stats.streams,
+        draining: live.is_draining(),
+        age_s: now.since(facts.since),
+    }
+}
+
+fn lane_entry(lane: &lane::Live, now: UnixTime) -> Session {
+    Session::Lane {
+        id: lane.id.to_string(),
+        tenant: lane.facts.tenant.to_string(),
+        origin: lane.facts.origin.as_str(),
+        device: lane.facts.device.entity.to_string(),
+        node: lane.facts.node.entity.to_string(),
+        device_address: lane.device_address.to_string(),
+        node_address: lane.node_address.to_string(),
+        path: lane.path,
+        bytes_up: lane.up.load(Ordering::Relaxed),
+        bytes_down: lane.down.load(Ordering::Relaxed),
+        age_s: now.since(lane.since),
+    }
+}
+
+async fn cut(State(relay): Shared, Path(id): Path<String>) -> Answer {
+    let id: SessionId = id.parse().map_err(|e| Problem::bad_request(format!("{e}")))?;
+    if let Some(lane) = relay.lanes.get(id) {
+        lane.cut();
+        return Ok(Json(json!({ "cut": 1 })));
+    }
+    let found = relay.registry.select(None, |facts| facts.id == id);
+    if found.is_empty() {
+        return Err(Problem::not_found("no live session has this id; `GET /sessions` lists those that are"));
+    }
+    for live in &found {
+        live.handle.close(Fault::new(Code::Lost, "an operator of the relay closed the link"));
+    }
+    Ok(Json(json!({ "cut": found.len() })))
+}
+
+async fn tenants(State(relay): Shared) -> Json<Value> {
+    let all = relay.store.tenants();
+    let list = all.iter().map(|t| {
+        json!({
+            "tenant": t.id,
+            "state": t.state,
+            "domains": t.domains,
+            "ca_pin": t.ca.as_ref().map(hedgerow_shared::verify::TenantCa::pin),
+            "config_version": t.seen.map(|v| v.to_string()),
+            "config_expires": t.config.as_ref().map(|c| c.head.expires),
+            "open_activations": t.open_activations(),
+            "links": relay.registry.select(Some(&t.id), |_| true).len(),
+            "created": t.created,
+        })
+    });
+    Json(list.collect())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewTenant {
+    tenant: Option<TenantId>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Domain {
+    domain: String,
+}
+
+async fn add(State(relay): Shared, Json(new): Json<NewTenant>) -> Answer {
+    blocking(relay, move |relay| {
+        let id = new.tenant.map_or_else(|| free_id(relay), Ok)?;
+        let tenant = relay.store.add(id)?;
+        tracing::info!(tenant = %tenant.id, "tenant added");
+        Ok(key_answer(&tenant.id, &tenant.srp_key))
+    })
+    .await
+}
+
+fn free_id(relay: &Relay) -> Result<TenantId, StoreError> {
+    loop {
+        let number = u32::from_be_bytes(clock::random()) % 100_000_000;
+        let text = format!("S{number:08}");
+        let id: TenantId = text.parse().map_err(|_| StoreError::NotADomain(text.clone()))?;
+        if relay.store.tenant(&id).is_none() {
+            return Ok(id);
+        }
+    }
+}
+
+async fn remove(State(relay): Shared, Path(tenant): Path<String>) -> Answer {
+    let tenant = id(&tenant)?;
+    blocking(relay, move |relay| {
+        relay.store.remove(&tenant)?;
+        tracing::info!(%tenant, "tenant removed");
+        Ok(json!({ "cut": relay.enforce(Some(&tenant)) }))
+    })
+    .await
+}
+
+async fn block(State(relay): Shared, Path(tenant): Path<String>) -> Answer {
+    set_state(relay, id(&tenant)?, TenantState::Blocked).await
+}
+
+async fn unblock(State(relay): Shared, Path(tenant): Path<String>) -> Answer {
+    set_state(relay, id(&tenant)?, TenantState::Active).await
+}
+
+async fn set_state(relay: Arc<Relay>, tenant: TenantId, state: TenantState) -> Answer {
+    blocking(relay, move |relay| {
+        relay.store.set_state(&tenant, state)?;
+        tracing::info!(%tenant, ?state, "tenant changed");
+        Ok(json!({ "cut": relay.enforce(Some(&tenant)) }))
+    })
+    .await
+}
+
+async fn rotate(State(relay): Shared, Path(tenant): Path<String>) -> Answer {
+    let tenant = id(&tenant)?;
+    blocking(relay, move |relay| {
+        let key = relay.store.rotate_srp_key(&tenant)?;
+        tracing::info!(%tenant, "SRP key replaced");
+        Ok(key_answer(&tenant, &key))
+    })
+    .await
+}
+
+async fn claim(State(relay): Shared, Path(tenant): Path<String>, Json(new): Json<Domain>) -> Answer {
+    let tenant = id(&tenant)?;
+    blocking(relay, move |relay| Ok(json!({ "domain": relay.store.claim_domain(&tenant, &new.domain)? }))).await
+}
+
+async fn unclaim(State(relay): Shared, Path((tenant, domain)): Path<(String, String)>) -> Answer {
+    let tenant = id(&tenant)?;
+    blocking(relay, move |relay| {
+        let there = relay.store.unclaim_domain(&tenant, &domain)?;
+        Ok(json!({ "domain": domain, "removed": there }))
+    })
+    .await
+}
+
+fn key_answer(tenant: &TenantId, key: &Secret) -> Value {
+    json!({ "tenant": tenant, "srp_key": HEXLOWER.encode(key.expose()) })
+}
+
+fn id(text: &str) -> Result<TenantId, Problem> {
+    text.parse().map_err(|e| Problem::bad_request(format!("{e}")))
+}
+
+/// The store waits for the disk.
+async fn blocking(
+    relay: Arc<Relay>,
+    work: impl FnOnce(&Relay) -> Result<Value, StoreError> + Send + 'static,
+) -> Answer {
+    match tokio::task::spawn_blocking(move || work(&relay)).await {
+        Ok(Ok(answer)) => Ok(Json(answer)),
+        Ok(Err(error)) => Err(problem(&error)),
+        Err(_) => {
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the request could not be carried out; see the log"))
+        }
+    }
+}
+
+fn problem(error: &StoreError) -> Problem {
+    let status = match error {
+        StoreError::UnknownTenant(_) => StatusCode::NOT_FOUND,
+        StoreError::Exists(_) | StoreError::DomainTaken(_) | StoreError::CaKeyTaken | StoreError::CaFixed => {
+            StatusCode::CONFLICT
+        }
+        StoreError::NotADomain(_)
+        | StoreError::Ca(_)
+        | StoreError::ForeignCa(_)
+        | StoreError::NoCa
+        | StoreError::Config(_)
+        | StoreError::TooManyRegistrations => StatusCode::BAD_REQUEST,
+        StoreError::Io { .. } | StoreError::Damaged { .. } | StoreError::Exposed(_) | StoreError::InUse(_) => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    };
+    Problem::new(status, error.to_string())
+}

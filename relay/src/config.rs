@@ -1,0 +1,282 @@
+//! The relay's configuration file. Every key has a default except `name`, `state` and `listen`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hedgerow_shared::limits::Timers;
+use serde::{Deserialize, Serialize};
+
+use crate::limit::Rate;
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RelayConfig {
+    /// The name in the relay's TLS certificate, under which devices, nodes and cores dial it. Lane names end in it.
+    pub name: String,
+    /// The folder for tenants, keys and the control socket; made with mode 0700.
+    pub state: PathBuf,
+    /// Where to listen.
+    pub listen: Listen,
+    /// The relay's own certificate.
+    #[serde(default)]
+    pub tls: Tls,
+    /// The operator's listener.
+    #[serde(default)]
+    pub admin: Admin,
+    /// What strangers may use up.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Timers.
+    #[serde(default)]
+    pub timers: TimerConfig,
+    /// What happens on SIGTERM.
+    #[serde(default)]
+    pub drain: Drain,
+}
+
+/// TCP addresses. Each takes every kind of connection; two lists only because firewalls know two ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    /// For nodes and cores, port 3101 by convention.
+    pub link: Vec<SocketAddr>,
+    /// For devices, port 443 by convention.
+    pub device: Vec<SocketAddr>,
+}
+
+/// Certificate and key in PEM files; without them the relay makes a CA of its own (`STATE/relay-ca.pem`).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// Certificate chain, leaf first.
+    pub certificate: Option<PathBuf>,
+    /// Its private key; only its owner may be able to read it.
+    pub key_file: Option<PathBuf>,
+    /// Further names and addresses that clients use for this relay; also put into a self-made certificate, which
+    /// always names `localhost`, `127.0.0.1` and `::1`.
+    pub names: Vec<String>,
+}
+
+/// The loopback listener with metrics, health, readiness and sessions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// A loopback address; anything else is refused.
+    pub listen: SocketAddr,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9101)) }
+    }
+}
+
+/// What strangers may use up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Connections at once, of every kind.
+    pub connections: usize,
+    /// Connections at once that have not shown yet what they are; beyond it the oldest silent one makes room.
+    pub handshakes: usize,
+    /// CONNECT requests a second of one client address (an IPv6 client is its /64).
+    pub connect_per_client: f64,
+    /// How many it may save up.
+    pub connect_burst_per_client: f64,
+    /// CONNECT tunnels open at once of one client address.
+    pub tunnels_per_client: usize,
+    /// CONNECT requests a second to one tenant, of all clients.
+    pub connect_per_tenant: f64,
+    /// How many may be saved up.
+    pub connect_burst_per_tenant: f64,
+    /// Look-ups a second of one client address.
+    pub lookup_per_client: f64,
+    /// How many it may save up.
+    pub lookup_burst_per_client: f64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 200_000,
+            handshakes: 16_384,
+            connect_per_client: 20.0,
+            connect_burst_per_client: 200.0,
+            tunnels_per_client: 1000,
+            connect_per_tenant: 200.0,
+            connect_burst_per_tenant: 1000.0,
+            lookup_per_client: 2.0,
+            lookup_burst_per_client: 60.0,
+        }
+    }
+}
+
+impl Limits {
+    /// CONNECT by client.
+    #[must_use]
+    pub fn connect_client(&self) -> Rate {
+        Rate { per_second: self.connect_per_client, burst: self.connect_burst_per_client }
+    }
+
+    /// CONNECT by tenant.
+    #[must_use]
+    pub fn connect_tenant(&self) -> Rate {
+        Rate { per_second: self.connect_per_tenant, burst: self.connect_burst_per_tenant }
+    }
+
+    /// Look-ups by client.
+    #[must_use]
+    pub fn lookup_client(&self) -> Rate {
+        Rate { per_second: self.lookup_per_client, burst: self.lookup_burst_per_client }
+    }
+}
+
+/// Timers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TimerConfig {
+    /// 1 is right; tests use 0.01 so that waiting through timers is quick.
+    pub scale: f64,
+}
+
+impl Default for TimerConfig {
+    fn default() -> Self {
+        Self { scale: 1.0 }
+    }
+}
+
+/// What happens on SIGTERM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Drain {
+    /// Seconds that streams and lanes have to end.
+    pub seconds: u64,
+    /// Peers are told to come back after so many seconds,
+    pub return_after: u64,
+    /// or to try these relays (`host:port`) at once.
+    pub alternatives: Vec<String>,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { seconds: Timers::default().drain.as_secs(), return_after: 2, alternatives: Vec::new() }
+    }
+}
+
+/// Why a configuration cannot be used: which key, and what to write there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {why}")]
+pub struct ConfigError {
+    key: &'static str,
+    why: String,
+}
+
+impl RelayConfig {
+    /// Checks what the types cannot; touches neither disk nor network.
+    ///
+    /// # Errors
+    /// The first key that is wrong.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let bad = |key, why: &str| Err(ConfigError { key, why: why.to_owned() });
+        let name = hedgerow_shared::verify::policy::normal_name(&self.name);
+        // Room for `<ticket>.lane.` in front.
+        if name.is_none_or(|n| n.len() > 253 - 38) || self.name.parse::<std::net::IpAddr>().is_ok() {
+            return bad("name", "expected a host name of at most 215 characters, not an address");
+        }
+        if self.listen.link.is_empty() && self.listen.device.is_empty() {
+            return bad("listen", "give at least one address in listen.link or listen.device, such as 0.0.0.0:3101");
+        }
+        if self.tls.certificate.is_some() != self.tls.key_file.is_some() {
+            return bad("tls", "certificate and key_file belong together: give both, or neither for a self-made CA");
+        }
+        if !self.admin.listen.ip().is_loopback() {
+            return bad(
+                "admin.listen",
+                "expected a loopback address such as 127.0.0.1:9101: it shows who is connected",
+            );
+        }
+        let l = &self.limits;
+        if l.connections == 0 || l.handshakes == 0 || l.tunnels_per_client == 0 {
+            return bad("limits", "connections, handshakes and tunnels_per_client must be at least 1");
+        }
+        let rates = [l.connect_client(), l.connect_tenant(), l.lookup_client()];
+        if rates
+            .iter()
+            .any(|r| !(r.per_second > 0.0 && r.per_second.is_finite() && r.burst >= 1.0 && r.burst.is_finite()))
+        {
+            return bad("limits", "rates must be above 0 and bursts at least 1");
+        }
+        if !(self.timers.scale > 0.0 && self.timers.scale <= 10.0) {
+            return bad("timers.scale", "expected a number above 0 and up to 10; 1 is right outside tests");
+        }
+        Ok(())
+    }
+
+    /// The timers, scaled; the drain as configured.
+    #[must_use]
+    pub fn timers(&self) -> Timers {
+        let timers = Timers { drain: Duration::from_secs(self.drain.seconds), ..Timers::default() };
+        timers.scaled(self.timers.scale)
+    }
+
+    /// Whether a client may call this relay by `name` (lower case): its name, an alias, or an address.
+    #[must_use]
+    pub fn answers_to(&self, name: &str) -> bool {
+        let known = |own: &str| own.trim_end_matches('.').eq_ignore_ascii_case(name);
+        name == "localhost"
+            || name.parse::<std::net::IpAddr>().is_ok()
+            || known(&self.name)
+            || self.tls.names.iter().any(|n| known(n))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn minimal() -> RelayConfig {
+        serde_json::from_str(
+            r#"{"name": "relay.example", "state": "/tmp/x", "listen": {"link": ["127.0.0.1:3101"], "device": ["[::1]:443"]}}"#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn the_shortest_file_is_complete_and_unknown_keys_are_refused() {
+        minimal().check().unwrap();
+        let unknown = r#"{"name": "r.example", "state": "/tmp/x", "listen": {"link": [], "device": [], "http": []}}"#;
+        assert!(serde_json::from_str::<RelayConfig>(unknown).is_err());
+    }
+
+    #[test]
+    fn what_cannot_work_is_named() {
+        type Break = fn(&mut RelayConfig);
+        let cases: &[(&str, Break)] = &[
+            ("name", |c| c.name = "10.0.0.1".into()),
+            ("name", |c| c.name = String::new()),
+            ("listen", |c| c.listen = Listen { link: vec![], device: vec![] }),
+            ("tls", |c| c.tls.certificate = Some("x".into())),
+            ("admin.listen", |c| c.admin.listen = "0.0.0.0:1".parse().unwrap()),
+            ("limits", |c| c.limits.handshakes = 0),
+            ("limits", |c| c.limits.lookup_per_client = f64::NAN),
+            ("timers.scale", |c| c.timers.scale = 0.0),
+        ];
+        for (key, damage) in cases {
+            let mut config = minimal();
+            damage(&mut config);
+            assert_eq!(config.check().unwrap_err().key, *key);
+        }
+    }
+
+    #[test]
+    fn own_names_are_recognised() {
+        let mut config = minimal();
+        config.tls.names = vec!["Alias.Example".into()];
+        for name in ["relay.example", "alias.example", "127.0.0.1", "::1", "localhost"] {
+            assert!(config.answers_to(name), "{name}");
+        }
+        assert!(!config.answers_to("other.example") && !config.answers_to("x.relay.example"));
+    }
+}

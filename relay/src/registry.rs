@@ -1,0 +1,427 @@
+//! Who is connected: the live link sessions by tenant, and by what they serve. Pure but for one lock; generic over
+//! the handle of a link, so that its rules are tested without a wire.
+//!
+//! Displacement: a newer session of the same process, or of the same certificate, takes the older one's place. Two
+//! processes that hold the same certificate and keep displacing each other are told so and slowed down; a restart, a
+//! drain or a move to a better network is not counted, because the process that was displaced does not come back.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use hedgerow_shared::wire::message::{Destination, Vouched};
+use hedgerow_shared::{EntityId, GroupName, InstanceId, Origin, Role, SessionId, TenantId, UnixTime};
+use parking_lot::RwLock;
+
+/// Over how long mutual displacements are counted, and how long the back-off lasts.
+const DISPLACEMENT_WINDOW: Duration = Duration::from_secs(60);
+/// So many of them in the window start the back-off (the seeds' rule).
+const DISPLACEMENTS: usize = 5;
+
+/// What a session is; nothing of it changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Its id.
+    pub id: SessionId,
+    /// Whose.
+    pub tenant: TenantId,
+    /// What the peer is.
+    pub role: Role,
+    /// Which node or device; cores have no certificate on links.
+    pub entity: Option<EntityId>,
+    /// Of the certificate it was admitted with.
+    pub serial: Option<String>,
+    /// End of that certificate's validity.
+    pub not_after: Option<UnixTime>,
+    /// The server group of a node.
+    pub group: Option<GroupName>,
+    /// What it serves.
+    pub origins: Vec<Origin>,
+    /// The process.
+    pub instance: InstanceId,
+    /// The peer's network address.
+    pub address: SocketAddr,
+    /// The peer's software, as it says.
+    pub build: String,
+    /// Since when.
+    pub since: UnixTime,
+}
+
+impl Facts {
+    /// What the other end is told of this peer, for its logs.
+    #[must_use]
+    pub fn vouched(&self) -> Vouched {
+        Vouched { role: Some(self.role), id: self.entity, address: self.address.to_string() }
+    }
+}
+
+/// How busy a link is; the least busy one is picked.
+pub trait Load {
+    /// Streams open on it.
+    fn load(&self) -> usize;
+}
+
+/// A session that is registered.
+#[derive(Debug)]
+pub struct Live<H> {
+    /// What it is.
+    pub facts: Facts,
+    /// The link.
+    pub handle: H,
+    draining: AtomicBool,
+}
+
+impl<H> Live<H> {
+    /// No new streams go to it from now on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it takes no new streams.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// Why a session must wait: two processes fight over one certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fight {
+    /// Where the one that stays connects from.
+    pub other: SocketAddr,
+    /// For how long newcomers are refused.
+    pub wait: Duration,
+}
+
+/// What came of an insertion.
+#[derive(Debug)]
+pub struct Inserted<H> {
+    /// The new session.
+    pub live: Arc<Live<H>>,
+    /// Those whose place it took; they are marked as draining, and must be told and closed.
+    pub displaced: Vec<Arc<Live<H>>>,
+}
+
+#[derive(Debug)]
+struct OfTenant<H> {
+    all: HashMap<SessionId, Arc<Live<H>>>,
+    /// Those that serve an origin: few, also where devices are many.
+    servers: Vec<Arc<Live<H>>>,
+    holders: HashMap<EntityId, Vec<SessionId>>,
+    instances: HashMap<InstanceId, Vec<SessionId>>,
+}
+
+impl<H> Default for OfTenant<H> {
+    fn default() -> Self {
+        Self { all: HashMap::new(), servers: Vec::new(), holders: HashMap::new(), instances: HashMap::new() }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Displacements {
+    /// Processes displaced lately.
+    losers: VecDeque<(Instant, InstanceId)>,
+    /// When a process that had been displaced displaced its rival.
+    returns: VecDeque<Instant>,
+    back_off_until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Inner<H> {
+    tenants: HashMap<TenantId, OfTenant<H>>,
+    displacements: HashMap<(TenantId, EntityId), Displacements>,
+}
+
+/// All live sessions.
+#[derive(Debug)]
+pub struct Registry<H> {
+    /// Short critical sections, no await: every stream asks, few sessions come and go.
+    inner: RwLock<Inner<H>>,
+    rotation: AtomicUsize,
+}
+
+impl<H> Default for Registry<H> {
+    fn default() -> Self {
+        Self {
+            inner: RwLock::new(Inner { tenants: HashMap::new(), displacements: HashMap::new() }),
+            rotation: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl<H: Load> Registry<H> {
+    /// Whether a peer that has proved who it is must wait because its certificate is being fought over.
+    ///
+    /// # Errors
+    /// Who holds it and for how long to wait.
+    pub fn may_enter(
+        &self,
+        tenant: &TenantId,
+        entity: EntityId,
+        instance: InstanceId,
+        now: Instant,
+    ) -> Result<(), Fight> {
+        let inner = self.inner.read();
+        let until = inner.displacements.get(&(tenant.clone(), entity)).and_then(|d| d.back_off_until);
+        let Some(until) = until.filter(|until| *until > now) else { return Ok(()) };
+        let Some(of_tenant) = inner.tenants.get(tenant) else { return Ok(()) };
+        let mut holders = of_tenant.holders.get(&entity).into_iter().flatten().filter_map(|id| of_tenant.all.get(id));
+        // Nobody is kept out when there is nobody to displace.
+        match holders.find(|live| live.facts.instance != instance && !live.is_draining()) {
+            Some(other) => Err(Fight { other: other.facts.address, wait: until - now }),
+            None => Ok(()),
+        }
+    }
+
+    /// Registers a session and displaces those whose place it takes.
+    pub fn insert(&self, facts: Facts, handle: H, now: Instant) -> Inserted<H> {
+        let live = Arc::new(Live { facts, handle, draining: AtomicBool::new(false) });
+        let facts = &live.facts;
+        let mut inner = self.inner.write();
+        let of_tenant = inner.tenants.entry(facts.tenant.clone()).or_default();
+        let of_entity = facts.entity.and_then(|e| of_tenant.holders.get(&e)).into_iter().flatten();
+        let of_instance = of_tenant.instances.get(&facts.instance).into_iter().flatten();
+        let mut ids: Vec<SessionId> = of_entity.chain(of_instance).copied().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let displaced: Vec<_> =
+            ids.iter().filter_map(|id| of_tenant.all.get(id)).filter(|l| !l.is_draining()).cloned().collect();
+        for old in &displaced {
+            old.drain();
+        }
+        of_tenant.all.insert(facts.id, live.clone());
+        if !facts.origins.is_empty() {
+            of_tenant.servers.push(live.clone());
+        }
+        of_tenant.instances.entry(facts.instance).or_default().push(facts.id);
+        if let Some(entity) = facts.entity {
+            of_tenant.holders.entry(entity).or_default().push(facts.id);
+            let losers: Vec<_> = displaced.iter().map(|l| l.facts.instance).filter(|i| *i != facts.instance).collect();
+            if !losers.is_empty() {
+                inner.displacements.entry((facts.tenant.clone(), entity)).or_default().count(
+                    facts.instance,
+                    &losers,
+                    now,
+                );
+            }
+        }
+        drop(inner);
+        Inserted { live, displaced }
+    }
+
+    /// Forgets a session. Whether it was there.
+    pub fn remove(&self, tenant: &TenantId, id: SessionId) -> bool {
+        let mut inner = self.inner.write();
+        let Some(of_tenant) = inner.tenants.get_mut(tenant) else { return false };
+        let Some(live) = of_tenant.all.remove(&id) else { return false };
+        of_tenant.servers.retain(|l| l.facts.id != id);
+        drop_id(&mut of_tenant.instances, &live.facts.instance, id);
+        if let Some(entity) = live.facts.entity {
+            drop_id(&mut of_tenant.holders, &entity, id);
+        }
+        if of_tenant.all.is_empty() {
+            inner.tenants.remove(tenant);
+        }
+        true
+    }
+
+    /// The least busy session that serves the destination and takes new streams; equals take turns. `except` are
+    /// those that were tried already.
+    #[must_use]
+    pub fn pick(&self, to: &Destination, except: &[SessionId]) -> Option<Arc<Live<H>>> {
+        let inner = self.inner.read();
+        let servers = &inner.tenants.get(&to.tenant)?.servers;
+        let fits = |live: &&Arc<Live<H>>| {
+            let facts = &live.facts;
+            facts.origins.contains(&to.origin)
+                && to.group.as_ref().is_none_or(|g| facts.group.as_ref() == Some(g))
+                && to.instance.is_none_or(|i| facts.instance == i)
+                && !live.is_draining()
+                && !except.contains(&facts.id)
+        };
+        let candidates: Vec<_> = servers.iter().filter(fits).map(|l| (l.handle.load(), l)).collect();
+        let least = candidates.iter().map(|(load, _)| *load).min()?;
+        let best: Vec<_> = candidates.into_iter().filter(|(load, _)| *load == least).collect();
+        let turn = self.rotation.fetch_add(1, Ordering::Relaxed) % best.len();
+        Some(best[turn].1.clone())
+    }
+
+    /// The sessions for which `which` holds, of one tenant or of all.
+    #[must_use]
+    pub fn select(&self, tenant: Option<&TenantId>, which: impl Fn(&Facts) -> bool) -> Vec<Arc<Live<H>>> {
+        let inner = self.inner.read();
+        let tenants = inner.tenants.iter().filter(|(id, _)| tenant.is_none_or(|t| t == *id));
+        tenants.flat_map(|(_, t)| t.all.values()).filter(|l| which(&l.facts)).cloned().collect()
+    }
+
+    /// Number of live sessions.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.read().tenants.values().map(|t| t.all.len()).sum()
+    }
+
+    /// Whether nobody is connected.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.inner.read().tenants.is_empty()
+    }
+
+    /// Forgets displacements that no longer count; call now and then.
+    pub fn tidy(&self, now: Instant) {
+        self.inner.write().displacements.retain(|_, d| {
+            d.forget_old(now);
+            !d.losers.is_empty() || d.back_off_until.is_some_and(|until| until > now)
+        });
+    }
+}
+
+impl Displacements {
+    fn count(&mut self, winner: InstanceId, losers: &[InstanceId], now: Instant) {
+        self.forget_old(now);
+        if self.losers.iter().any(|(_, instance)| *instance == winner) {
+            self.returns.push_back(now);
+            if self.returns.len() >= DISPLACEMENTS {
+                self.returns.clear();
+                self.back_off_until = Some(now + DISPLACEMENT_WINDOW);
+            }
+        }
+        self.losers.extend(losers.iter().map(|l| (now, *l)));
+        // A process that restarts in a circle makes a new entry each time.
+        while self.losers.len() > 4 * DISPLACEMENTS {
+            self.losers.pop_front();
+        }
+    }
+
+    fn forget_old(&mut self, now: Instant) {
+        let old = |at: &Instant| now.saturating_duration_since(*at) >= DISPLACEMENT_WINDOW;
+        self.losers.retain(|(at, _)| !old(at));
+        self.returns.retain(|at| !old(at));
+    }
+}
+
+fn drop_id<K: Eq + std::hash::Hash>(map: &mut HashMap<K, Vec<SessionId>>, key: &K, id: SessionId) {
+    if let Some(ids) = map.get_mut(key) {
+        ids.retain(|i| *i != id);
+        if ids.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixed(usize);
+
+    impl Load for Fixed {
+        fn load(&self) -> usize {
+            self.0
+        }
+    }
+
+    fn facts(n: u8, entity: Option<u8>, instance: u8, origins: &[Origin]) -> Facts {
+        Facts {
+            id: SessionId::from_random([n; 16]),
+            tenant: "S12345678".parse().unwrap(),
+            role: Role::Node,
+            entity: entity.map(|e| EntityId::from_random([e; 16])),
+            serial: None,
+            not_after: None,
+            group: Some(GroupName::default()),
+            origins: origins.to_vec(),
+            instance: InstanceId::from_random([instance; 16]),
+            address: "127.0.0.1:1".parse().unwrap(),
+            build: String::new(),
+            since: UnixTime(0),
+        }
+    }
+
+    fn to(origin: Origin) -> Destination {
+        Destination { tenant: "S12345678".parse().unwrap(), origin, group: None, instance: None }
+    }
+
+    #[test]
+    fn the_least_busy_server_is_picked_and_equals_take_turns() {
+        let registry = Registry::default();
+        let now = Instant::now();
+        registry.insert(facts(1, Some(1), 1, &[Origin::Proxy]), Fixed(0), now);
+        registry.insert(facts(2, Some(2), 2, &[Origin::Proxy]), Fixed(0), now);
+        registry.insert(facts(3, Some(3), 3, &[Origin::Proxy]), Fixed(9), now);
+        registry.insert(facts(4, Some(4), 4, &[Origin::Directory]), Fixed(0), now);
+        let picked: Vec<u8> =
+            (0..4).map(|_| registry.pick(&to(Origin::Proxy), &[]).unwrap().facts.id.as_bytes()[0]).collect();
+        assert!(picked.iter().all(|id| *id < 3) && picked.contains(&1) && picked.contains(&2), "{picked:?}");
+        let tried = [SessionId::from_random([1; 16]), SessionId::from_random([2; 16])];
+        assert_eq!(registry.pick(&to(Origin::Proxy), &tried).unwrap().facts.id.as_bytes()[0], 3);
+        assert!(registry.pick(&to(Origin::Gateway), &[]).is_none());
+        let group = Destination { group: Some("other".parse().unwrap()), ..to(Origin::Proxy) };
+        assert!(registry.pick(&group, &[]).is_none());
+        let instance = Destination { instance: Some(InstanceId::from_random([3; 16])), ..to(Origin::Proxy) };
+        assert_eq!(registry.pick(&instance, &[]).unwrap().facts.id.as_bytes()[0], 3);
+    }
+
+    #[test]
+    fn a_draining_server_gets_nothing_new() {
+        let registry = Registry::default();
+        let live = registry.insert(facts(1, Some(1), 1, &[Origin::Proxy]), Fixed(0), Instant::now()).live;
+        live.drain();
+        assert!(registry.pick(&to(Origin::Proxy), &[]).is_none());
+        assert!(registry.remove(&live.facts.tenant, live.facts.id));
+        assert!(!registry.remove(&live.facts.tenant, live.facts.id) && registry.is_empty());
+    }
+
+    #[test]
+    fn a_newer_session_of_the_same_holder_takes_the_place() {
+        let registry = Registry::default();
+        let now = Instant::now();
+        registry.insert(facts(1, Some(1), 1, &[Origin::Proxy]), Fixed(0), now);
+        let second = registry.insert(facts(2, Some(1), 2, &[Origin::Proxy]), Fixed(0), now);
+        assert_eq!(second.displaced.len(), 1);
+        assert_eq!(registry.pick(&to(Origin::Proxy), &[]).unwrap().facts.id, second.live.facts.id);
+        // Cores have no certificate: several stand side by side, one process has one link.
+        assert!(registry.insert(facts(3, None, 3, &[Origin::Core]), Fixed(0), now).displaced.is_empty());
+        assert!(registry.insert(facts(4, None, 4, &[Origin::Core]), Fixed(0), now).displaced.is_empty());
+        assert_eq!(registry.insert(facts(5, None, 4, &[Origin::Core]), Fixed(0), now).displaced.len(), 1);
+    }
+
+    #[test]
+    fn two_processes_that_displace_each_other_are_slowed_down_and_a_restart_is_not() {
+        let registry = Registry::default();
+        let start = Instant::now();
+        let (tenant, entity) = (facts(0, None, 0, &[]).tenant, EntityId::from_random([1; 16]));
+        let enter =
+            |instance: u8, now| registry.may_enter(&tenant, entity, InstanceId::from_random([instance; 16]), now);
+        // A process that restarts is a new one every time: never counted.
+        for n in 10..30 {
+            assert!(enter(n, start).is_ok());
+            registry.insert(facts(n, Some(1), n, &[]), Fixed(0), start);
+        }
+        // Two that keep coming back are.
+        let later = start + DISPLACEMENT_WINDOW;
+        let mut fight = None;
+        for n in 0..20 {
+            let instance = 1 + n % 2;
+            if let Err(f) = enter(instance, later) {
+                fight = Some((n, f));
+                break;
+            }
+            registry.insert(facts(100 + n, Some(1), instance, &[]), Fixed(0), later);
+        }
+        let (n, fight) = fight.expect("the fight is noticed");
+        assert_eq!(
+            (n, fight.wait),
+            (7, DISPLACEMENT_WINDOW),
+            "five returns, after the first two came for the first time"
+        );
+        // The one inside may re-dial; the other may enter when the place is free, or when the time is over.
+        assert!(enter(1, later).is_ok() && enter(2, later).is_err());
+        assert!(enter(2, later + DISPLACEMENT_WINDOW).is_ok());
+        registry.remove(&tenant, SessionId::from_random([106; 16]));
+        assert!(enter(2, later).is_ok());
+        registry.tidy(later + DISPLACEMENT_WINDOW);
+        assert!(registry.inner.read().displacements.is_empty());
+    }
+}

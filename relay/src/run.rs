@@ -1,0 +1,265 @@
+//! Start, life and end of a relay in a process.
+//!
+//! Start: read and check everything, then bind, then serve; a start that fails has bound nothing that answers. End: not
+//! ready, doors closed, every peer told when and where to come back, streams and lanes given their time, then closed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hedgerow_runtime::admin::{Admin, AdminError, control};
+use hedgerow_runtime::boot::Context;
+use hedgerow_runtime::scope::Scope;
+use parking_lot::RwLock;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+use crate::accept::{Doors, Waiting};
+use crate::admin;
+use crate::config::{ConfigError, RelayConfig};
+use crate::identity::{self, IdentityError};
+use crate::state::Relay;
+use crate::store::{Store, StoreError};
+
+/// Connections that the kernel keeps for us: all nodes come back at once after an outage.
+const BACKLOG: u32 = 4096;
+/// Descriptors for what is not a connection: listeners, pipes of lanes, files.
+const RESERVED: usize = 200;
+/// How often the certificate's files are read again.
+const CERTIFICATE_LOOK: Duration = Duration::from_secs(24 * 3600);
+/// How often a drain looks whether everything has ended.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
+/// Time for the last words to leave after everything was closed.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Why a relay did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The tenants.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The relay's own certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// A listener.
+    #[error("cannot listen on {address}; is another process there, or is it a port that needs a privilege?")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The operator's listener.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] control::ServeError),
+}
+
+/// A relay that serves.
+pub struct Running {
+    /// Where it listens for nodes and cores.
+    pub link: Vec<SocketAddr>,
+    /// Where it listens for devices.
+    pub device: Vec<SocketAddr>,
+    /// The operator's listener.
+    pub admin: SocketAddr,
+    /// The control socket.
+    pub control: PathBuf,
+    /// The self-made CA's file, when the certificate is not the operator's own.
+    pub ca: Option<PathBuf>,
+    /// SHA-256 of that CA's public key info: what enrolment tokens carry.
+    pub ca_pin: Option<[u8; 32]>,
+    /// The relay's own certificate, for SIGHUP.
+    pub certificate: Certificate,
+    relay: Arc<Relay>,
+    doors: Scope,
+}
+
+/// The certificate in use, which can be replaced without a restart. Clones are the same.
+#[derive(Clone)]
+pub struct Certificate {
+    relay: Arc<Relay>,
+    tls: Arc<RwLock<TlsAcceptor>>,
+}
+
+impl Certificate {
+    /// Reads the files again, making a new self-made certificate when the old one is due; new connections use it. Waits
+    /// for the disk.
+    ///
+    /// # Errors
+    /// What is wrong with the files; the old certificate stays in use.
+    pub fn reload(&self) -> Result<(), IdentityError> {
+        let identity = identity::load(&self.relay.config)?;
+        *self.tls.write() = TlsAcceptor::from(identity.server);
+        Ok(())
+    }
+
+    async fn keep_fresh(self) {
+        loop {
+            tokio::time::sleep(CERTIFICATE_LOOK).await;
+            let own = self.clone();
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(move || own.reload()).await {
+                tracing::error!(%error, "the relay's certificate could not be read again; the old one stays in use");
+            }
+        }
+    }
+}
+
+/// Starts a relay. Its tasks end with `context.scope`; `Running::until_drained` ends it in good order.
+///
+/// # Errors
+/// What is wrong, and where.
+pub async fn run(config: RelayConfig, context: &Context) -> Result<Running, StartError> {
+    config.check()?;
+    let ready = context.readiness.check("listeners");
+    describe_metrics();
+    let store = Store::open(&config.state)?;
+    let identity = identity::load(&config)?;
+    let (link_listeners, link) = bind(&config.listen.link)?;
+    let (device_listeners, device) = bind(&config.listen.device)?;
+    let operator = Admin::bind(config.admin.listen).await?;
+    let admin_address = operator.address();
+    let control_path = config.state.join("control.sock");
+
+    let descriptors = descriptors();
+    if descriptors < config.limits.connections {
+        tracing::info!(
+            descriptors,
+            wanted = config.limits.connections,
+            "fewer file descriptors than limits.connections"
+        );
+    }
+    let doors_scope = context.scope.child();
+    let doors = Doors {
+        tls: Arc::new(RwLock::new(TlsAcceptor::from(identity.server.clone()))),
+        permits: Arc::new(Semaphore::new(config.limits.connections.min(descriptors.saturating_sub(RESERVED)).max(1))),
+        waiting: Waiting::new(config.limits.handshakes.min(descriptors / 2).max(1)),
+        relay: Relay::new(config, store, context.scope.child()),
+    };
+    let relay = doors.relay.clone();
+    let certificate = Certificate { relay: relay.clone(), tls: doors.tls.clone() };
+    control::serve(&control_path, admin::control(relay.clone(), &identity), &context.scope).await?;
+    operator.serve(context.metrics.clone(), context.readiness.clone(), admin::reading(relay.clone()), &context.scope);
+    for listener in link_listeners.into_iter().chain(device_listeners) {
+        doors.open(listener, &doors_scope);
+    }
+    relay.work.spawn(relay.clone().keep_house());
+    relay.work.spawn(certificate.clone().keep_fresh());
+    ready.pass();
+    tracing::info!(name = relay.config.name, ?link, ?device, admin = %admin_address, "relay listens");
+    Ok(Running {
+        link,
+        device,
+        admin: admin_address,
+        control: control_path,
+        ca: identity.ca,
+        ca_pin: identity.ca_pin,
+        certificate,
+        relay,
+        doors: doors_scope,
+    })
+}
+
+fn bind(addresses: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketAddr>), StartError> {
+    let (mut listeners, mut bound) = (Vec::new(), Vec::new());
+    for address in addresses.iter().copied() {
+        let failed = |source| StartError::Bind { address, source };
+        // `[::]:443` serves IPv4 too, unless the list gives IPv4 an address of its own.
+        let beside = addresses.iter().any(|a| a.is_ipv4() && a.port() == address.port() && a.port() != 0);
+        let listener = listen(address, beside).map_err(failed)?;
+        bound.push(listener.local_addr().map_err(failed)?);
+        listeners.push(listener);
+    }
+    Ok((listeners, bound))
+}
+
+/// How many files and sockets this process may have open.
+fn descriptors() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit to write to.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0;
+    if known { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 1024 }
+}
+
+fn listen(address: SocketAddr, only_v6: bool) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if address.is_ipv6() {
+        socket2::SockRef::from(&socket).set_only_v6(only_v6)?;
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+impl Running {
+    /// What all connections share: for embedding and for tests.
+    #[must_use]
+    pub fn relay(&self) -> &Arc<Relay> {
+        &self.relay
+    }
+
+    /// Serves until the process is told to drain, then drains.
+    pub async fn until_drained(self, context: &Context) {
+        context.draining().await;
+        self.drain().await;
+    }
+
+    /// Closes the doors, tells every peer, waits for streams and lanes up to the configured time, closes what is left.
+    /// Dropping the future leaves the relay half closed: the caller then cancels its scope.
+    pub async fn drain(self) {
+        let relay = &self.relay;
+        self.doors.cancel();
+        relay.begin_drain();
+        tracing::info!(links = relay.registry.len(), lanes = relay.lanes.len(), "draining");
+        let all_ended = async {
+            while !relay.lanes.is_empty() || open_streams(relay) > 0 {
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+        };
+        if tokio::time::timeout(relay.timers.drain, all_ended).await.is_err() {
+            tracing::warn!(streams = open_streams(relay), lanes = relay.lanes.len(), "closed what did not end in time");
+        }
+        for live in relay.registry.select(None, |_| true) {
+            live.handle.close(relay.farewell().fault);
+        }
+        relay.lanes.cut(|_| true);
+        let _ = tokio::time::timeout(LAST_WORDS, async {
+            while !relay.registry.is_empty() {
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+        })
+        .await;
+        relay.work.cancel();
+        tracing::info!("drained");
+    }
+}
+
+fn open_streams(relay: &Relay) -> usize {
+    relay.registry.select(None, |_| true).iter().map(|live| live.handle.open_streams()).sum()
+}
+
+fn describe_metrics() {
+    use metrics::{describe_counter as counter, describe_gauge as gauge};
+    counter!("hedgerow_relay_accepts_total", "TCP connections accepted");
+    counter!("hedgerow_relay_accept_errors_total", "Failed accepts: descriptors or memory are short");
+    counter!("hedgerow_relay_connections_total", "Connections by what they turned out to be (kind)");
+    counter!("hedgerow_relay_tls_failures_total", "TLS hand-shakes with the relay's own name that failed");
+    counter!("hedgerow_relay_refused_total", "Links, streams, lanes and CONNECTs refused or cut, by code");
+    counter!("hedgerow_relay_http_total", "HTTP answers by status");
+    counter!("hedgerow_relay_streams_total", "Streams passed through from links, by origin");
+    counter!("hedgerow_relay_displacements_total", "Sessions whose place a newer one took");
+    counter!("hedgerow_relay_lanes_offered_total", "Lanes for which both ends got a ticket");
+    counter!("hedgerow_relay_lanes_joined_total", "Lanes joined, by path (splice, copy)");
+    counter!("hedgerow_relay_lanes_cut_total", "Joined lanes that the relay ended");
+    counter!("hedgerow_relay_lane_bytes_total", "Bytes moved on lanes that have ended");
+    counter!("hedgerow_relay_splice_fallbacks_total", "Bursts copied because no pipe could be had");
+    gauge!("hedgerow_relay_links", "Live links by role");
+}

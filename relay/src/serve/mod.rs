@@ -1,0 +1,314 @@
+//! One link, from its hand-shake to its end: admission, registration, then whatever the peer asks for: streams to an
+//! origin, the relay's services (cores), lanes, waking others (cores).
+
+mod service;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hedgerow_runtime::clock;
+use hedgerow_runtime::link::{self, Admit, Link, LinkError, Peer};
+use hedgerow_runtime::mux::{Incoming, Mux};
+use hedgerow_runtime::telemetry::dropped;
+use hedgerow_shared::fault::{Code, DropReason, Fault};
+use hedgerow_shared::secret::Secret;
+use hedgerow_shared::verify::VerifiedCertificate;
+use hedgerow_shared::wire::message::{
+    Accept, Claim, Control, Destination, GoAway, LaneCall, LaneOffer, LaneRefused, LaneRequest, Limits, LinkOpen,
+    Refuse, Wake,
+};
+use hedgerow_shared::{Role, TenantId};
+use rustls_pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::server::TlsStream;
+
+use crate::accept::Place;
+use crate::registry::{Facts, Live};
+use crate::route::Asker;
+use crate::state::{Relay, count_refusal, no_route};
+use crate::{admit, lane, pump, route};
+
+/// Requests of one link that may wait for an endpoint's answer at once: a peer that opens and resets streams without
+/// end must not fill the nodes.
+const MAX_OPENING: usize = 256;
+/// When to come back after a refusal that may mend itself soon.
+const RETRY_SOON_MS: u64 = 1_000;
+/// When to come back after one that needs somebody to act.
+const RETRY_LATER_MS: u64 = 30_000;
+/// When a displaced session may come back, if it must.
+const RETRY_DISPLACED_MS: u64 = 5_000;
+
+/// Serves one connection whose TLS agreed on the link protocol.
+pub async fn link<IO>(relay: &Arc<Relay>, tls: TlsStream<IO>, address: SocketAddr, place: Place)
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    // The link's own tasks end with it.
+    let scope = relay.work.child();
+    let _end = scope.guard();
+    let door = Door { relay };
+    let shake = link::answer(tls, address.to_string(), &door, Limits::default(), relay.instance, &relay.timers, &scope);
+    let opened = tokio::select! {
+        opened = shake => opened,
+        () = place.shown_out() => return,
+    };
+    drop(place);
+    match opened {
+        Ok((link, peer)) => run(relay, link, peer, address).await,
+        Err(LinkError::Refused { fault, .. }) => {
+            count_refusal(&fault);
+            tracing::info!(%address, reason = %fault, "link refused");
+        }
+        Err(LinkError::Failed(fault)) => {
+            if fault.code == Code::TimedOut {
+                dropped(DropReason::HandshakeTimeout);
+            }
+            tracing::debug!(%address, reason = %fault, "link hand-shake failed");
+        }
+    }
+}
+
+/// What the hand-shake asks.
+struct Door<'a> {
+    relay: &'a Relay,
+}
+
+impl Admit for Door<'_> {
+    fn srp_key(&self, tenant: &TenantId) -> Option<Secret> {
+        self.relay.store.tenant(tenant).map(|t| t.srp_key.clone())
+    }
+
+    fn certificate(&self, claim: &Claim, leaf: &CertificateDer<'_>) -> Result<VerifiedCertificate, Fault> {
+        admit::certificate(self.relay.store.tenant(&claim.tenant).as_deref(), claim, leaf, clock::now())
+    }
+
+    fn accept(&self, peer: &Peer) -> Result<Accept, Refuse> {
+        let relay = self.relay;
+        if relay.is_draining() {
+            let away = relay.farewell();
+            return Err(Refuse { fault: away.fault, retry_after_ms: away.return_after_ms });
+        }
+        let now = clock::now();
+        let tenant = relay.store.tenant(&peer.tenant);
+        admit::link(tenant.as_deref(), peer.role, peer.certificate.as_ref(), &peer.origins, now).map_err(|fault| {
+            // A configuration that is missing comes with the core's next link.
+            let soon = fault.code == Code::Forbidden && tenant.as_ref().is_some_and(|t| t.config.is_none());
+            Refuse { fault, retry_after_ms: if soon { RETRY_SOON_MS } else { RETRY_LATER_MS } }
+        })?;
+        if let Some(certificate) = &peer.certificate {
+            let entered =
+                relay.registry.may_enter(&peer.tenant, certificate.identity.id, peer.hello.instance, Instant::now());
+            entered.map_err(|fight| {
+                let text = format!(
+                    "another process holds the same certificate and is connected from {}: give each its own, stop one of them",
+                    fight.other
+                );
+                let retry_after_ms = u64::try_from(fight.wait.as_millis()).unwrap_or(RETRY_LATER_MS);
+                Refuse { fault: Fault::new(Code::Displaced, text), retry_after_ms }
+            })?;
+        }
+        let core = peer.role == Role::Core;
+        Ok(Accept {
+            session: peer.session,
+            relay: relay.config.name.clone(),
+            lookup_key: core.then(|| *relay.store.lookup_key()),
+            config: tenant.filter(|_| core).and_then(|t| t.seen),
+            time: now.0,
+        })
+    }
+}
+
+/// An open link: registered for as long as this future lives.
+struct Registered {
+    relay: Arc<Relay>,
+    live: Arc<Live<Mux>>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let facts = &self.live.facts;
+        self.relay.registry.remove(&facts.tenant, facts.id);
+        self.relay.lanes.session_ended(facts.id);
+        metrics::gauge!("hedgerow_relay_links", "role" => facts.role.as_str()).decrement(1.0);
+    }
+}
+
+async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr) {
+    let mux = link.mux;
+    let certificate = peer.certificate.as_ref();
+    let facts = Facts {
+        id: peer.session,
+        tenant: peer.tenant,
+        role: peer.role,
+        entity: certificate.map(|c| c.identity.id),
+        serial: certificate.map(|c| c.serial.clone()),
+        not_after: certificate.map(|c| c.not_after),
+        group: certificate.and_then(|c| c.identity.group.clone()),
+        origins: peer.origins,
+        instance: peer.hello.instance,
+        address,
+        build: peer.hello.build.chars().filter(|c| c.is_ascii_graphic()).take(64).collect(),
+        since: clock::now(),
+    };
+    tracing::info!(tenant = %facts.tenant, role = %facts.role, id = ?facts.entity, session = %facts.id, "link is up");
+    metrics::gauge!("hedgerow_relay_links", "role" => facts.role.as_str()).increment(1.0);
+    let inserted = relay.registry.insert(facts, mux.clone(), Instant::now());
+    let registered = Registered { relay: relay.clone(), live: inserted.live };
+    let live = &registered.live;
+    for old in inserted.displaced {
+        displace(relay, &old);
+    }
+    // Whoever was revoked, and a relay that began to drain, between the hand-shake's questions and this line.
+    if let Err(fault) = relay.may_stay(&live.facts) {
+        count_refusal(&fault);
+        live.drain();
+        mux.close(fault);
+    } else if relay.is_draining() {
+        live.drain();
+        mux.go_away(&relay.farewell());
+    }
+    let opening = Arc::new(Semaphore::new(MAX_OPENING));
+    let requests = relay.work.child();
+    let _end = requests.guard();
+    let reason = loop {
+        tokio::select! {
+            fault = mux.closed() => break fault,
+            Some(incoming) = mux.accept() => {
+                let Ok(permit) = opening.clone().try_acquire_owned() else {
+                    let fault = Fault::new(Code::Limited, "too many streams wait for their answers");
+                    count_refusal(&fault);
+                    incoming.refuse(fault);
+                    continue;
+                };
+                let (relay, live) = (relay.clone(), live.clone());
+                requests.spawn(async move { stream(&relay, &live, incoming, permit).await });
+            }
+            Some(message) = mux.next_control() => control(relay, live, message),
+            _ = mux.peer_going_away(), if !live.is_draining() => live.drain(),
+        }
+    };
+    tracing::info!(tenant = %live.facts.tenant, role = %live.facts.role, session = %live.facts.id, %reason, "link is down");
+}
+
+fn displace(relay: &Arc<Relay>, old: &Arc<Live<Mux>>) {
+    let fault = Fault::new(Code::Displaced, "a newer link of the same process or certificate took this one's place");
+    metrics::counter!("hedgerow_relay_displacements_total").increment(1);
+    tracing::info!(tenant = %old.facts.tenant, session = %old.facts.id, address = %old.facts.address, "link displaced");
+    old.handle.go_away(&GoAway { fault: fault.clone(), return_after_ms: RETRY_DISPLACED_MS, alternatives: vec![] });
+    let (old, limit) = (old.clone(), relay.timers.drain);
+    relay.work.spawn(async move {
+        // Its streams may end first.
+        let _ = tokio::time::timeout(limit, async {
+            while old.handle.open_streams() > 0 && !old.handle.is_closed() {
+                tokio::time::sleep(limit / 100).await;
+            }
+        })
+        .await;
+        old.handle.close(fault);
+    });
+}
+
+async fn stream(relay: &Arc<Relay>, live: &Arc<Live<Mux>>, incoming: Incoming, permit: OwnedSemaphorePermit) {
+    let header: LinkOpen = match incoming.read_header() {
+        Ok(header) => header,
+        Err(fault) => return incoming.refuse(fault),
+    };
+    match header {
+        LinkOpen::Through { to, trace, .. } => through(relay, live, incoming, permit, &to, trace).await,
+        LinkOpen::Service { service } => service::serve(relay, live, incoming, service).await,
+    }
+}
+
+async fn through(
+    relay: &Relay,
+    live: &Live<Mux>,
+    incoming: Incoming,
+    opening: OwnedSemaphorePermit,
+    to: &Destination,
+    trace: Option<String>,
+) {
+    let facts = &live.facts;
+    let trace = trace.filter(|t| t.len() == 32 && t.bytes().all(|b| b.is_ascii_hexdigit()));
+    let opened = match route::stream(Asker::of(facts), to) {
+        Ok(()) => relay.open(to, facts.vouched(), trace, Some(facts.id)).await,
+        Err(fault) => Err(fault),
+    };
+    drop(opening);
+    match opened {
+        Ok(target) => {
+            metrics::counter!("hedgerow_relay_streams_total", "origin" => to.origin.as_str()).increment(1);
+            pump::streams(incoming.accept(), target).await;
+        }
+        Err(fault) => {
+            count_refusal(&fault);
+            incoming.refuse(fault);
+        }
+    }
+}
+
+impl<'a> Asker<'a> {
+    fn of(facts: &'a Facts) -> Self {
+        Self::Link(facts.role, &facts.tenant)
+    }
+}
+
+fn control(relay: &Relay, live: &Live<Mux>, message: Control) {
+    match message {
+        Control::LaneRequest(request) => {
+            let id = request.request;
+            if let Err(fault) = offer_lane(relay, live, request) {
+                count_refusal(&fault);
+                // A link that takes no more messages has other troubles; it is counted there.
+                let _ = live.handle.send_control(&LaneRefused { request: id, fault }.into());
+            }
+        }
+        Control::Wake(wake) => forward_wake(relay, live, wake),
+        Control::LaneOffer(_) | Control::LaneRefused(_) | Control::LaneCall(_) => {
+            live.handle.close(Fault::new(Code::Protocol, "this message goes from the relay to its peers only"));
+        }
+    }
+}
+
+fn offer_lane(relay: &Relay, live: &Live<Mux>, LaneRequest { request, to }: LaneRequest) -> Result<(), Fault> {
+    route::lane(Asker::of(&live.facts), &to)?;
+    let node = relay.registry.pick(&to, &[live.facts.id]).ok_or_else(|| no_route(&to))?;
+    let uncertified = || Fault::new(Code::Forbidden, "lanes join devices and nodes, which have certificates");
+    let device_end = end(&live.facts).ok_or_else(uncertified)?;
+    let node_end = end(&node.facts).ok_or_else(uncertified)?;
+    let (entity, instance) = (node_end.entity, node.facts.instance);
+    let facts = lane::Facts { tenant: to.tenant, origin: to.origin, device: device_end, node: node_end };
+    let offered = relay.lanes.offer(facts, Instant::now());
+    let (device_ticket, node_ticket) =
+        offered.ok_or_else(|| Fault::new(Code::Limited, "too many lanes asked for and not taken"))?;
+    let call = LaneCall { ticket: node_ticket, origin: to.origin, vouched: live.facts.vouched() };
+    node.handle.send_control(&call.into())?;
+    metrics::counter!("hedgerow_relay_lanes_offered_total").increment(1);
+    live.handle.send_control(&LaneOffer { request, ticket: device_ticket, node: entity, instance }.into())
+}
+
+fn end(facts: &Facts) -> Option<lane::End> {
+    Some(lane::End {
+        session: facts.id,
+        entity: facts.entity?,
+        serial: facts.serial.clone()?,
+        not_after: facts.not_after?,
+        address: facts.address,
+    })
+}
+
+/// To every live session of the tenant that the core names; the message carries nothing but the wish.
+fn forward_wake(relay: &Relay, live: &Live<Mux>, wake: Wake) {
+    if live.facts.role != Role::Core {
+        live.handle.close(Fault::new(Code::Protocol, "only cores wake others"));
+        return;
+    }
+    let meant = |f: &Facts| wake.roles.contains(&f.role) || f.entity.is_some_and(|e| wake.ids.contains(&e));
+    let awake = Control::from(Wake { roles: vec![], ids: vec![] });
+    for session in relay.registry.select(Some(&live.facts.tenant), |f| f.id != live.facts.id && meant(f)) {
+        if session.handle.send_control(&awake).is_err() {
+            dropped(DropReason::ControlQueueFull);
+        }
+    }
+}

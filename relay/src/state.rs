@@ -1,0 +1,212 @@
+//! What all connections of one relay share.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use hedgerow_runtime::clock;
+use hedgerow_runtime::mux::{Mux, Stream};
+use hedgerow_runtime::scope::Scope;
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::limits::Timers;
+use hedgerow_shared::wire::message::{Destination, GoAway, LinkOpen, Vouched};
+use hedgerow_shared::{InstanceId, SessionId, TenantId};
+use tokio::time::timeout;
+
+use crate::admit;
+use crate::config::RelayConfig;
+use crate::lane::{End, Lanes};
+use crate::limit::{Limiter, Shares};
+use crate::registry::{Facts, Load, Registry};
+use crate::store::{Store, Tenant, TenantState};
+
+/// Sessions tried for one stream before it is refused.
+const ATTEMPTS: usize = 3;
+
+/// One relay.
+pub struct Relay {
+    /// As read from its file.
+    pub config: RelayConfig,
+    /// Scaled.
+    pub timers: Timers,
+    /// Its tenants.
+    pub store: Store,
+    /// Who is connected.
+    pub registry: Registry<Mux>,
+    /// Joined connections.
+    pub lanes: Lanes,
+    /// This run.
+    pub instance: InstanceId,
+    /// CONNECT by client.
+    pub connect_client: Limiter<IpAddr>,
+    /// CONNECT tunnels open, by client.
+    pub tunnels: Shares<IpAddr>,
+    /// CONNECT by tenant.
+    pub connect_tenant: Limiter<TenantId>,
+    /// Look-ups by client.
+    pub lookup_client: Limiter<IpAddr>,
+    /// Every connection's tasks; ends after the drain.
+    pub work: Scope,
+    draining: AtomicBool,
+}
+
+impl Load for Mux {
+    fn load(&self) -> usize {
+        self.open_streams()
+    }
+}
+
+impl Relay {
+    /// A relay without connections.
+    #[must_use]
+    pub fn new(config: RelayConfig, store: Store, work: Scope) -> Arc<Self> {
+        let (timers, limits) = (config.timers(), &config.limits);
+        Arc::new(Self {
+            timers,
+            registry: Registry::default(),
+            lanes: Lanes::new(timers.lane_wait, work.clone()),
+            instance: InstanceId::from_random(clock::random()),
+            connect_client: Limiter::new(limits.connect_client()),
+            tunnels: Shares::new(limits.tunnels_per_client),
+            connect_tenant: Limiter::new(limits.connect_tenant()),
+            lookup_client: Limiter::new(limits.lookup_client()),
+            store,
+            config,
+            work,
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// Opens a stream to a session that serves the destination; another one is tried when the picked one has just
+    /// gone. The endpoint's own refusal is final.
+    ///
+    /// # Errors
+    /// `NoRoute`, `TimedOut`, or the endpoint's refusal.
+    pub async fn open(
+        &self,
+        to: &Destination,
+        vouched: Vouched,
+        trace: Option<String>,
+        not: Option<SessionId>,
+    ) -> Result<Stream, Fault> {
+        let header = LinkOpen::Through { to: to.clone(), vouched: Some(vouched), trace };
+        let mut tried: Vec<SessionId> = not.into_iter().collect();
+        let mut last = no_route(to);
+        for _ in 0..ATTEMPTS {
+            let Some(live) = self.registry.pick(to, &tried) else { break };
+            match timeout(self.timers.connect, live.handle.open(&header)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(fault)) if matches!(fault.code, Code::Lost | Code::Draining | Code::Displaced) => last = fault,
+                Ok(Err(fault)) => return Err(fault),
+                Err(_) => return Err(Fault::new(Code::TimedOut, "the endpoint did not answer in time")),
+            }
+            tried.push(live.facts.id);
+        }
+        Err(last)
+    }
+
+    /// Closes every link and lane that may not be here any more: revoked, expired, its tenant blocked or removed.
+    /// How many were closed.
+    pub fn enforce(&self, tenant: Option<&TenantId>) -> usize {
+        let now = clock::now();
+        let mut closed = 0;
+        for live in self.registry.select(tenant, |_| true) {
+            let facts = &live.facts;
+            if let Err(fault) = self.may_stay(facts) {
+                tracing::info!(tenant = %facts.tenant, role = %facts.role, session = %facts.id, reason = %fault, "link cut");
+                count_refusal(&fault);
+                live.drain();
+                live.handle.close(fault);
+                closed += 1;
+            }
+        }
+        closed += self.lanes.cut(|lane| {
+            let record = self.store.tenant(&lane.tenant);
+            let stays = |end: &End| match &record {
+                Some(t) => admit::holder(t, end.entity, &end.serial, end.not_after, now).is_ok(),
+                None => false,
+            };
+            tenant.is_none_or(|t| *t == lane.tenant) && !(stays(&lane.device) && stays(&lane.node))
+        });
+        closed
+    }
+
+    /// Whether a session that was admitted may go on.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_stay(&self, facts: &Facts) -> Result<(), Fault> {
+        let Some(tenant) = self.store.tenant(&facts.tenant) else {
+            return Err(Fault::new(Code::Forbidden, "the tenant was removed from this relay"));
+        };
+        match (facts.entity, &facts.serial, facts.not_after) {
+            (Some(id), Some(serial), Some(not_after)) => admit::holder(&tenant, id, serial, not_after, clock::now()),
+            _ => tenant_active(&tenant),
+        }
+    }
+
+    /// What peers are told when the relay goes down.
+    #[must_use]
+    pub fn farewell(&self) -> GoAway {
+        GoAway {
+            fault: Fault::new(Code::Draining, "the relay is shutting down"),
+            return_after_ms: self.config.drain.return_after.saturating_mul(1000),
+            alternatives: self.config.drain.alternatives.clone(),
+        }
+    }
+
+    /// No new links from now on, and no new streams on those that stand.
+    pub fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        for live in self.registry.select(None, |_| true) {
+            live.drain();
+            live.handle.go_away(&self.farewell());
+        }
+    }
+
+    /// Whether the relay goes down.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// What must be done now and then: alone-standing lane legs, expired certificates and configurations.
+    pub async fn keep_house(self: Arc<Self>) {
+        let tick = (self.timers.lane_wait / 4).min(std::time::Duration::from_secs(1));
+        let mut enforced = Instant::now();
+        loop {
+            tokio::time::sleep(tick).await;
+            let now = Instant::now();
+            self.lanes.expire(now);
+            if now.duration_since(enforced).as_secs() >= 5 {
+                enforced = now;
+                self.enforce(None);
+                self.registry.tidy(now);
+            }
+        }
+    }
+}
+
+fn tenant_active(tenant: &Tenant) -> Result<(), Fault> {
+    match tenant.state {
+        TenantState::Active => Ok(()),
+        TenantState::Blocked => Err(Fault::new(Code::Forbidden, "the tenant is blocked at this relay by its operator")),
+    }
+}
+
+/// Nobody serves the destination.
+#[must_use]
+pub fn no_route(to: &Destination) -> Fault {
+    let text = match (&to.instance, &to.group) {
+        (Some(_), _) => format!("the node that served {} is gone", to.origin),
+        (None, Some(group)) => format!("no node of group {group} that serves {} is connected", to.origin),
+        (None, None) => format!("nothing that serves {} is connected", to.origin),
+    };
+    Fault::new(Code::NoRoute, text)
+}
+
+/// Counts a link, stream, lane or request that was refused or cut.
+pub fn count_refusal(fault: &Fault) {
+    metrics::counter!("hedgerow_relay_refused_total", "code" => fault.code.label()).increment(1);
+}

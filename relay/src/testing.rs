@@ -1,0 +1,80 @@
+//! What tests need: a tenant's CA that issues leaves and signs configurations. Integration tests include this file too.
+#![allow(clippy::unwrap_used, reason = "only tests see this")]
+
+use std::time::Duration;
+
+use hedgerow_runtime::clock;
+use hedgerow_shared::verify::certificate::{CONFIG_KEY_EKU, Identity};
+use hedgerow_shared::verify::config::{Audience, Head, RelayConfig, Revoked, SignedConfig, Version};
+use hedgerow_shared::{EntityId, UnixTime};
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+    SigningKey,
+};
+use rustls_pki_types::CertificateDer;
+
+pub(crate) struct TestCa {
+    tenant: String,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl TestCa {
+    pub(crate) fn new(tenant: &str) -> Self {
+        Self::with_key(tenant, KeyPair::generate().unwrap())
+    }
+
+    /// Another CA certificate for the same key.
+    pub(crate) fn renamed(&self, tenant: &str) -> Self {
+        Self::with_key(tenant, KeyPair::from_pem(&self.pem).unwrap())
+    }
+
+    fn with_key(tenant: &str, key: KeyPair) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, tenant);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        let pem = key.serialize_pem();
+        Self { tenant: tenant.to_owned(), issuer: CertifiedIssuer::self_signed(params, key).unwrap(), pem }
+    }
+
+    pub(crate) fn der(&self) -> &[u8] {
+        self.issuer.der()
+    }
+
+    pub(crate) fn leaf(&self, identity: &Identity, lifetime: Duration) -> (CertificateDer<'static>, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, identity.tenant.as_str());
+        params.distinguished_name.push(DnType::OrganizationalUnitName, identity.role.as_str());
+        params.distinguished_name.push(DnType::CommonName, identity.id.to_string());
+        params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(identity.to_uri()).unwrap())];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.not_after = params.not_before.max(std::time::SystemTime::now().into()) + lifetime;
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
+        (leaf.der().clone(), key)
+    }
+
+    pub(crate) fn relay_config(&self, version: u64, revoked: &[EntityId]) -> SignedConfig {
+        let now = clock::now();
+        let document = RelayConfig {
+            head: Head {
+                tenant: self.tenant.parse().unwrap(),
+                audience: Audience::Relay,
+                version: Version { epoch: 0, version },
+                issued: now,
+                expires: UnixTime(now.0 + 3600),
+            },
+            revoked: Revoked { ids: revoked.to_vec(), serials: vec![] },
+        };
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(CONFIG_KEY_EKU.to_vec())];
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().to_vec();
+        let payload = serde_json::to_vec(&document).unwrap();
+        let signature = key.sign(&SignedConfig::message(&payload)).unwrap();
+        SignedConfig { payload, signature, certificate }
+    }
+}

@@ -1,0 +1,8 @@
+//! A world in a box: the product's own processes and real counterparts, started on free loopback ports, for scenarios
+//! named after the rows of the system's description. Everything ends with the test.
+#![expect(clippy::missing_panics_doc, reason = "a test harness panics to fail the test")]
+
+pub mod curl;
+pub mod nginx;
+pub mod process;
+pub mod world;

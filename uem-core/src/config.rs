@@ -1,0 +1,64 @@
+//! The documents that relay, node and device obey, made from what the tenant decided.
+
+use hedgerow_shared::verify::config::LIFETIME_SECONDS;
+use hedgerow_shared::verify::{
+    Audience, DeviceConfig, Head, NodeConfig, RelayConfig, Revoked, Route, Rule, SignedConfig, Version,
+};
+use hedgerow_shared::{EntityId, UnixTime};
+
+use crate::account::Tenant;
+use crate::ca::{CaError, ConfigKey};
+
+/// After this long the same content is signed again, so that peers hold documents with most of their life left.
+pub const REISSUE_SECONDS: u64 = 3600;
+
+/// The three documents of one version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Configs {
+    /// Their version.
+    pub version: Version,
+    /// When they stop being valid.
+    pub expires: UnixTime,
+    /// For relays.
+    pub relay: SignedConfig,
+    /// For nodes.
+    pub node: SignedConfig,
+    /// For devices.
+    pub device: SignedConfig,
+}
+
+/// Whether the tenant's configuration is due to be issued again. A clock that went back makes it due as well.
+#[must_use]
+pub fn reissue_due(tenant: &Tenant, now: UnixTime) -> bool {
+    now < tenant.config_issued || now.since(tenant.config_issued) >= REISSUE_SECONDS
+}
+
+/// Builds and signs the three documents. Everything in them follows from the arguments: the same version has the
+/// same bytes whenever it is asked for.
+pub(crate) fn build(
+    tenant: &Tenant,
+    key: &ConfigKey,
+    revoked: Vec<EntityId>,
+    rules: Vec<Rule>,
+    routes: Vec<Route>,
+) -> Result<Configs, CaError> {
+    let expires = tenant.config_issued.plus(LIFETIME_SECONDS);
+    let head = |audience| Head {
+        tenant: tenant.id.clone(),
+        audience,
+        version: tenant.config,
+        issued: tenant.config_issued,
+        expires,
+    };
+    let revoked = Revoked { ids: revoked, serials: Vec::new() };
+    let relay = RelayConfig { head: head(Audience::Relay), revoked: revoked.clone() };
+    let node = NodeConfig { head: head(Audience::Node), revoked, rules };
+    let device = DeviceConfig { head: head(Audience::Device), routes, default_route: tenant.default_route.clone() };
+    Ok(Configs {
+        version: tenant.config,
+        expires,
+        relay: key.sign(&relay)?,
+        node: key.sign(&node)?,
+        device: key.sign(&device)?,
+    })
+}

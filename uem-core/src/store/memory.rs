@@ -1,0 +1,206 @@
+//! Storage in memory, for tests and short-lived embedding: the reference that SQL is compared with.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hedgerow_shared::verify::{Route, Rule};
+use hedgerow_shared::{EntityId, TenantId, UnixTime};
+
+use super::{Acknowledgement, Change, Commit, Page, Store, StoreError};
+use crate::account::{Device, DeviceState, Email, Node, NodeState, Tenant, Token, User};
+use crate::activation::ActivationPassword;
+use crate::audit;
+use crate::ca::CertificateRecord;
+
+/// Everything of one tenant.
+struct Data {
+    tenant: Tenant,
+    users: BTreeMap<EntityId, User>,
+    passwords: BTreeMap<EntityId, ActivationPassword>,
+    nodes: BTreeMap<EntityId, Node>,
+    devices: BTreeMap<EntityId, Device>,
+    tokens: BTreeMap<EntityId, Token>,
+    certificates: Vec<CertificateRecord>,
+    rules: Vec<Rule>,
+    routes: Vec<Route>,
+    audit: Vec<audit::Record>,
+    acknowledgements: BTreeMap<String, Acknowledgement>,
+}
+
+/// Storage that is gone with the process.
+#[derive(Default)]
+pub struct Memory {
+    /// Held only within one method, never across an await.
+    tenants: Mutex<BTreeMap<TenantId, Data>>,
+}
+
+impl Memory {
+    /// Empty.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<TenantId, Data>> {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read<T: Default>(&self, tenant: &TenantId, read: impl FnOnce(&Data) -> T) -> Result<T, StoreError> {
+        Ok(self.lock().get(tenant).map(read).unwrap_or_default())
+    }
+}
+
+fn page<'a, T: Clone + 'a>(map: impl Iterator<Item = (&'a EntityId, &'a T)>, page: Page) -> Vec<T> {
+    map.filter(|(id, _)| page.after.is_none_or(|after| **id > after))
+        .take(page.limit.min(Page::MAX) as usize)
+        .map(|(_, value)| value.clone())
+        .collect()
+}
+
+impl Store for Memory {
+    async fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
+        Ok(self.lock().keys().cloned().collect())
+    }
+
+    async fn tenant(&self, tenant: &TenantId) -> Result<Option<Tenant>, StoreError> {
+        self.read(tenant, |d| Some(d.tenant.clone()))
+    }
+
+    async fn user(&self, tenant: &TenantId, id: EntityId) -> Result<Option<User>, StoreError> {
+        self.read(tenant, |d| d.users.get(&id).cloned())
+    }
+
+    async fn user_by_email(&self, tenant: &TenantId, email: &Email) -> Result<Option<User>, StoreError> {
+        self.read(tenant, |d| d.users.values().find(|u| u.email == *email).cloned())
+    }
+
+    async fn users(&self, tenant: &TenantId, p: Page) -> Result<Vec<User>, StoreError> {
+        self.read(tenant, |d| page(d.users.iter(), p))
+    }
+
+    async fn password(&self, tenant: &TenantId, user: EntityId) -> Result<Option<ActivationPassword>, StoreError> {
+        self.read(tenant, |d| d.passwords.get(&user).cloned())
+    }
+
+    async fn passwords(&self, tenant: &TenantId) -> Result<Vec<ActivationPassword>, StoreError> {
+        self.read(tenant, |d| d.passwords.values().cloned().collect())
+    }
+
+    async fn node(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Node>, StoreError> {
+        self.read(tenant, |d| d.nodes.get(&id).cloned())
+    }
+
+    async fn nodes(&self, tenant: &TenantId, p: Page) -> Result<Vec<Node>, StoreError> {
+        self.read(tenant, |d| page(d.nodes.iter(), p))
+    }
+
+    async fn device(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Device>, StoreError> {
+        self.read(tenant, |d| d.devices.get(&id).cloned())
+    }
+
+    async fn devices(&self, tenant: &TenantId, user: Option<EntityId>, p: Page) -> Result<Vec<Device>, StoreError> {
+        self.read(tenant, |d| page(d.devices.iter().filter(|(_, v)| user.is_none_or(|u| v.user == u)), p))
+    }
+
+    async fn token(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Token>, StoreError> {
+        self.read(tenant, |d| d.tokens.get(&id).cloned())
+    }
+
+    async fn tokens(&self, tenant: &TenantId, p: Page) -> Result<Vec<Token>, StoreError> {
+        self.read(tenant, |d| page(d.tokens.iter(), p))
+    }
+
+    async fn rules(&self, tenant: &TenantId) -> Result<Vec<Rule>, StoreError> {
+        self.read(tenant, |d| d.rules.clone())
+    }
+
+    async fn routes(&self, tenant: &TenantId) -> Result<Vec<Route>, StoreError> {
+        self.read(tenant, |d| d.routes.clone())
+    }
+
+    async fn revoked(&self, tenant: &TenantId, now: UnixTime) -> Result<Vec<EntityId>, StoreError> {
+        self.read(tenant, |d| {
+            let inactive = |user: &EntityId| d.users.get(user).is_none_or(|u| !u.active);
+            let devices = d.devices.values().filter(|v| v.state == DeviceState::Revoked || inactive(&v.user));
+            let devices = devices.filter(|v| v.certificate.not_after > now).map(|v| v.id);
+            let nodes = d.nodes.values().filter(|n| n.state == NodeState::Revoked && n.certificate.not_after > now);
+            let mut ids: Vec<_> = devices.chain(nodes.map(|n| n.id)).collect();
+            ids.sort_unstable();
+            ids
+        })
+    }
+
+    async fn certificates(&self, tenant: &TenantId, holder: EntityId) -> Result<Vec<CertificateRecord>, StoreError> {
+        self.read(tenant, |d| {
+            let mut of_holder: Vec<_> = d.certificates.iter().filter(|c| c.holder == holder).cloned().collect();
+            of_holder.sort_by(|a, b| (a.not_before, &a.serial).cmp(&(b.not_before, &b.serial)));
+            of_holder
+        })
+    }
+
+    async fn audit(&self, tenant: &TenantId, after: u64, limit: u32) -> Result<Vec<audit::Record>, StoreError> {
+        self.read(tenant, |d| {
+            let limit = limit.min(Page::MAX) as usize;
+            d.audit.iter().filter(|r| r.number > after).take(limit).cloned().collect()
+        })
+    }
+
+    async fn acknowledgements(&self, tenant: &TenantId) -> Result<Vec<Acknowledgement>, StoreError> {
+        self.read(tenant, |d| d.acknowledgements.values().cloned().collect())
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<(), StoreError> {
+        let mut tenants = self.lock();
+        let id = commit.tenant.id.clone();
+        if tenants.get(&id).map(|d| d.tenant.revision) != commit.expected {
+            return Err(StoreError::Conflict);
+        }
+        let data = tenants.entry(id).or_insert_with(|| Data {
+            tenant: commit.tenant.clone(),
+            users: BTreeMap::new(),
+            passwords: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            certificates: Vec::new(),
+            rules: Vec::new(),
+            routes: Vec::new(),
+            audit: Vec::new(),
+            acknowledgements: BTreeMap::new(),
+        });
+        data.tenant = commit.tenant;
+        for change in commit.changes {
+            match change {
+                Change::PutUser(user) => drop(data.users.insert(user.id, user)),
+                Change::PutPassword(password) => drop(data.passwords.insert(password.user, password)),
+                Change::DeletePassword(user) => drop(data.passwords.remove(&user)),
+                Change::PutNode(node) => drop(data.nodes.insert(node.id, node)),
+                Change::PutDevice(device) => drop(data.devices.insert(device.id, device)),
+                Change::PutToken(token) => drop(data.tokens.insert(token.id, token)),
+                Change::AddCertificate(certificate) => data.certificates.push(certificate),
+                Change::SetRules(rules) => data.rules = rules,
+                Change::SetRoutes(routes) => data.routes = routes,
+            }
+        }
+        data.audit.extend(commit.audit);
+        Ok(())
+    }
+
+    async fn seen(&self, tenant: &TenantId, id: EntityId, now: UnixTime) -> Result<(), StoreError> {
+        if let Some(data) = self.lock().get_mut(tenant) {
+            let device = data.devices.get_mut(&id).map(|d| &mut d.last_seen);
+            let node = data.nodes.get_mut(&id).map(|n| &mut n.last_seen);
+            for seen in device.into_iter().chain(node) {
+                *seen = Some(now);
+            }
+        }
+        Ok(())
+    }
+
+    async fn acknowledge(&self, tenant: &TenantId, ack: Acknowledgement) -> Result<(), StoreError> {
+        if let Some(data) = self.lock().get_mut(tenant) {
+            data.acknowledgements.insert(ack.holder.clone(), ack);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+//! What the domain asks of storage. Two implementations: `Memory` here, SQLite in `management`.
+//!
+//! Reading is by small questions. Writing is one thing, `commit`: the tenant's new row and everything that changes
+//! with it, in one transaction, made on a stated revision. If another commit came first the store answers
+//! `StoreError::Conflict` and changes nothing; `service::Core` then reads again and decides again.
+
+mod memory;
+
+use std::future::Future;
+
+use hedgerow_shared::verify::{Route, Rule, Version};
+use hedgerow_shared::{EntityId, TenantId, UnixTime};
+use serde::{Deserialize, Serialize};
+
+pub use memory::Memory;
+
+use crate::account::{Device, Email, Node, Tenant, Token, User};
+use crate::activation::ActivationPassword;
+use crate::audit;
+use crate::ca::CertificateRecord;
+
+/// Why storage did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another commit came first.
+    #[error("the tenant was changed by another commit in the meantime")]
+    Conflict,
+    /// What is stored cannot be read back.
+    #[error("a stored {what} cannot be read: {why}")]
+    Corrupt {
+        /// Which kind of record.
+        what: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+    /// The database or disk failed.
+    #[error(transparent)]
+    Backend(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A part of a list, in the order of ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// Begin behind this id.
+    pub after: Option<EntityId>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+impl Page {
+    /// Most that one page holds.
+    pub const MAX: u32 = 1000;
+
+    /// The first page, as large as pages get.
+    #[must_use]
+    pub fn first() -> Self {
+        Self { after: None, limit: Self::MAX }
+    }
+}
+
+/// One change of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "a handful per commit, never kept")]
+pub enum Change {
+    /// Adds or replaces a user.
+    PutUser(User),
+    /// Adds or replaces a user's activation password; a user has at most one.
+    PutPassword(ActivationPassword),
+    /// Removes a user's activation password.
+    DeletePassword(EntityId),
+    /// Adds or replaces a node.
+    PutNode(Node),
+    /// Adds or replaces a device.
+    PutDevice(Device),
+    /// Adds or replaces an enrolment token.
+    PutToken(Token),
+    /// Adds a certificate to the list of all that were issued.
+    AddCertificate(CertificateRecord),
+    /// Replaces the access rules.
+    SetRules(Vec<Rule>),
+    /// Replaces the routes.
+    SetRoutes(Vec<Route>),
+}
+
+/// Everything that changes together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commit {
+    /// The revision it was decided on; `None` makes a new tenant.
+    pub expected: Option<u64>,
+    /// The tenant's new row, its revision one higher.
+    pub tenant: Tenant,
+    /// What changes besides, in this order.
+    pub changes: Vec<Change>,
+    /// Audit records to append; the tenant's row has their head.
+    pub audit: Vec<audit::Record>,
+}
+
+/// How far a relay or node has come with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acknowledgement {
+    /// `relay:NAME` or `node:ID`.
+    pub holder: String,
+    /// The version in force there.
+    pub version: Version,
+    /// When it said so.
+    pub time: UnixTime,
+}
+
+/// Storage. Every method may be cancelled at any await; `commit` then has happened wholly or not at all.
+pub trait Store: Send + Sync + 'static {
+    /// Every tenant.
+    fn tenants(&self) -> impl Future<Output = Result<Vec<TenantId>, StoreError>> + Send;
+    /// One tenant.
+    fn tenant(&self, tenant: &TenantId) -> impl Future<Output = Result<Option<Tenant>, StoreError>> + Send;
+    /// One user.
+    fn user(&self, tenant: &TenantId, id: EntityId) -> impl Future<Output = Result<Option<User>, StoreError>> + Send;
+    /// The user with this address.
+    fn user_by_email(
+        &self,
+        tenant: &TenantId,
+        email: &Email,
+    ) -> impl Future<Output = Result<Option<User>, StoreError>> + Send;
+    /// Users.
+    fn users(&self, tenant: &TenantId, page: Page) -> impl Future<Output = Result<Vec<User>, StoreError>> + Send;
+    /// A user's activation password.
+    fn password(
+        &self,
+        tenant: &TenantId,
+        user: EntityId,
+    ) -> impl Future<Output = Result<Option<ActivationPassword>, StoreError>> + Send;
+    /// All activation passwords that exist.
+    fn passwords(&self, tenant: &TenantId) -> impl Future<Output = Result<Vec<ActivationPassword>, StoreError>> + Send;
+    /// One node.
+    fn node(&self, tenant: &TenantId, id: EntityId) -> impl Future<Output = Result<Option<Node>, StoreError>> + Send;
+    /// Nodes.
+    fn nodes(&self, tenant: &TenantId, page: Page) -> impl Future<Output = Result<Vec<Node>, StoreError>> + Send;
+    /// One device.
+    fn device(
+        &self,
+        tenant: &TenantId,
+        id: EntityId,
+    ) -> impl Future<Output = Result<Option<Device>, StoreError>> + Send;
+    /// Devices, of one user or of all.
+    fn devices(
+        &self,
+        tenant: &TenantId,
+        user: Option<EntityId>,
+        page: Page,
+    ) -> impl Future<Output = Result<Vec<Device>, StoreError>> + Send;
+    /// One token.
+    fn token(&self, tenant: &TenantId, id: EntityId) -> impl Future<Output = Result<Option<Token>, StoreError>> + Send;
+    /// Tokens.
+    fn tokens(&self, tenant: &TenantId, page: Page) -> impl Future<Output = Result<Vec<Token>, StoreError>> + Send;
+    /// Access rules in order.
+    fn rules(&self, tenant: &TenantId) -> impl Future<Output = Result<Vec<Rule>, StoreError>> + Send;
+    /// Routes in order.
+    fn routes(&self, tenant: &TenantId) -> impl Future<Output = Result<Vec<Route>, StoreError>> + Send;
+    /// Ids whose certificates do not count although they have not expired at `now`: revoked devices and nodes, and
+    /// devices of inactive users; in the order of ids.
+    fn revoked(
+        &self,
+        tenant: &TenantId,
+        now: UnixTime,
+    ) -> impl Future<Output = Result<Vec<EntityId>, StoreError>> + Send;
+    /// Certificates issued to one holder, oldest first.
+    fn certificates(
+        &self,
+        tenant: &TenantId,
+        holder: EntityId,
+    ) -> impl Future<Output = Result<Vec<CertificateRecord>, StoreError>> + Send;
+    /// Audit records with a number above `after`, in order, at most `limit`.
+    fn audit(
+        &self,
+        tenant: &TenantId,
+        after: u64,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<audit::Record>, StoreError>> + Send;
+    /// Acknowledgements, by holder.
+    fn acknowledgements(
+        &self,
+        tenant: &TenantId,
+    ) -> impl Future<Output = Result<Vec<Acknowledgement>, StoreError>> + Send;
+    /// Does all of it or, with `Conflict`, nothing.
+    fn commit(&self, commit: Commit) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Notes that a device or node spoke with the core. Not audited, no new revision.
+    fn seen(
+        &self,
+        tenant: &TenantId,
+        id: EntityId,
+        now: UnixTime,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Notes how far a relay or node has come. Not audited, no new revision.
+    fn acknowledge(
+        &self,
+        tenant: &TenantId,
+        ack: Acknowledgement,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
