@@ -158,15 +158,16 @@ impl Policies {
         };
         let mut failures = 0u32;
         loop {
+            let before = self.current().version;
             let fetched = self.fetch(uplink, relays, &config, timers, scope).await;
             let pause = match fetched.and_then(|signed| signed.map(|s| self.accept(&s, true)).transpose()) {
-                Ok(Some(version)) => {
+                Ok(Some(version)) if before != Some(version) => {
                     info!(%version, "configuration in force");
                     failures = 0;
                     // Asking again at once tells the core that it is.
                     Duration::ZERO
                 }
-                Ok(None) => {
+                Ok(_) => {
                     failures = 0;
                     REFRESH.mul_f64(scale)
                 }

@@ -39,7 +39,7 @@ async fn p17_a_device_reaches_what_the_rules_allow_and_nothing_else() {
     world.allow_intranet(1, &[]);
     world.enrolled().await;
     let node = world.run(|_| {});
-    node.ready().await;
+    world.ready(&node).await;
     let (device, _) = world.tenant.issue(Role::Device);
     let port = world.intranet.port();
     for session in [world.session_by_link(&device).await.unwrap(), world.session_by_lane(&device).await.unwrap()] {
@@ -69,7 +69,7 @@ async fn p01_revoked_devices_are_cut_within_five_seconds_with_their_streams() {
     world.allow_intranet(1, &[]);
     world.enrolled().await;
     let node = world.run(|_| {});
-    node.ready().await;
+    world.ready(&node).await;
     let (device, id) = world.tenant.issue(Role::Device);
     let (other, _) = world.tenant.issue(Role::Device);
     let sessions = [world.session_by_link(&device).await.unwrap(), world.session_by_lane(&device).await.unwrap()];
@@ -102,13 +102,18 @@ async fn without_a_configuration_everything_is_denied_and_the_device_is_told() {
     let node = world.run(|_| {});
     let (device, _) = world.tenant.issue(Role::Device);
     let session = world.session_by_link(&device).await.unwrap();
+    // The configuration that came with the enrolment allows nothing, and expires.
+    let fault = open(&session, "127.0.0.1", world.intranet.port()).await.unwrap_err();
+    assert_eq!(fault.code, Code::DeniedByPolicy);
+    timeout(SOON, session.mux.closed()).await.expect("cut at expiry");
+    let session = world.session_by_link(&device).await.unwrap();
     let fault = open(&session, "127.0.0.1", world.intranet.port()).await.unwrap_err();
     assert_eq!(fault.code, Code::DeniedByPolicy);
     assert!(fault.text.contains("no valid configuration"), "{fault}");
     assert!(node.context.readiness.failing().unwrap().contains("configuration"));
     world.allow_intranet(1, &[]);
     world.wake().await;
-    node.ready().await;
+    world.ready(&node).await;
     echoes(&session, "127.0.0.1", world.intranet.port()).await;
 }
 
@@ -118,7 +123,7 @@ async fn n12_the_configuration_on_disk_serves_without_the_core_and_older_ones_ar
     world.allow_intranet(5, &[]);
     world.enrolled().await;
     let node = world.run(|_| {});
-    node.ready().await;
+    world.ready(&node).await;
     node.stop().await;
     world.link_gone().await;
 
@@ -144,7 +149,7 @@ async fn an_expired_configuration_denies_and_cuts() {
     *world.config.lock() = Some(world.tenant.config(1, 3, rules, &[]));
     world.enrolled().await;
     let node = world.run(|_| {});
-    node.ready().await;
+    world.ready(&node).await;
     let (device, _) = world.tenant.issue(Role::Device);
     let session = world.session_by_link(&device).await.unwrap();
     let mut stream = open(&session, "127.0.0.1", world.intranet.port()).await.unwrap();
@@ -163,7 +168,7 @@ async fn a09_strangers_are_refused_and_limits_hold() {
         config.limits.sessions_per_device = 2;
         config.limits.connections_per_device = 3;
     });
-    node.ready().await;
+    world.ready(&node).await;
     let (stranger, _) = Tenant::new().issue(Role::Device);
     assert!(world.session_by_lane(&stranger).await.is_err(), "a device of another tenant");
     let (not_a_device, _) = world.tenant.issue(Role::Node);

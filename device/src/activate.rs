@@ -141,7 +141,10 @@ async fn look_up(relay: &RelayTarget, email: &Email, timers: &Timers, scope: &Sc
                 };
                 let said = String::from_utf8_lossy(&body);
                 let said: String = said.trim().chars().filter(|c| !c.is_control()).collect();
-                Err(Fault::new(code, if said.is_empty() { format!("the relay's look-up answered {status}") } else { said }))
+                Err(Fault::new(
+                    code,
+                    if said.is_empty() { format!("the relay's look-up answered {status}") } else { said },
+                ))
             }
         }
     };
@@ -215,7 +218,8 @@ fn keep(
     let probe = b"hedgerow: is this certificate for our key?";
     verify_signature(&leaf, probe, &key.sign(probe)).map_err(|_| wrong("the certificate is for another key"))?;
     let document: DeviceConfig = config.verify(&ca, None, now).map_err(|e| wrong(&e.to_string()))?;
-    let name = core_api::relay_name(reply.relay_name.as_deref(), &reply.relays).ok_or_else(|| wrong("it names no relay"))?;
+    let name =
+        core_api::relay_name(reply.relay_name.as_deref(), &reply.relays).ok_or_else(|| wrong("it names no relay"))?;
     let relay = RelayFile { addresses: reply.relays, name, ca: reply.relay_ca_pem };
     relay.target().map_err(|e| wrong(&format!("{e:#}")))?;
 

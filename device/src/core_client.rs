@@ -50,8 +50,7 @@ impl CoreClient {
     {
         let stream = dial::client_tls(config, tls::any_name(), io, timers).await?;
         let exporter = tls::exporter(stream.get_ref().1)?;
-        let (sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let connection = scope.spawn_owned(async move {
             // The answers tell of errors; the connection's own result adds nothing.
             let _ = connection.await;

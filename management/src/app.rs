@@ -116,8 +116,7 @@ impl App {
         bring_up(&domain, new).await?;
         let ca = domain.tenant_ca(&tenant).await?;
         let identity = RwLock::new(Arc::new(issue(&domain, &tenant, &ca, web.as_ref()).await?));
-        let relays =
-            relays.iter().map(|name| RelayState { name: name.clone(), standing: Mutex::default() }).collect();
+        let relays = relays.iter().map(|name| RelayState { name: name.clone(), standing: Mutex::default() }).collect();
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Ok(Arc::new(Self {
             tenant,

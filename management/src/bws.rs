@@ -58,9 +58,8 @@ fn answer(app: &App, request: &Request) -> Answer {
             let text = format!("Up and running for {}", uptime(app.started.elapsed()));
             Answer::of(StatusCode::OK, "text/plain", text)
         }
-        (Some(_), _) => {
-            error(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "Use GET here.".into()).header("allow", "GET, HEAD")
-        }
+        (Some(_), _) => error(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "Use GET here.".into())
+            .header("allow", "GET, HEAD"),
         (None, _) => {
             let shown: String = request.path.chars().take(200).collect();
             error(StatusCode::NOT_FOUND, "RESOURCE_NOT_FOUND", format!("There is no resource {shown}."))

@@ -151,7 +151,12 @@ async fn bring_up_to_date(app: &App, state: &RelayState, link: &Link, told: &mut
 }
 
 /// One request of a relay's service.
-async fn ask(app: &App, link: &Link, service: Service, request: &impl minicbor::Encode<()>) -> Result<ServiceReply, Fault> {
+async fn ask(
+    app: &App,
+    link: &Link,
+    service: Service,
+    request: &impl minicbor::Encode<()>,
+) -> Result<ServiceReply, Fault> {
     let body = minicbor::to_vec(request).map_err(|e| Fault::new(Code::Internal, e.to_string()))?;
     let exchange = async {
         let mut stream = link.mux.open(&LinkOpen::Service { service }).await?;

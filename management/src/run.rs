@@ -113,7 +113,8 @@ async fn watch_links(uplinks: Vec<Uplink>, check: admin::Check) {
     let mut changes: Vec<_> = uplinks.iter().map(Uplink::status).collect();
     loop {
         // All of them are looked at: one left unseen would count as changed for ever.
-        let up = changes.iter_mut().filter_map(|s| matches!(&*s.borrow_and_update(), UplinkStatus::Up(_)).then_some(()));
+        let up =
+            changes.iter_mut().filter_map(|s| matches!(&*s.borrow_and_update(), UplinkStatus::Up(_)).then_some(()));
         if up.count() > 0 {
             check.pass();
         } else {

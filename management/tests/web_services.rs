@@ -28,7 +28,13 @@ async fn p07_ping_answers_without_authentication_whatever_the_case_and_the_slash
 async fn p24_everything_else_is_refused_in_the_manuals_words() {
     let world = World::new().await;
     let mut client = client(&world).await;
-    for path in ["/", "/S99999999/api/v1/util/ping", "/S12345678/api/v1/users", "/S12345678/api/v1/util/ping/x", "/config/v1/node"] {
+    for path in [
+        "/",
+        "/S99999999/api/v1/util/ping",
+        "/S12345678/api/v1/users",
+        "/S12345678/api/v1/util/ping/x",
+        "/config/v1/node",
+    ] {
         let (head, body) = client.get(path).await;
         assert_eq!(head.status, StatusCode::NOT_FOUND, "{path}");
         assert_eq!(head.headers["content-type"], "application/vnd.blackberry.error-v1+json");

@@ -216,7 +216,7 @@ fn p17_what_no_rule_allows_is_refused_with_a_reason() {
     let said = attempt(Command::new("curl").args(["-s", "--noproxy", "", "--proxy", &world.http_proxy(), "http://denied.hedgerow.demo/"]));
     let body = String::from_utf8_lossy(&said.stdout).into_owned();
     assert!(body.contains("no rule") || body.contains("denied"), "{body}");
-    assert!(world.metric("node.admin", "hedgerow_node_refused_total", "denied_by_policy") >= 1.0, "{}", world.get("node.admin", "/metrics"));
+    assert!(world.metric("node.admin", "hedgerow_node_connections_refused_total", "no_rule") >= 1.0, "{}", world.get("node.admin", "/metrics"));
     // IPv4 in disguise does not help.
     for disguise in [format!("http://2130706433:{}/page", nginx.port), format!("http://0x7f.1:{}/page", nginx.port)] {
         let said = try_run(Command::new("curl").args(["-s", "--fail", "--noproxy", "", "--socks5-hostname", &world.text("device.socks5"), &disguise]), Duration::from_secs(30));

@@ -137,6 +137,7 @@ pub(crate) struct World {
     /// What the core serves; none = 503.
     pub(crate) config: Arc<Mutex<Option<SignedConfig>>>,
     pub(crate) node_link: watch::Receiver<Option<Link>>,
+    acknowledged: watch::Receiver<Option<u64>>,
     pub(crate) scope: Scope,
     pub(crate) relay: SocketAddr,
     relay_pin: [u8; 32],
@@ -151,6 +152,7 @@ struct Outside {
     config: Arc<Mutex<Option<SignedConfig>>>,
     tokens: Arc<Mutex<HashMap<EntityId, bool>>>,
     links: watch::Sender<Option<Link>>,
+    acknowledged: watch::Sender<Option<u64>>,
     lanes: Arc<Mutex<HashMap<Ticket, oneshot::Sender<TcpStream>>>>,
     relay_tls: Arc<rustls::ServerConfig>,
     core_tls: Arc<rustls::ServerConfig>,
@@ -166,11 +168,13 @@ impl World {
         let (relay_tls, relay_pin) = relay_certificate();
         let (core, _) = tenant.issue(Role::Core);
         let (links, node_link) = watch::channel(None);
+        let (acknowledge, acknowledged) = watch::channel(None);
         let outside = Outside {
             tenant: tenant.clone(),
             config: Arc::default(),
             tokens: Arc::default(),
             links,
+            acknowledged: acknowledge,
             lanes: Arc::default(),
             relay_tls,
             core_tls: tls::as_tenant(tenant.ca.clone(), &[Role::Node], true, &core, &[b"http/1.1"]).unwrap(),
@@ -189,6 +193,7 @@ impl World {
             intranet,
             config,
             node_link,
+            acknowledged,
             scope,
             relay,
             relay_pin,
@@ -246,7 +251,22 @@ impl World {
         self.scope.spawn(async move {
             let _ = done.send(hedgerow_connectivity_node::run(config, &inner).await);
         });
-        RunningNode { context, ended, started: self.state().join("lock.held") }
+        RunningNode { context, ended }
+    }
+
+    /// Waits until the node has told the core that it obeys what the core serves, and says it is ready.
+    pub(crate) async fn ready(&self, node: &RunningNode) {
+        let wanted = self.config.lock().as_ref().map(version_of);
+        let mut acknowledged = self.acknowledged.clone();
+        let told = tokio::time::timeout(Duration::from_secs(20), acknowledged.wait_for(|have| *have == wanted)).await;
+        told.expect("the node acknowledges").unwrap();
+        for _ in 0..400 {
+            if node.context.readiness.failing().is_none() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        panic!("not ready: {:?}", node.context.readiness.failing());
     }
 
     pub(crate) async fn link(&self) -> Link {
@@ -307,23 +327,11 @@ impl World {
 }
 
 pub(crate) struct RunningNode {
-    started: PathBuf,
     pub(crate) context: Context,
     pub(crate) ended: oneshot::Receiver<anyhow::Result<()>>,
 }
 
 impl RunningNode {
-    pub(crate) async fn ready(&self) {
-        for _ in 0..400 {
-            // Before the node has announced its checks nothing fails either.
-            if self.started.exists() && self.context.readiness.failing().is_none() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(25)).await;
-        }
-        panic!("not ready: {:?}", self.context.readiness.failing());
-    }
-
     pub(crate) async fn stop(self) {
         self.context.drain();
         tokio::time::timeout(Duration::from_secs(10), self.ended).await.expect("drains").unwrap().unwrap();
@@ -425,16 +433,16 @@ impl Outside {
                     relays: vec![],
                     relay_name: None,
                     relay_ca_pem: None,
-                    // Expired at once where a test wants the node to have none.
-                    config: self.tenant.config(0, 1, json!([]), &[]),
+                    // It expires soon: some tests want the node to have none.
+                    config: self.tenant.config(0, 2, json!([]), &[]),
                 };
                 say(StatusCode::OK, serde_json::to_vec(&reply).unwrap().into())
             }
             (Method::GET, CONFIG_NODE) if authenticated => match &*self.config.lock() {
                 Some(config) => {
                     let have = query.strip_prefix("have=").map(|have| read_have(have).unwrap());
-                    let head: Value = serde_json::from_slice(&config.payload).unwrap();
-                    let newest = have.is_some_and(|have| head["version"] == have.version);
+                    self.acknowledged.send_replace(have.map(|have| have.version));
+                    let newest = have.is_some_and(|have| have.version == version_of(config));
                     let status = if newest { StatusCode::NO_CONTENT } else { StatusCode::OK };
                     say(status, if newest { Bytes::new() } else { minicbor::to_vec(config).unwrap().into() })
                 }
@@ -443,6 +451,10 @@ impl Outside {
             _ => problem(StatusCode::FORBIDDEN, "no"),
         }
     }
+}
+
+fn version_of(config: &SignedConfig) -> u64 {
+    serde_json::from_slice::<Value>(&config.payload).unwrap()["version"].as_u64().unwrap()
 }
 
 fn relay_certificate() -> (Arc<rustls::ServerConfig>, [u8; 32]) {

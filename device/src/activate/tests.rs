@@ -41,7 +41,8 @@ impl World {
     async fn new() -> Arc<Self> {
         let tenant: TenantId = "S12345678".parse().unwrap();
         let core = Core::new(Memory::new(), Kek::new(&[7; 32]));
-        let settings = TenantSettings { relays: vec!["relay.example:443".into()], relay_name: None, relay_ca_pem: None };
+        let settings =
+            TenantSettings { relays: vec!["relay.example:443".into()], relay_name: None, relay_ca_pem: None };
         core.create_tenant(&mut call(), NewTenant { id: tenant.clone(), name: "Test".into(), settings }).await.unwrap();
         let new = NewUser { email: EMAIL.parse().unwrap(), display_name: "Anna".into() };
         let user = core.add_user(&mut call(), &tenant, new).await.unwrap();

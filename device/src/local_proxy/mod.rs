@@ -46,15 +46,27 @@ pub struct Listening {
 ///
 /// # Errors
 /// An address that is not loopback, or is taken; then nothing is served.
-pub async fn start<W: Ways>(config: &LocalProxy, ways: W, timers: &Timers, scope: &Scope) -> Result<Listening, ListenError> {
+pub async fn start<W: Ways>(
+    config: &LocalProxy,
+    ways: W,
+    timers: &Timers,
+    scope: &Scope,
+) -> Result<Listening, ListenError> {
     let socks_listener = bind_loopback(config.socks5).await?;
     let http_listener = bind_loopback(config.http).await?;
-    let bound = |listener: &tokio::net::TcpListener, asked| listener.local_addr().map_err(|source| ListenError::Bind { address: asked, source });
-    let listening = Listening { socks5: bound(&socks_listener, config.socks5)?, http: bound(&http_listener, config.http)? };
+    let bound = |listener: &tokio::net::TcpListener, asked| {
+        listener.local_addr().map_err(|source| ListenError::Bind { address: asked, source })
+    };
+    let listening =
+        Listening { socks5: bound(&socks_listener, config.socks5)?, http: bound(&http_listener, config.http)? };
 
     let dialer = Dialer::new(HashMap::new(), timers.connect).refusing(&[listening.socks5, listening.http]);
     let connector = Arc::new(ByWay { ways, dialer });
-    let limits = ServeLimits { connections: Arc::new(Semaphore::new(config.connections)), handshake: timers.handshake, ..ServeLimits::default() };
+    let limits = ServeLimits {
+        connections: Arc::new(Semaphore::new(config.connections)),
+        handshake: timers.handshake,
+        ..ServeLimits::default()
+    };
     scope.spawn(socks::serve(socks_listener, connector.clone(), limits.clone(), scope.clone()));
     scope.spawn(http::serve(http_listener, connector, limits, scope.clone()));
     Ok(listening)

@@ -75,9 +75,11 @@ impl World {
         while !head.ends_with(b"\r\n\r\n") {
             head.push(tcp.read_u8().await.unwrap());
         }
-        let length = String::from_utf8_lossy(&head).to_lowercase().split("content-length: ").nth(1).map_or(0, |l| {
-            l.split("\r\n").next().unwrap().parse().unwrap()
-        });
+        let length = String::from_utf8_lossy(&head)
+            .to_lowercase()
+            .split("content-length: ")
+            .nth(1)
+            .map_or(0, |l| l.split("\r\n").next().unwrap().parse().unwrap());
         let mut body = vec![0; length];
         tcp.read_exact(&mut body).await.unwrap();
         head.extend(body);

@@ -128,11 +128,7 @@ async fn spread(app: &App, patience: &Patience) -> Result<(String, Vec<String>),
     Ok((version.to_string(), late))
 }
 
-async fn shown_device(
-    app: &App,
-    device: Device,
-    emails: &mut BTreeMap<EntityId, Value>,
-) -> Result<Value, Problem> {
+async fn shown_device(app: &App, device: Device, emails: &mut BTreeMap<EntityId, Value>) -> Result<Value, Problem> {
     if !emails.contains_key(&device.user) {
         let user = app.domain.user(&app.tenant, device.user).await.map_err(problem)?;
         emails.insert(device.user, json!(user.email));

@@ -103,7 +103,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/routes/{at}/move", post(policy::move_route))
         .fallback(|| async { Problem::not_found("this core knows no such verb; is the command newer than the core?") })
         .method_not_allowed_fallback(|| async {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this verb goes by another method; is the command newer than the core?")
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this verb goes by another method; is the command newer than the core?",
+            )
         })
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
         .with_state(app)

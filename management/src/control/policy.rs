@@ -60,11 +60,7 @@ pub(super) async fn add_rule(State(app): State<Arc<App>>, Body(add): Body<AddRul
     edit_rules(&app, |rules| insert(rules, add.at, add.rule)).await
 }
 
-pub(super) async fn replace_rule(
-    State(app): State<Arc<App>>,
-    Path(at): Path<String>,
-    Body(rule): Body<Rule>,
-) -> Shown {
+pub(super) async fn replace_rule(State(app): State<Arc<App>>, Path(at): Path<String>, Body(rule): Body<Rule>) -> Shown {
     let at = position(&at)?;
     edit_rules(&app, |rules| replace(rules, at, rule)).await
 }

@@ -11,7 +11,10 @@ use super::{Peer, failed};
 impl Peer {
     pub(super) async fn config(&self, role: Role, query: Option<&str>) -> Answer {
         let Some(certificate) = &self.certificate else {
-            return Answer::refused(StatusCode::UNAUTHORIZED, format!("show the certificate of a {role} in the TLS hand-shake"));
+            return Answer::refused(
+                StatusCode::UNAUTHORIZED,
+                format!("show the certificate of a {role} in the TLS hand-shake"),
+            );
         };
         if certificate.identity.role != role {
             let why = format!("the certificate is for role {}, not {role}", certificate.identity.role);

@@ -113,11 +113,7 @@ where
         }
     });
     let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(limit)
-        .max_buf_size(MAX_FIRST_BYTES)
-        .max_headers(MAX_HEADERS);
+    builder.timer(TokioTimer::new()).header_read_timeout(limit).max_buf_size(MAX_FIRST_BYTES).max_headers(MAX_HEADERS);
     let connection = builder.serve_connection(TokioIo::new(io), service);
     match timeout(limit.saturating_mul(LIFE_IN_REQUESTS), connection).await {
         Ok(Ok(())) => {}
@@ -133,7 +129,9 @@ async fn read(body: Incoming, limit: Duration) -> Result<Bytes, Answer> {
             let why = format!("the request is larger than {MAX_REQUEST} bytes");
             Err(Answer::refused(StatusCode::PAYLOAD_TOO_LARGE, why).header("connection", "close"))
         }
-        Ok(Err(_)) => Err(Answer::refused(StatusCode::BAD_REQUEST, "the request ended early").header("connection", "close")),
+        Ok(Err(_)) => {
+            Err(Answer::refused(StatusCode::BAD_REQUEST, "the request ended early").header("connection", "close"))
+        }
         Err(_) => {
             let why = "the request did not arrive in time";
             Err(Answer::refused(StatusCode::REQUEST_TIMEOUT, why).header("connection", "close"))

@@ -1,5 +1,5 @@
 //! A core without a relay: connections to it are made in memory.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use std::sync::Arc;
 
@@ -49,7 +49,8 @@ impl World {
     pub async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = store::State::open(&dir.path().join("core")).await.unwrap();
-        let settings = TenantSettings { relays: vec!["relay.example:443".into()], relay_name: None, relay_ca_pem: None };
+        let settings =
+            TenantSettings { relays: vec!["relay.example:443".into()], relay_name: None, relay_ca_pem: None };
         let new = NewTenant { id: tenant(), name: "Test".into(), settings };
         let app = App::open(state, new, &["relay.example".to_owned()], None, Timers::default()).await.unwrap();
         let new = NewUser { email: EMAIL.parse().unwrap(), display_name: "Anna".into() };
@@ -109,7 +110,10 @@ impl World {
         self.stranger().await.activate(EMAIL, password).await
     }
 
-    pub async fn enrol(&self, token: &hedgerow_shared::wire::token::EnrolmentToken) -> Result<Node, (StatusCode, String)> {
+    pub async fn enrol(
+        &self,
+        token: &hedgerow_shared::wire::token::EnrolmentToken,
+    ) -> Result<Node, (StatusCode, String)> {
         let key = Key::generate(&mut random).unwrap();
         let request = EnrolNode {
             token: token.id,
