@@ -25,7 +25,7 @@ fn check<T: RoleConfig + PartialEq + std::fmt::Debug>(role: &str, set: &[(&str, 
 
     let text = std::fs::read_to_string(example(role)).unwrap();
     let mut bare: toml::Table = text.parse().unwrap();
-    bare.retain(|key, _| needed.iter().any(|n| key == *n));
+    bare.retain(|key, _| needed.contains(&key));
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("bare.toml");
     std::fs::write(&file, bare.to_string()).unwrap();

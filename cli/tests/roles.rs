@@ -102,7 +102,7 @@ impl World {
     fn curl(&self, url: &str) -> Option<String> {
         let proxy = format!("socks5h://{}", self.socks5);
         let output =
-            Command::new("curl").args(["-sS", "-m", "10", "--proxy", &proxy, url]).output().expect("curl is installed");
+            Command::new("curl").args(["-sS", "-m", "5", "--proxy", &proxy, url]).output().expect("curl is installed");
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 

@@ -5,7 +5,6 @@ pub mod config;
 mod core;
 mod egress;
 mod enroll;
-mod linger;
 mod policy;
 mod serve;
 mod sessions;
@@ -121,12 +120,9 @@ async fn serve_links(service: Arc<Service>, uplink: Uplink, check: hedgerow_runt
         match now {
             UplinkStatus::Up(link) => {
                 check.pass();
-                let before = last.replace(link.accept.session);
-                if before != last {
-                    // News may have been missed while the link was down; the first fetch waits for the first link.
-                    if before.is_some() {
-                        service.policies.wake.notify_one();
-                    }
+                if last.replace(link.accept.session) != Some(link.accept.session) {
+                    // News may have been missed while the link was down.
+                    service.policies.wake.notify_one();
                     let (serving, scope) = (service.clone(), service.scope.clone());
                     scope.spawn(async move { serving.link(link).await });
                 }

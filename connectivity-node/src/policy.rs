@@ -36,6 +36,8 @@ const REFRESH: Duration = Duration::from_secs(600);
 /// The pause after a first failure; it doubles up to `LONGEST_RETRY`.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// Between word from the core and the question: several words become one.
+const WAKE_PAUSE: Duration = Duration::from_millis(100);
 
 /// What counts now.
 #[derive(Debug, Default)]
@@ -182,7 +184,8 @@ impl Policies {
             let expiry = Duration::from_secs(self.current().expires.since(clock::now()).saturating_add(1));
             let jitter = 0.9 + 0.1 * f64::from(clock::random::<1>()[0]) / 255.0;
             tokio::select! {
-                () = self.wake.notified() => {}
+                // A relay that cries wolf costs a request now and then, not a loop.
+                () = self.wake.notified() => sleep(WAKE_PAUSE).await,
                 () = sleep(pause.mul_f64(jitter)) => {}
                 () = sleep(expiry), if self.current().version.is_some() => {}
             }

@@ -27,7 +27,6 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
 use crate::egress;
-use crate::linger::Linger;
 use crate::policy::Policies;
 use crate::sessions::{Registered, Sessions, refused};
 use crate::state::Enrolled;
@@ -80,7 +79,7 @@ impl Service {
         };
         let service = self.clone();
         self.scope.spawn(async move {
-            let stream = Linger::new(incoming.accept(), service.scope.clone());
+            let stream = incoming.accept();
             service.session(stream, "link", vouched, permit).await;
         });
     }
@@ -164,6 +163,7 @@ impl Service {
         let device = session.peer.identity.id;
         info!(%device, carrier, instance = %session.hello.instance, "session open");
         let fault = self.serve_session(&session, &registered).await;
+        registered.streams.cancel();
         info!(%device, carrier, reason = %fault, "session ended");
     }
 

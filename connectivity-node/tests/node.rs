@@ -1,5 +1,7 @@
 //! The node against a relay, a core and devices that are ours but stand outside it, over real sockets and real TLS.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
+
 mod world;
 
 use std::time::{Duration, Instant};

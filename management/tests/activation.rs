@@ -1,5 +1,7 @@
 //! P20, P37: a device becomes one of the tenant's over TLS, and nobody else does.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use bytes::Bytes;

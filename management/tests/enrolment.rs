@@ -1,5 +1,7 @@
 //! A node is made by its token, once, and fetches what it obeys.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use common::{PASSWORD, World};

@@ -28,6 +28,7 @@ use hyper::upgrade::{OnUpgrade, Parts};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use crate::listen::{Connector, ServeLimits, accept_loop, connect, refused};
@@ -47,13 +48,14 @@ pub async fn serve<C: Connector>(listener: TcpListener, connector: Arc<C>, limit
     let Ok(own) = listener.local_addr() else { return };
     let own = Target::new(&own.ip().to_string(), own.port()).ok();
     let connections = limits.connections.clone();
-    accept_loop(listener, KIND, &connections, &scope, |tcp| {
+    accept_loop(listener, KIND, &connections, &scope, |tcp, permit| {
         let client = Arc::new(Client {
             connector: connector.clone(),
             limits: limits.clone(),
             scope: scope.clone(),
             own: own.clone(),
             server: Mutex::new(None),
+            _permit: permit,
         });
         serve_client(tcp, client)
     })
@@ -69,6 +71,8 @@ struct Client<C> {
     /// The connection of the last request, when it can take another. Requests of one client come one at a time; the
     /// lock only moves the value.
     server: Mutex<Option<(Target, SendRequest<Incoming>)>>,
+    /// Counts this connection until the last of its tasks has ended.
+    _permit: OwnedSemaphorePermit,
 }
 
 async fn serve_client<C: Connector>(tcp: TcpStream, client: Arc<Client<C>>) {
@@ -173,10 +177,12 @@ async fn tunnel<C: Connector>(
 ) -> Result<Answer, Refusal> {
     let far = connect(&*client.connector, &target, KIND, &client.limits).await?;
     let upgrade = hyper::upgrade::on(request);
+    let held = client.clone();
     client.scope.spawn(async move {
         if let Some(near) = client_side(upgrade).await {
             splice(near.io.into_inner(), far, ReadAhead { up: near.read_buf, down: Bytes::new() }).await;
         }
+        drop(held);
     });
     Ok(Response::new(Either::Right(Full::default())))
 }
@@ -207,7 +213,11 @@ async fn forward<C: Connector>(
             return Err(Fault::new(Code::Protocol, "the server changed the protocol without being asked").into());
         };
         let far = hyper::upgrade::on(&mut response);
-        client.scope.spawn(upgraded(near, far));
+        let held = client.clone();
+        client.scope.spawn(async move {
+            upgraded(near, far).await;
+            drop(held);
+        });
         headers::remove_hop_by_hop(response.headers_mut());
         headers::set_upgrade(response.headers_mut(), protocol);
         return Ok(response.map(|_| Either::Right(Full::default())));

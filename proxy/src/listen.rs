@@ -9,7 +9,7 @@ use std::time::Duration;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::fault::{Code, Fault};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::splice::Outbound;
 use crate::target::Target;
@@ -69,7 +69,8 @@ pub async fn bind_loopback(address: SocketAddr) -> Result<TcpListener, ListenErr
     TcpListener::bind(address).await.map_err(|source| ListenError::Bind { address, source })
 }
 
-/// Accepts until the scope is cancelled; each connection is a task of the scope.
+/// Accepts until the scope is cancelled; each connection is a task of the scope and holds its permit to its very end,
+/// after an upgrade too.
 pub(crate) async fn accept_loop<F, Fut>(
     listener: TcpListener,
     kind: &'static str,
@@ -77,7 +78,7 @@ pub(crate) async fn accept_loop<F, Fut>(
     scope: &Scope,
     serve: F,
 ) where
-    F: Fn(TcpStream) -> Fut,
+    F: Fn(TcpStream, OwnedSemaphorePermit) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
     loop {
@@ -104,11 +105,7 @@ pub(crate) async fn accept_loop<F, Fut>(
         };
         let _ = tcp.set_nodelay(true);
         metrics::counter!("hedgerow_proxy_local_connections_total", "kind" => kind).increment(1);
-        let serving = serve(tcp);
-        scope.spawn(async move {
-            serving.await;
-            drop(permit);
-        });
+        scope.spawn(serve(tcp, permit));
     }
 }
 

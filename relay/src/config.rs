@@ -22,6 +22,9 @@ pub struct RelayConfig {
     /// The relay's own certificate.
     #[serde(default)]
     pub tls: Tls,
+    /// Joined connections.
+    #[serde(default)]
+    pub lanes: LaneConfig,
     /// The operator's listener.
     #[serde(default)]
     pub admin: Admin,
@@ -57,6 +60,24 @@ pub struct Tls {
     /// Further names and addresses that clients use for this relay; also put into a self-made certificate, which
     /// always names `localhost`, `127.0.0.1` and `::1`.
     pub names: Vec<String>,
+    /// For diagnosis: the secrets of every TLS connection that the relay ends are appended here (`SSLKEYLOGFILE`
+    /// format, mode 0600). Whoever has the file and a capture can read link control traffic, never work data.
+    pub key_log_file: Option<PathBuf>,
+}
+
+/// Joined connections.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LaneConfig {
+    /// Moves bytes inside the kernel where both legs are plain sockets; `false` copies them through this process, for
+    /// systems whose splice(2) is slow or missing.
+    pub splice: bool,
+}
+
+impl Default for LaneConfig {
+    fn default() -> Self {
+        Self { splice: true }
+    }
 }
 
 /// The loopback listener with metrics, health, readiness and sessions.

@@ -76,7 +76,14 @@ pub fn load(config: &RelayConfig) -> Result<Identity, IdentityError> {
     let unusable = |path: &Path, why: String| IdentityError::Unusable { path: path.to_owned(), why };
     let chain = tls::read_certificates(&certificate).map_err(|e| unusable(&certificate, e.to_string()))?;
     let private = PrivateKeyDer::from_pem_slice(&read_secret(&key)?).map_err(|e| unusable(&key, e.to_string()))?;
-    let server = tls::as_relay(chain, private, ALPN)?;
+    let mut server = tls::as_relay(chain, private, ALPN)?;
+    if let Some(path) = &config.tls.key_log_file {
+        Arc::make_mut(&mut server).key_log = tls::KeyLogFile::open(path).map_err(|e| unusable(path, e.to_string()))?;
+        tracing::warn!(
+            path = %path.display(),
+            "tls.key_log_file is set: whoever has this file and a capture can read link control traffic"
+        );
+    }
     let ca_pin = ca.as_deref().map(pin).transpose()?;
     Ok(Identity { server, ca, ca_pin })
 }
@@ -186,6 +193,7 @@ mod tests {
             state: state.to_owned(),
             listen: Listen { link: vec!["127.0.0.1:0".parse().unwrap()], device: vec![] },
             tls: crate::config::Tls::default(),
+            lanes: crate::config::LaneConfig::default(),
             admin: crate::config::Admin::default(),
             limits: crate::config::Limits::default(),
             timers: crate::config::TimerConfig::default(),

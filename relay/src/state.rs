@@ -65,7 +65,7 @@ impl Relay {
         Arc::new(Self {
             timers,
             registry: Registry::default(),
-            lanes: Lanes::new(timers.lane_wait, work.clone()),
+            lanes: Lanes::new(timers.lane_wait, config.lanes.splice, work.clone()),
             instance: InstanceId::from_random(clock::random()),
             connect_client: Limiter::new(limits.connect_client()),
             tunnels: Shares::new(limits.tunnels_per_client),

@@ -3,6 +3,8 @@
 #![expect(clippy::missing_panics_doc, reason = "a test harness panics to fail the test")]
 
 pub mod curl;
+pub mod fuzz;
 pub mod nginx;
 pub mod process;
+pub mod tap;
 pub mod world;

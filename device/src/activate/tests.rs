@@ -55,7 +55,10 @@ impl World {
     }
 
     /// Answers one connection as the core does; `exporter` stands in for the real one.
-    async fn serve(self: Arc<Self>, io: tokio::io::DuplexStream, exporter: Option<[u8; 32]>) {
+    async fn serve<IO>(self: Arc<Self>, io: IO, exporter: Option<[u8; 32]>)
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let config = tls::as_relay(self.own.chain.clone(), self.own.key.to_rustls(), &[ALPN_HTTP]).unwrap();
         let Ok(stream) = TlsAcceptor::from(config).accept(io).await else { return };
         let exporter = exporter.unwrap_or(tls::exporter(stream.get_ref().1).unwrap());
@@ -173,4 +176,69 @@ async fn somebody_in_between_with_tls_of_their_own_gets_nothing_believed() {
     let fault = run(&world, request(folder.path(), "open sesame"), Some([9; 32])).await.unwrap_err();
     assert_eq!(fault.code, Code::Unauthenticated, "{fault}");
     assert!(!folder.path().join(state::CERTIFICATE).exists());
+}
+
+/// A relay that knows Anna's domain and leads CONNECT to the core.
+async fn relay(world: &Arc<World>, scope: &Scope) -> RelayTarget {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(["relay.example".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let private = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+    let config = tls::as_relay(vec![certificate.der().clone()], private.into(), &[ALPN_HTTP]).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addresses = vec![listener.local_addr().unwrap().to_string()];
+    let (world, tasks) = (world.clone(), scope.clone());
+    scope.spawn(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let Ok(stream) = TlsAcceptor::from(config.clone()).accept(tcp).await else { continue };
+            let (world, inner) = (world.clone(), tasks.clone());
+            let service = service_fn(move |mut request: Request<Incoming>| {
+                let (world, inner) = (world.clone(), inner.clone());
+                async move {
+                    let answer = |status: StatusCode, body: String| {
+                        Ok::<_, Infallible>(
+                            http::Response::builder().status(status).body(Full::new(Bytes::from(body))).unwrap(),
+                        )
+                    };
+                    if request.method() == Method::CONNECT {
+                        assert_eq!(request.headers()["origin-server-id"], "core");
+                        assert_eq!(request.headers()["tenant-id"], "S12345678");
+                        let upgrade = hyper::upgrade::on(&mut request);
+                        inner.spawn(async move { world.serve(TokioIo::new(upgrade.await.unwrap()), None).await });
+                        return answer(StatusCode::OK, String::new());
+                    }
+                    assert_eq!((request.method(), request.uri().path()), (&Method::POST, "/lookup"));
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    match String::from_utf8_lossy(&body).contains("@example.com") {
+                        true => answer(StatusCode::OK, r#"{"tenant": "S12345678", "origin": "core"}"#.into()),
+                        false => answer(StatusCode::NOT_FOUND, "nobody here is responsible for this address\n".into()),
+                    }
+                }
+            });
+            tasks.spawn(async move {
+                let builder = hyper::server::conn::http1::Builder::new();
+                let _ = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+            });
+        }
+    });
+    let roots = hedgerow_runtime::tls::RelayRoots::Ca(vec![certificate.der().clone()]);
+    RelayTarget { addresses, name: "relay.example".into(), roots }
+}
+
+#[tokio::test]
+async fn p03_an_address_and_a_password_are_enough_to_find_the_core_through_the_relay() {
+    let world = World::new().await;
+    let scope = Scope::new();
+    let relay = relay(&world, &scope).await;
+    let folder = tempfile::tempdir().unwrap();
+    let ask = ActivateRequest { relay, tenant: None, ..request(folder.path(), "open sesame") };
+    let done = activate(ask.clone(), &Timers::default(), &scope).await.unwrap();
+    assert_eq!(done.tenant.as_str(), "S12345678");
+    assert_eq!(DeviceState::load(folder.path()).unwrap().identity().id, done.device);
+
+    let other = tempfile::tempdir().unwrap();
+    let ask = ActivateRequest { email: "anna@elsewhere.example".into(), state: other.path().to_owned(), ..ask };
+    let fault = activate(ask, &Timers::default(), &scope).await.unwrap_err();
+    assert!(fault.code == Code::NoRoute && fault.text.contains("responsible"), "{fault}");
+    assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0, "no key is made for nothing");
 }

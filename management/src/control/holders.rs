@@ -1,6 +1,7 @@
 //! Who holds certificates: devices and nodes; and the tokens that make nodes.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
@@ -129,11 +130,13 @@ async fn spread(app: &App, patience: &Patience) -> Result<(String, Vec<String>),
 }
 
 async fn shown_device(app: &App, device: Device, emails: &mut BTreeMap<EntityId, Value>) -> Result<Value, Problem> {
-    if !emails.contains_key(&device.user) {
-        let user = app.domain.user(&app.tenant, device.user).await.map_err(problem)?;
-        emails.insert(device.user, json!(user.email));
-    }
-    let email = emails.get(&device.user).cloned().unwrap_or_default();
+    let email = match emails.entry(device.user) {
+        Entry::Occupied(known) => known.get().clone(),
+        Entry::Vacant(new) => {
+            let user = app.domain.user(&app.tenant, device.user).await.map_err(problem)?;
+            new.insert(json!(user.email)).clone()
+        }
+    };
     let mut value = json_of(device)?;
     value["email"] = email;
     Ok(value)

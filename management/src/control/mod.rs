@@ -74,7 +74,6 @@ const MAX_WAIT: Duration = Duration::from_secs(50);
 type Shown = Result<axum::Json<Value>, Problem>;
 
 /// The verbs of the table.
-#[must_use]
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/status", get(show::status))

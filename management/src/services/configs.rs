@@ -35,10 +35,10 @@ impl Peer {
             }
             Err(error) => return failed("admission", &error),
         }
-        if let (Role::Node, Some(have)) = (role, have) {
-            if let Err(error) = app.acknowledge(&format!("node:{}", certificate.identity.id), have).await {
-                return failed("an acknowledgement", &error);
-            }
+        if let (Role::Node, Some(have)) = (role, have)
+            && let Err(error) = app.acknowledge(&format!("node:{}", certificate.identity.id), have).await
+        {
+            return failed("an acknowledgement", &error);
         }
         let configs = match app.domain.configs(&app.tenant).await {
             Ok(configs) => configs,

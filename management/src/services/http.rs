@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hedgerow_shared::limits::{MAX_FIRST_BYTES, Timers};
 use hedgerow_shared::wire::core_api::{MAX_REQUEST, MEDIA_JSON, Refused};
 use http::header::{HeaderName, HeaderValue};
-use http::{HeaderMap, Method, Response, StatusCode, header};
+use http::{Method, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -35,21 +35,19 @@ pub(crate) struct Request {
 /// An answer.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
-    headers: HeaderMap,
+    headers: Vec<(&'static str, String)>,
     body: Bytes,
 }
 
 impl Answer {
     /// Bytes of a media type.
     pub(crate) fn of(status: StatusCode, media: &'static str, body: impl Into<Bytes>) -> Self {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
-        Self { status, headers, body: body.into() }
+        Self { status, headers: vec![("content-type", media.to_owned())], body: body.into() }
     }
 
     /// Nothing, successfully.
     pub(crate) fn empty() -> Self {
-        Self { status: StatusCode::NO_CONTENT, headers: HeaderMap::new(), body: Bytes::new() }
+        Self { status: StatusCode::NO_CONTENT, headers: Vec::new(), body: Bytes::new() }
     }
 
     /// JSON, successfully.
@@ -75,16 +73,18 @@ impl Answer {
 
     /// Adds a header field; one that cannot be written is left out.
     pub(crate) fn header(mut self, name: &'static str, value: impl ToString) -> Self {
-        if let Ok(value) = HeaderValue::try_from(value.to_string()) {
-            self.headers.insert(HeaderName::from_static(name), value);
-        }
+        self.headers.push((name, value.to_string()));
         self
     }
 
     fn into_response(self) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::new(self.body));
         *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers;
+        for (name, value) in self.headers {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                response.headers_mut().insert(HeaderName::from_static(name), value);
+            }
+        }
         response
     }
 }

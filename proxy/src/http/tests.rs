@@ -80,7 +80,6 @@ async fn page(mut request: Request<Incoming>, scope: Scope) -> Result<Page, Infa
 
 struct World {
     proxy: SocketAddr,
-    web: SocketAddr,
     connections: Arc<AtomicUsize>,
     _stop: tokio_util::sync::DropGuard,
 }
@@ -107,7 +106,7 @@ async fn world() -> World {
     let listener = crate::listen::bind_loopback("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let proxy = listener.local_addr().unwrap();
     scope.spawn(serve(listener, connector, ServeLimits::default(), scope.clone()));
-    World { proxy, web, connections, _stop: scope.guard() }
+    World { proxy, connections, _stop: scope.guard() }
 }
 
 impl World {
@@ -233,6 +232,26 @@ async fn an_upgrade_in_absolute_form_becomes_a_pipe() {
 }
 
 #[tokio::test]
+async fn a_tunnel_counts_as_a_connection_until_it_ends() {
+    let scope = Scope::new();
+    let _stop = scope.guard();
+    let connector = Arc::new(ToEcho { echo: echo_server(&scope).await });
+    let listener = crate::listen::bind_loopback("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let proxy = listener.local_addr().unwrap();
+    let limits = ServeLimits { connections: Arc::new(tokio::sync::Semaphore::new(1)), ..ServeLimits::default() };
+    let places = limits.connections.clone();
+    scope.spawn(serve(listener, connector, limits, scope.clone()));
+    let mut tunnel = TcpStream::connect(proxy).await.unwrap();
+    tunnel.write_all(b"CONNECT echo.test:1 HTTP/1.1\r\nHost: e\r\n\r\nx").await.unwrap();
+    read_until(&mut tunnel, "\r\n\r\nx").await;
+    let mut second = TcpStream::connect(proxy).await.unwrap();
+    let closed = timeout(SOON, second.read(&mut [0; 1])).await.unwrap();
+    assert!(!matches!(closed, Ok(1..)), "the second is closed");
+    drop(tunnel);
+    let _ = timeout(SOON, places.acquire()).await.expect("the place comes free").unwrap();
+}
+
+#[tokio::test]
 async fn a_change_of_protocol_that_nobody_asked_for_is_refused() {
     let world = world().await;
     assert_eq!(world.status("GET http://web.test/ws HTTP/1.1\r\nHost: w\r\nConnection: close\r\n\r\n").await, "502");
@@ -295,7 +314,6 @@ async fn a12_a18_a19_hostile_requests_are_refused() {
     );
     let answer = world.raw(long).await;
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
-    let _ = world.web;
 }
 
 #[tokio::test]

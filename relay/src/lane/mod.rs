@@ -70,6 +70,16 @@ pub enum Carrier {
     Wrapped(Box<dyn Io>),
 }
 
+impl Carrier {
+    /// The same connection, to be copied rather than spliced.
+    fn copied(self) -> Self {
+        match self {
+            Self::Plain(socket) => Self::Wrapped(Box::new(socket)),
+            wrapped @ Self::Wrapped(_) => wrapped,
+        }
+    }
+}
+
 /// One connection brought with a ticket.
 pub struct Leg {
     /// The connection.
@@ -147,6 +157,7 @@ pub enum Arrival {
 /// All lanes, asked for and joined.
 pub struct Lanes {
     wait: Duration,
+    splice: bool,
     scope: Scope,
     /// Short critical sections, no await: links ask, legs arrive.
     inner: Arc<Mutex<Inner>>,
@@ -154,9 +165,10 @@ pub struct Lanes {
 
 impl Lanes {
     /// No lanes yet. A ticket, and the first leg, live for `wait`; joined lanes run as tasks of `scope`.
+    /// Without `splice` bytes are copied whatever the legs are.
     #[must_use]
-    pub fn new(wait: Duration, scope: Scope) -> Self {
-        Self { wait, scope, inner: Arc::default() }
+    pub fn new(wait: Duration, splice: bool, scope: Scope) -> Self {
+        Self { wait, splice, scope, inner: Arc::default() }
     }
 
     /// Makes the tickets of a new lane: the device's and the node's. `None` when the device's session has asked for
@@ -179,7 +191,10 @@ impl Lanes {
     }
 
     /// Takes a leg. Its ticket is used up whatever comes of it.
-    pub fn arrive(&self, ticket: &Ticket, leg: Leg, now: Instant) -> Arrival {
+    pub fn arrive(&self, ticket: &Ticket, mut leg: Leg, now: Instant) -> Arrival {
+        if !self.splice {
+            leg.carrier = leg.carrier.copied();
+        }
         let mut inner = self.inner.lock();
         let known = inner.tickets.remove(ticket);
         let pending = known.and_then(|(number, side)| inner.pending.get_mut(&number).map(|p| (number, side, p)));
@@ -333,7 +348,7 @@ mod tests {
     }
 
     fn lanes() -> Lanes {
-        Lanes::new(Duration::from_secs(10), Scope::new())
+        Lanes::new(Duration::from_secs(10), true, Scope::new())
     }
 
     async fn closed(mut outside: DuplexStream) -> bool {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedgerow_relay::config::{Admin, Drain, Limits, Listen, RelayConfig, TimerConfig, Tls};
+use hedgerow_relay::config::{Admin, Drain, LaneConfig, Limits, Listen, RelayConfig, TimerConfig, Tls};
 use hedgerow_relay::{Running, identity};
 use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::clock;
@@ -57,6 +57,7 @@ impl World {
             state: folder.path().join("state"),
             listen: Listen { link: vec![loopback], device: vec![loopback] },
             tls: Tls::default(),
+            lanes: LaneConfig::default(),
             admin: Admin { listen: loopback },
             limits: Limits::default(),
             timers: TimerConfig { scale: 0.1 },

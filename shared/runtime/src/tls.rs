@@ -6,6 +6,7 @@
 //! binds.
 
 mod key;
+mod key_log;
 mod verifiers;
 
 use std::sync::{Arc, OnceLock};
@@ -21,6 +22,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 pub use key::{KeyError, SigningKey, read_certificates};
+pub use key_log::{KeyLogFile, SESSION_KEY_LOG};
 pub use verifiers::{Anyone, PinnedRelay, TenantClient, TenantPin, TenantServer};
 
 /// Which implementation of the algorithms is used.
@@ -181,6 +183,9 @@ fn end_to_end_client(verifier: Arc<dyn ServerCertVerifier>, own: Option<&Own>, a
     config.resumption = rustls::client::Resumption::disabled();
     config.enable_secret_extraction = alpn.contains(&ALPN_SESSION);
     config.enable_sni = false;
+    if let Some(log) = key_log::of_sessions() {
+        config.key_log = log;
+    }
     Ok(Arc::new(config))
 }
 

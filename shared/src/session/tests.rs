@@ -221,7 +221,7 @@ fn a_reset_reaches_the_other_end_and_frees_what_was_waiting() {
 
 #[test]
 fn streams_beyond_the_limit_are_refused_and_an_open_flood_ends_the_connection() {
-    let (mut a, mut b) = pair();
+    let (_, mut b) = pair();
     let mut bytes = Vec::new();
     for n in 1..=limits::MAX_STREAMS + 1024 {
         bytes.extend_from_slice(&frame::raw(kind::OPEN, 2 * n, b""));
@@ -232,7 +232,7 @@ fn streams_beyond_the_limit_are_refused_and_an_open_flood_ends_the_connection() 
     assert_eq!(b.handle(next, T0).unwrap_err().code, Code::Limited);
     let small = Limits { streams: 1, ..Limits::default() };
     let config = MuxConfig::link(Limits::default(), small, Timers::default());
-    a = Mux::new(Side::Dialler, config, T0);
+    let mut a = Mux::new(Side::Dialler, config, T0);
     a.open(Bytes::new(), T0).unwrap();
     assert_eq!(a.open(Bytes::new(), T0).unwrap_err().code, Code::Limited);
 }
@@ -351,4 +351,32 @@ fn the_end_of_the_connection_reaches_every_stream() {
     assert!(wire(&mut a).is_empty());
     a.release(id);
     assert_eq!(a.open_streams(), 0);
+}
+
+#[test]
+fn what_was_finished_still_arrives_after_the_application_let_go() {
+    for retain in [false, true] {
+        let (mut a, mut b) = pair_with(Limits::default(), retain);
+        let id = open(&mut a, &mut b);
+        a.write(id, Bytes::from(vec![3; 400_000]));
+        a.finish(id);
+        a.release(id);
+        let mut got = 0;
+        let end = loop {
+            settle(&mut a, &mut b);
+            let (bytes, read) = read_all(&mut b, id);
+            got += bytes.len();
+            if bytes.is_empty() {
+                break read;
+            }
+        };
+        assert_eq!((got, end), (400_000, Read::Finished));
+        // Whoever goes on sending to it is told.
+        b.write(id, Bytes::from_static(b"still there?"));
+        settle(&mut a, &mut b);
+        assert!(matches!(b.room(id), Room::Ended(_)));
+        b.release(id);
+        settle(&mut a, &mut b);
+        assert_eq!((a.open_streams(), b.open_streams(), a.held(), b.held()), (0, 0, 0, 0));
+    }
 }

@@ -46,8 +46,10 @@ pub struct Records<IO> {
     seal: RecordKey,
     open: RecordKey,
 
-    /// Sealed records, then the plain text of the record being filled.
+    /// Sealed records, ended ones that are not sealed yet, and the one being filled.
     output: BytesMut,
+    /// Everything below is sealed.
+    sealed: usize,
     /// Where the record being filled begins (its header).
     filling: Option<usize>,
     written: usize,
@@ -77,6 +79,7 @@ impl<IO> Records<IO> {
             seal: RecordKey::new(tx.0, tx.1)?,
             open: RecordKey::new(rx.0, rx.1)?,
             output: BytesMut::new(),
+            sealed: 0,
             filling: None,
             written: 0,
             input,
@@ -107,25 +110,40 @@ impl<IO> Records<IO> {
         at
     }
 
-    /// Seals the record being filled, as content of type `kind`.
-    fn end_record(&mut self, kind: u8) -> io::Result<()> {
-        let Some(at) = self.filling.take() else { return Ok(()) };
+    /// Ends the record being filled, as content of type `kind`, with room for its tag. Sealing comes with the flush,
+    /// when nobody waits for the multiplexer's lock.
+    fn end_record(&mut self, kind: u8) {
+        let Some(at) = self.filling.take() else { return };
         self.output.extend_from_slice(&[kind]);
-        let length = u16::try_from(self.output.len() - at - HEADER + TAG).map_err(|_| io::Error::other("a record too long"))?;
-        let header = [APPLICATION, 3, 3, length.to_be_bytes()[0], length.to_be_bytes()[1]];
-        self.output[at..at + HEADER].copy_from_slice(&header);
-        let tag = self.seal.seal(header, &mut self.output[at + HEADER..])?;
-        self.output.extend_from_slice(&tag);
+        self.output.extend_from_slice(&[0; TAG]);
+        // `stage` keeps a record within MAX_FRAME, so its length fits.
+        let length = u16::try_from(self.output.len() - at - HEADER).unwrap_or(u16::MAX);
+        self.output[at + 3..at + HEADER].copy_from_slice(&length.to_be_bytes());
+    }
+
+    /// Seals every ended record that is not sealed yet, in place.
+    fn seal_ended(&mut self) -> io::Result<()> {
+        let end = self.filling.unwrap_or(self.output.len());
+        while self.sealed < end {
+            let at = self.sealed;
+            let header: [u8; HEADER] = self.output[at..at + HEADER].try_into().map_err(io::Error::other)?;
+            let next = at + HEADER + usize::from(u16::from_be_bytes([header[3], header[4]]));
+            let tag = self.seal.seal(header, &mut self.output[at + HEADER..next - TAG])?;
+            self.output[next - TAG..next].copy_from_slice(&tag);
+            self.sealed = next;
+        }
         Ok(())
     }
 
-    /// Seals what is being filled and, when due, replaces our key (RFC 8446 section 4.6.3).
+    /// Seals what was staged and, when due, replaces our key (RFC 8446 section 4.6.3).
     fn finish_batch(&mut self) -> io::Result<()> {
-        self.end_record(APPLICATION)?;
+        self.end_record(APPLICATION);
+        self.seal_ended()?;
         if self.seal.is_worn() || std::mem::take(&mut self.rekey_due) {
             self.begin_record();
             self.output.extend_from_slice(&[KEY_UPDATE, 0, 0, 1, 0]);
-            self.end_record(HANDSHAKE)?;
+            self.end_record(HANDSHAKE);
+            self.seal_ended()?;
             let (sequence, secrets) = self.rekey.next_tx().map_err(io::Error::other)?;
             self.seal = RecordKey::new(sequence, secrets)?;
         }
@@ -229,11 +247,7 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Carrier for Records<IO
     fn stage(&mut self, parts: &[&[u8]]) {
         let length: usize = parts.iter().map(|p| p.len()).sum();
         if self.filling.is_some_and(|at| self.output.len() - at - HEADER + length > MAX_FRAME) {
-            // Sealing fails only when the library does; the record is then missing and the peer ends the session.
-            if self.end_record(APPLICATION).is_err() {
-                self.ended = true;
-                return;
-            }
+            self.end_record(APPLICATION);
         }
         self.begin_record();
         for part in parts {
@@ -247,7 +261,7 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Carrier for Records<IO
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.filling.is_some() || self.rekey_due {
+        if self.filling.is_some() || self.rekey_due || self.sealed < self.output.len() {
             self.finish_batch()?;
         }
         while self.written < self.output.len() {
@@ -259,6 +273,7 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Carrier for Records<IO
         }
         self.output.clear();
         self.written = 0;
+        self.sealed = 0;
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
@@ -279,7 +294,7 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Carrier for Records<IO
             self.finish_batch()?;
             self.begin_record();
             self.output.extend_from_slice(&CLOSE_NOTIFY);
-            self.end_record(ALERT)?;
+            self.end_record(ALERT);
         }
         ready!(self.poll_flush(cx))?;
         Pin::new(&mut self.io).poll_shutdown(cx)

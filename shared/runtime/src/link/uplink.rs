@@ -36,6 +36,7 @@ pub struct UplinkConfig {
 
 /// How the uplink stands.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there is one a process")]
 pub enum UplinkStatus {
     /// Trying, with what went wrong last.
     Connecting(Option<Fault>),
@@ -76,7 +77,8 @@ impl Uplink {
         }
     }
 
-    /// Waits for the link to be up; at most `limit`. Cancel safe.
+    /// Waits for the link to be up; at most `limit`, and not at all while relays refuse us for what we are (revoked,
+    /// unknown, another version): that does not mend itself. Cancel safe.
     ///
     /// # Errors
     /// What went wrong last, or `TimedOut`.
@@ -85,15 +87,16 @@ impl Uplink {
         let up = status.wait_for(|s| match s {
             UplinkStatus::Up(link) => !link.mux.is_closed(),
             UplinkStatus::Stopped => true,
-            UplinkStatus::Connecting(_) => false,
+            UplinkStatus::Connecting(fault) => fault.as_ref().is_some_and(is_final),
         });
-        match tokio::time::timeout(limit, up).await {
-            Ok(Ok(_)) => self.current().ok_or_else(|| Fault::new(Code::Draining, "this process is shutting down")),
-            Ok(Err(_)) => Err(Fault::new(Code::Draining, "this process is shutting down")),
-            Err(_) => Err(match &*self.status.borrow() {
-                UplinkStatus::Connecting(Some(fault)) => fault.clone(),
-                _ => Fault::new(Code::TimedOut, "no link to a relay yet"),
-            }),
+        let waited = tokio::time::timeout(limit, up).await.is_ok();
+        match &*self.status.borrow() {
+            UplinkStatus::Up(link) if !link.mux.is_closed() => Ok(link.clone()),
+            UplinkStatus::Connecting(Some(fault)) => Err(fault.clone()),
+            UplinkStatus::Stopped if waited => Err(Fault::new(Code::Draining, "this process is shutting down")),
+            UplinkStatus::Up(_) | UplinkStatus::Connecting(None) | UplinkStatus::Stopped => {
+                Err(Fault::new(Code::TimedOut, "no link to a relay yet"))
+            }
         }
     }
 
@@ -102,6 +105,11 @@ impl Uplink {
     pub fn status(&self) -> watch::Receiver<UplinkStatus> {
         self.status.clone()
     }
+}
+
+/// Whether trying again soon cannot help.
+fn is_final(fault: &Fault) -> bool {
+    matches!(fault.code, Code::Revoked | Code::Unauthenticated | Code::Forbidden | Code::Version)
 }
 
 async fn keep_up(config: &UplinkConfig, status: &watch::Sender<UplinkStatus>, scope: &Scope) {

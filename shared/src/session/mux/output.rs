@@ -1,0 +1,138 @@
+//! What goes to the peer, in this order: control, bounded datagrams, data stream by stream.
+
+use bytes::BytesMut;
+
+use super::{DATAGRAMS_PER_TURN, Event, Mux, QUANTUM};
+use crate::fault::{Code, Fault};
+use crate::session::stream::Finish;
+use crate::wire::frame::{self, StreamId, kind};
+
+impl Mux {
+    /// What the application should know next.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Hands out frames, each as slices to be written one after the other, until about `budget` bytes or nothing is
+    /// left. Control first; then datagrams, bounded; then data, stream by stream. Returns the bytes handed out.
+    pub fn transmit(&mut self, budget: usize, mut each: impl FnMut(&[&[u8]])) -> usize {
+        let mut total = self.transmit_control(budget, &mut each);
+        for _ in 0..DATAGRAMS_PER_TURN {
+            let Some(bytes) = self.datagrams.pop_front() else { break };
+            let mut header = BytesMut::with_capacity(frame::HEADER);
+            frame::put_header(&mut header, kind::DATAGRAM, bytes.len(), 0);
+            each(&[&header, &bytes]);
+            total += header.len() + bytes.len();
+        }
+        while total < budget {
+            let Some(id) = self.round.pop_front() else { break };
+            let sent = self.transmit_data(id, &mut each);
+            if sent == 0 {
+                break;
+            }
+            total += sent;
+        }
+        total
+    }
+
+    fn transmit_control(&mut self, budget: usize, each: &mut impl FnMut(&[&[u8]])) -> usize {
+        let mut total = 0;
+        let mut send = |frame: &[u8]| {
+            each(&[frame]);
+            total += frame.len();
+        };
+        if let Some(word) = self.pong.take() {
+            send(&frame::raw(kind::PONG, 0, &word.to_be_bytes()));
+        }
+        for frame in self.control.drain(..) {
+            send(&frame);
+        }
+        self.control_bytes = 0;
+        for id in self.refusals.drain(..) {
+            let fault = Fault::new(Code::Limited, "too many streams at once");
+            send(&frame::cbor(kind::ANSWER, id.0, &fault));
+        }
+        if std::mem::take(&mut self.grant_due) {
+            self.receive_limit = self.consumed + self.config.ours.connection_window;
+            send(&frame::window(None, self.received, self.receive_limit));
+        }
+        let mut spent = total;
+        while spent < budget {
+            let Some(id) = self.outbox.pop_front() else { break };
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            stream.in_outbox = false;
+            let mut send = |frame: &[u8]| {
+                each(&[frame]);
+                spent += frame.len();
+            };
+            if let Some(header) = stream.open.take() {
+                send(&frame::raw(kind::OPEN, id.0, &header));
+            }
+            if let Some(fault) = stream.answer.take() {
+                let refused = fault.code != Code::Ok;
+                send(&frame::cbor(kind::ANSWER, id.0, &fault));
+                stream.reset_due &= !refused;
+            }
+            if std::mem::take(&mut stream.reset_due) {
+                if let Some(fault) = &stream.reset {
+                    send(&frame::cbor(kind::RESET, id.0, fault));
+                }
+            } else if std::mem::take(&mut stream.window_due) && stream.reset.is_none() {
+                send(&frame::window(Some(id), stream.receiving.received(), stream.receiving.limit()));
+            }
+            self.collect(id);
+        }
+        spent
+    }
+
+    /// One stream's turn; returns the bytes handed out, 0 when the connection's credit is used up.
+    fn transmit_data(&mut self, id: StreamId, each: &mut impl FnMut(&[&[u8]])) -> usize {
+        let retain = self.config.retain;
+        let mut total = 0;
+        let mut turn = QUANTUM;
+        let Some(stream) = self.streams.get_mut(&id) else { return 1 };
+        stream.sending.queued = false;
+        loop {
+            let credit = (self.send_limit - self.sent).min(retain.map_or(u64::MAX, |cap| cap.saturating_sub(self.retained)));
+            let most = credit.min(turn).min(frame::MAX_DATA as u64).min(stream.sending.sendable());
+            if most == 0 {
+                break;
+            }
+            let taken = stream.sending.take(most, retain.is_some(), |offset, slices, length| {
+                let prefix = frame::data_prefix(id, offset, length);
+                let mut parts: [&[u8]; 17] = [&[]; 17];
+                parts[0] = &prefix;
+                parts[1..=slices.len()].copy_from_slice(slices);
+                each(&parts[..=slices.len()]);
+                total += prefix.len() + length;
+            });
+            self.sent += taken;
+            if retain.is_some() {
+                self.retained += taken;
+            }
+            turn -= taken;
+        }
+        if stream.sending.finish == Finish::Wanted && stream.sending.held_unsent() == 0 {
+            stream.sending.finish = Finish::Sent;
+            let frame = frame::raw(kind::FINISH, id.0, &stream.sending.sent().to_be_bytes());
+            each(&[&frame]);
+            total += frame.len();
+        }
+        if stream.sending.wants_room && stream.sending.has_room() {
+            stream.sending.wants_room = false;
+            self.events.push_back(Event::Writable(id));
+        }
+        if stream.sending.ready() {
+            stream.sending.queued = true;
+            if total == 0 {
+                self.round.push_front(id);
+            } else {
+                self.round.push_back(id);
+            }
+        } else {
+            total = total.max(1);
+        }
+        self.collect(id);
+        total
+    }
+}

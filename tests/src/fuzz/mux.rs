@@ -1,0 +1,287 @@
+//! The multiplexer with a peer that sends anything, and two honest ones whose application does anything.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hedgerow_shared::Role;
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::limits::Timers;
+use hedgerow_shared::session::{Event, Mux, MuxConfig, Read, Room, Side};
+use hedgerow_shared::wire::frame::{Decoder, Frame, FrameError, StreamId};
+use hedgerow_shared::wire::message::{GoAway, Limits, Wake};
+
+use super::Input;
+
+/// Small, so that an input of a few hundred bytes reaches every one of them.
+const LIMITS: Limits = Limits { streams: 6, stream_window: 2048, connection_window: 6144, datagram: 64 };
+
+fn config(retain: bool) -> MuxConfig {
+    let timers = Timers::default();
+    let config =
+        if retain { MuxConfig::session(LIMITS, LIMITS, timers) } else { MuxConfig::link(LIMITS, LIMITS, timers) };
+    MuxConfig { max_stream_window: 8192, ..config }
+}
+
+/// `session::Mux` fed with any bytes as its peer. The first byte: which side, whether sent bytes are kept, whether the
+/// application reads, writes, refuses. Then pieces, each after a byte with its length (0: time passes).
+pub fn mux(data: &[u8]) {
+    let mut input = Input(data);
+    let flags = input.u8();
+    let flag = |bit: u8| flags & (1 << bit) != 0;
+    let side = if flag(0) { Side::Dialler } else { Side::Acceptor };
+    let mut now = Duration::ZERO;
+    let mut mux = Mux::new(side, config(flag(1)), now);
+    let mut out = Sent::default();
+    let mut streams = Vec::new();
+    if flag(5) {
+        streams.extend(mux.open(Bytes::from_static(b"ours"), now));
+    }
+    while !input.0.is_empty() {
+        let length = usize::from(input.u8());
+        let result = if length == 0 {
+            now += Duration::from_secs(4);
+            mux.handle_timeout(now)
+        } else {
+            now += Duration::from_millis(5);
+            mux.handle(Bytes::copy_from_slice(input.take(length)), now)
+        };
+        let dead = result.is_err();
+        while let Some(event) = mux.poll_event() {
+            if let Event::Incoming(id, _) = event {
+                let code = if flag(4) { Code::Forbidden } else { Code::Ok };
+                mux.answer(id, Fault::new(code, ""));
+                streams.push(id);
+            }
+        }
+        for id in &streams {
+            let mut chunks = VecDeque::new();
+            if flag(2) && mux.read(*id, 4, &mut chunks, now) == Read::Finished {
+                mux.finish(*id);
+                mux.release(*id);
+            }
+            if flag(3) && mux.room(*id) == Room::Some {
+                mux.write(*id, Bytes::from_static(&[1; 700]));
+            }
+        }
+        // What the application gave to be sent is its own affair.
+        assert!(flag(3) || mux.held() <= LIMITS.connection_window, "{} bytes held", mux.held());
+        assert!(mux.open_streams() <= 1 + LIMITS.streams as usize);
+        if let Err(fault) = result {
+            assert!(fault.text.len() <= 200);
+            mux.end(&fault);
+        }
+        out.take_from(&mut mux, 4096);
+        if dead {
+            break;
+        }
+    }
+    over(&mut mux, &streams);
+}
+
+/// After the end nothing is sent, nothing is kept, and every stream knows.
+fn over(mux: &mut Mux, streams: &[StreamId]) {
+    mux.end(&Fault::new(Code::Lost, "the input ended"));
+    assert_eq!(mux.transmit(usize::MAX, |_| panic!("something is sent after the end")), 0);
+    for id in streams {
+        assert!(mux.reset_of(*id).is_some());
+        mux.release(*id);
+    }
+    while mux.poll_event().is_some() {}
+    assert_eq!((mux.held(), mux.open_streams()), (0, 0));
+}
+
+/// Reads what a multiplexer sends: every frame must be one.
+#[derive(Default)]
+struct Sent {
+    decoder: Decoder,
+    bytes: VecDeque<u8>,
+}
+
+impl Sent {
+    fn take_from(&mut self, mux: &mut Mux, budget: usize) -> usize {
+        let mut wire = Vec::new();
+        let total = mux.transmit(budget, |slices| slices.iter().for_each(|s| wire.extend_from_slice(s)));
+        assert_eq!(total, wire.len());
+        let checked = self.decoder.feed(Bytes::from(wire.clone()), |frame| {
+            assert!(!matches!(frame, Frame::Unknown(_)));
+            Ok::<(), FrameError>(())
+        });
+        assert_eq!((checked, self.decoder.pending()), (Ok(()), 0), "what is sent are whole frames");
+        self.bytes.extend(wire);
+        total
+    }
+}
+
+/// One end of the pair.
+struct End {
+    mux: Mux,
+    wire: Sent,
+    /// Streams this end knows, in the order it met them.
+    streams: Vec<StreamId>,
+    written: BTreeMap<StreamId, u64>,
+    read: BTreeMap<StreamId, u64>,
+    finished: Vec<StreamId>,
+}
+
+impl End {
+    fn new(side: Side, retain: bool) -> Self {
+        Self {
+            mux: Mux::new(side, config(retain), Duration::ZERO),
+            wire: Sent::default(),
+            streams: Vec::new(),
+            written: BTreeMap::new(),
+            read: BTreeMap::new(),
+            finished: Vec::new(),
+        }
+    }
+
+    fn events(&mut self, refuse: bool) {
+        while let Some(event) = self.mux.poll_event() {
+            if let Event::Incoming(id, _) = event {
+                let code = if refuse { Code::Forbidden } else { Code::Ok };
+                self.mux.answer(id, Fault::new(code, "as asked"));
+                self.streams.push(id);
+            }
+        }
+    }
+
+    fn write(&mut self, id: StreamId, length: usize) {
+        if self.mux.room(id) != Room::Some {
+            return;
+        }
+        let from = self.written.entry(id).or_default();
+        let bytes: Vec<u8> = (*from..*from + length as u64).map(|offset| pattern(id, offset)).collect();
+        *from += length as u64;
+        self.mux.write(id, bytes.into());
+    }
+
+    /// Checks that what arrives is what was written, in its order.
+    fn read(&mut self, id: StreamId, most: usize, now: Duration) {
+        let mut chunks = VecDeque::new();
+        let result = self.mux.read(id, most, &mut chunks, now);
+        let offset = self.read.entry(id).or_default();
+        for byte in chunks.iter().flatten() {
+            assert_eq!(*byte, pattern(id, *offset), "stream {id:?} at {offset}");
+            *offset += 1;
+        }
+        if result == Read::Finished && !self.finished.contains(&id) {
+            self.finished.push(id);
+        }
+    }
+}
+
+fn pattern(id: StreamId, offset: u64) -> u8 {
+    let mixed = (offset + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(id.0);
+    (mixed >> 40) as u8
+}
+
+/// Two multiplexers and a wire between them that delivers in pieces. The first byte: whether sent bytes are kept.
+/// Then operations of two or three bytes: what (its lower bit: at which end), at which stream, how much. Operation 14
+/// puts bytes of the input itself on the wire. Without it nothing is ever an error, no byte is lost, and when everybody
+/// reads everything arrives.
+pub fn mux_calls(data: &[u8]) {
+    let mut input = Input(data);
+    let retain = input.u8() & 1 != 0;
+    let mut now = Duration::ZERO;
+    let mut ends = [End::new(Side::Dialler, retain), End::new(Side::Acceptor, retain)];
+    // Whether foreign bytes are on the wire: then errors are right and contents are not checked.
+    let mut honest = true;
+    while !input.0.is_empty() {
+        let operation = input.u8();
+        let (here, what) = (usize::from(operation & 1), operation >> 1 & 15);
+        let end = &mut ends[here];
+        let pick = usize::from(input.u8());
+        let id = end.streams.get(pick % end.streams.len().max(1)).copied().unwrap_or(StreamId(1));
+        match what {
+            0 => end.streams.extend(end.mux.open(Bytes::copy_from_slice(&[0; 4][..pick % 5]), now)),
+            1 | 2 => end.write(id, usize::from(input.u8()) * 16 + 1),
+            3 => end.mux.finish(id),
+            4 => end.mux.reset(id, Fault::new(Code::ConnectionReset, "as asked")),
+            5 => end.mux.release(id),
+            6 | 7 if honest => end.read(id, pick % 8 + 1, now),
+            8 => drop(end.wire.take_from(&mut end.mux, pick * 64 + 1)),
+            9 | 10 => {
+                let most = usize::from(input.u8()) * 8 + 1;
+                if let Err(fault) = deliver(&mut ends, here, most, now) {
+                    assert!(!honest, "an honest peer is cut off: {fault}");
+                    return end_both(&mut ends, &fault);
+                }
+                ends[1 - here].events(pick == 255);
+            }
+            11 => end.mux.send_datagram(Bytes::from(vec![0; pick])),
+            12 => drop(end.mux.send_control(&Wake { roles: vec![Role::Node], ids: Vec::new() }.into())),
+            13 => {
+                now += Duration::from_millis(40 * pick as u64);
+                if let Err(fault) = end.mux.handle_timeout(now) {
+                    return end_both(&mut ends, &fault);
+                }
+            }
+            14 => {
+                honest = false;
+                end.wire.bytes.extend(input.take(pick));
+            }
+            15 if pick == 0 => {
+                let fault = Fault::new(Code::Draining, "");
+                end.mux.go_away(&GoAway { fault, return_after_ms: 0, alternatives: Vec::new() });
+            }
+            _ => {}
+        }
+    }
+    if honest {
+        drain(&mut ends, now);
+    }
+    end_both(&mut ends, &Fault::new(Code::Lost, "the input ended"));
+}
+
+/// Carries up to `most` bytes that `from` has sent to the other end.
+fn deliver(ends: &mut [End; 2], from: usize, most: usize, now: Duration) -> Result<(), Fault> {
+    let wire = &mut ends[from].wire.bytes;
+    let piece: Vec<u8> = wire.drain(..most.min(wire.len())).collect();
+    if piece.is_empty() {
+        return Ok(());
+    }
+    ends[1 - from].mux.handle(piece.into(), now)
+}
+
+/// Everybody reads and everything is carried until nothing moves: then every byte of every stream that was not reset
+/// has arrived, and the ends of those that were finished.
+fn drain(ends: &mut [End; 2], now: Duration) {
+    for _ in 0..100_000 {
+        let mut moved = 0;
+        for here in 0..2 {
+            let end = &mut ends[here];
+            moved += end.wire.take_from(&mut end.mux, 1 << 20);
+            let carried = deliver(ends, here, usize::MAX, now);
+            assert_eq!(carried, Ok(()), "an honest peer is cut off");
+            ends[1 - here].events(false);
+            for id in ends[1 - here].streams.clone() {
+                ends[1 - here].read(id, usize::MAX, now);
+            }
+        }
+        if moved == 0 {
+            break;
+        }
+    }
+    for (here, there) in [(0, 1), (1, 0)] {
+        for (id, written) in &ends[here].written {
+            let whole =
+                [here, there].iter().all(|e| ends[*e].streams.contains(id) && ends[*e].mux.reset_of(*id).is_none());
+            let arrived = ends[there].read.get(id).copied().unwrap_or(0);
+            assert!(!whole || arrived == *written, "{arrived} of {written} bytes of {id:?} arrived");
+        }
+        assert!(ends[here].mux.is_flushed() && ends[here].wire.bytes.is_empty(), "something is never sent");
+    }
+}
+
+fn end_both(ends: &mut [End; 2], fault: &Fault) {
+    for end in ends {
+        while let Some(event) = end.mux.poll_event() {
+            if let Event::Incoming(id, _) = event {
+                end.streams.push(id);
+            }
+        }
+        end.mux.end(fault);
+        over(&mut end.mux, &end.streams);
+    }
+}

@@ -1,0 +1,494 @@
+//! The inputs the corpora begin with: something valid of every kind, the same in every run, and each of it cut short
+//! and with one byte changed. `tests/tests/corpora.rs` checks that they lie in the corpora, so that a change of a
+//! format cannot leave the corpora with nothing but noise.
+
+use bytes::Bytes;
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::verify::config::{Audience, DeviceConfig, Head, NodeConfig, RelayConfig, Revoked, Version};
+use hedgerow_shared::verify::policy::{Action, Route, Rule, Via};
+use hedgerow_shared::wire::core_api::{Activated, EnrolNode, NodeEnrolled, Refused};
+use hedgerow_shared::wire::frame::{self, StreamId, kind};
+use hedgerow_shared::wire::lane;
+use hedgerow_shared::wire::message::{
+    Accept, CaRegistration, Claim, Control, Destination, GoAway, Hello, LaneCall, LaneOffer, LaneRefused, LaneRequest,
+    Limits, LinkOpen, OpenActivation, Proof, Refuse, Registrations, Resume, ResumeStream, Resumption, Service,
+    ServiceReply, SessionOpen, Vouched, Wake,
+};
+use hedgerow_shared::wire::token::EnrolmentToken;
+use hedgerow_shared::{EntityId, InstanceId, Origin, Role, SessionId, Ticket};
+use hedgerow_uem_core::activation::pake::Start;
+use hedgerow_uem_core::activation::{EnrolReply, EnrolRequest};
+use minicbor::Encode;
+use serde::Serialize;
+
+use super::activation::SEALED;
+use super::fixture::{NOW, channels, fixture, proof, random, run};
+
+/// One input.
+pub struct Seed {
+    /// Of which target.
+    pub target: &'static str,
+    /// Its file's name.
+    pub name: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// Every input the corpora begin with.
+#[must_use]
+pub fn seeds() -> Vec<Seed> {
+    let mut all = Collected(Vec::new());
+    frames(&mut all);
+    messages(&mut all);
+    first_bytes(&mut all);
+    trust(&mut all);
+    policies(&mut all);
+    core(&mut all);
+    activations(&mut all);
+    multiplexer(&mut all);
+    all.0
+}
+
+struct Collected(Vec<Seed>);
+
+impl Collected {
+    /// The input, two thirds of it, and with the lowest bit of its middle changed.
+    fn add(&mut self, target: &'static str, name: &str, bytes: impl Into<Vec<u8>>) {
+        let bytes = bytes.into();
+        let mut put = |suffix: &str, bytes| self.0.push(Seed { target, name: format!("seed-{name}{suffix}"), bytes });
+        let mut flipped = bytes.clone();
+        if let Some(byte) = flipped.get_mut(bytes.len() / 2) {
+            *byte ^= 1;
+            put("-flip", flipped);
+            put("-cut", bytes[..bytes.len() * 2 / 3].to_vec());
+        }
+        put("", bytes);
+    }
+
+    /// With the byte before it by which the target chooses.
+    fn chosen(&mut self, target: &'static str, name: &str, choice: u8, body: &[u8]) {
+        self.add(target, name, [&[choice], body].concat());
+    }
+
+    fn cbor(&mut self, name: &str, choice: u8, value: &impl Encode<()>) {
+        self.chosen("message", name, choice, &cbor(value));
+    }
+
+    fn json(&mut self, target: &'static str, name: &str, choice: u8, value: &impl Serialize) {
+        self.chosen(target, name, choice, &serde_json::to_vec(value).expect("a sample can be written"));
+    }
+}
+
+fn cbor(value: &impl Encode<()>) -> Vec<u8> {
+    minicbor::to_vec(value).expect("a sample can be written")
+}
+
+fn id(n: u8) -> EntityId {
+    EntityId::from_random([n; 16])
+}
+
+fn destination() -> Destination {
+    let group = "berlin".parse().ok();
+    Destination { tenant: fixture().tenant.clone(), origin: Origin::Proxy, group, instance: None }
+}
+
+fn vouched() -> Vouched {
+    Vouched { role: Some(Role::Device), id: Some(id(3)), address: "192.0.2.1:40000".into() }
+}
+
+fn through() -> LinkOpen {
+    LinkOpen::Through { to: destination(), vouched: Some(vouched()), trace: Some("0123456789abcdef".repeat(2)) }
+}
+
+fn hello() -> Hello {
+    let claim = Some(Claim { role: Role::Node, tenant: fixture().tenant.clone() });
+    let resumption = Resumption { session: SessionId::from_random([4; 16]), secret: [5; 32], resumes: true };
+    let hello = Hello::new(InstanceId::from_random([1; 16]), [2; 32], Limits::default());
+    Hello { claim, resumption: Some(resumption), build: "hedgerow/0".into(), ..hello }
+}
+
+fn goaway() -> GoAway {
+    let fault = Fault::new(Code::Draining, "restart");
+    GoAway { fault, return_after_ms: 2000, alternatives: vec!["relay2.example:3101".into()] }
+}
+
+fn controls() -> Vec<(&'static str, Control)> {
+    let ticket = Ticket::from_random([6; 20]);
+    let instance = InstanceId::from_random([1; 16]);
+    vec![
+        ("lane-request", LaneRequest { request: 1, to: destination() }.into()),
+        ("lane-offer", LaneOffer { request: 1, ticket, node: id(2), instance }.into()),
+        ("lane-refused", LaneRefused { request: 1, fault: Fault::new(Code::NoRoute, "nobody") }.into()),
+        ("lane-call", LaneCall { ticket, origin: Origin::Proxy, vouched: vouched() }.into()),
+        ("wake", Wake { roles: vec![Role::Node, Role::Device], ids: vec![id(9)] }.into()),
+    ]
+}
+
+fn frames(all: &mut Collected) {
+    let fault = Fault::new(Code::Ok, "");
+    let data = |stream: u32, offset: u64, bytes: &[u8]| {
+        Bytes::from([&frame::data_prefix(StreamId(stream), offset, bytes.len())[..], bytes].concat())
+    };
+    let mut samples = vec![
+        ("hello", frame::cbor(kind::HELLO, 0, &hello())),
+        ("open", frame::cbor(kind::OPEN, 2, &through())),
+        ("answer", frame::cbor(kind::ANSWER, 2, &fault)),
+        ("data", data(2, 0, b"hello, world")),
+        ("window", frame::window(Some(StreamId(2)), 12, 4096)),
+        ("window-link", frame::window(None, 12, 1 << 20)),
+        ("finish", frame::raw(kind::FINISH, 2, &12u64.to_be_bytes())),
+        ("reset", frame::cbor(kind::RESET, 2, &Fault::new(Code::Lost, "gone"))),
+        ("datagram", frame::raw(kind::DATAGRAM, 0, b"datagram")),
+        ("ping", frame::raw(kind::PING, 0, &7u64.to_be_bytes())),
+        ("pong", frame::raw(kind::PONG, 0, &7u64.to_be_bytes())),
+        ("goaway", frame::cbor(kind::GOAWAY, 0, &goaway())),
+        ("optional", frame::raw(0x90, 5, b"from the future")),
+        ("required", frame::raw(0x7f, 5, b"from the future")),
+    ];
+    samples.extend(controls().iter().map(|(name, control)| (*name, control.to_frame())));
+    for (name, bytes) in &samples {
+        all.chosen("frame", name, 0, bytes);
+    }
+    let wire: Vec<u8> = samples.iter().filter(|(n, _)| *n != "required").flat_map(|(_, b)| b.to_vec()).collect();
+    all.chosen("frame", "all-whole", 0, &wire);
+    all.add("frame", "all-in-pieces", [&[4, 0, 6, 40, 1], wire.as_slice()].concat());
+    let mut long = frame::raw(kind::DATAGRAM, 0, b"").to_vec();
+    long[2..4].copy_from_slice(&[0xff, 0xff]);
+    all.chosen("frame", "too-long", 0, &long);
+}
+
+fn messages(all: &mut Collected) {
+    let fault = Fault::new(Code::Limited, "too many");
+    let (_, leaf) = &fixture().leaves[1];
+    let mac = Proof::Srp { challenge: [1; 32], mac: [2; 32] };
+    let signature = fixture().node_key.sign_message(b"transcript");
+    let origins = vec![Origin::Proxy];
+    let shown = Proof::Certificate { challenge: [1; 32], leaf: leaf.clone(), signature, origins };
+    let accept = Accept {
+        session: SessionId::from_random([4; 16]),
+        relay: "relay.example".into(),
+        lookup_key: Some([3; 32]),
+        config: Some(Version { epoch: 1, version: 7 }),
+        time: NOW.0,
+    };
+    let stream = ResumeStream { stream: 2, expected: 10, limit: 4096, finished: false, reset: true };
+    let open = vec![OpenActivation { hash: [8; 32], until: NOW.0 }];
+    all.cbor("hello", 0, &hello());
+    all.cbor("proof-srp", 1, &mac);
+    all.cbor("proof-certificate", 1, &shown);
+    all.cbor("accept", 2, &accept);
+    all.cbor("refuse", 3, &Refuse { fault: fault.clone(), retry_after_ms: 500 });
+    all.cbor("goaway", 4, &goaway());
+    all.cbor("resume", 5, &Resume { streams: vec![stream], highest_opened: 2, highest_accepted: 3 });
+    all.cbor("open-through", 6, &through());
+    all.cbor("open-service", 6, &LinkOpen::Service { service: Service::PutConfig });
+    all.cbor("open-session", 7, &SessionOpen { host: "intranet.example".into(), port: 443, trace: None });
+    all.cbor("registrations", 8, &Registrations { open });
+    all.cbor("ca-registration", 9, &CaRegistration { certificate: fixture().authority.certificate().to_vec() });
+    all.cbor("service-reply", 10, &ServiceReply { fault: fault.clone(), version: Some(Version::default()) });
+    all.cbor("fault", 11, &fault);
+    all.cbor("vouched", 12, &vouched());
+    all.cbor("destination", 13, &destination());
+    all.cbor("claim", 14, &Claim { role: Role::Core, tenant: fixture().tenant.clone() });
+    all.cbor("agree", 17, &hello());
+    for (name, control) in controls() {
+        all.chosen("message", name, 16, &control.to_frame()[frame::HEADER..]);
+    }
+    all.chosen("message", "control-optional", 16, &[0x80, 1, 0]);
+}
+
+fn first_bytes(all: &mut Collected) {
+    let ticket = Ticket::from_random([6; 20]);
+    let preamble = lane::preamble(&ticket);
+    let lane_name = lane::server_name(&ticket, "relay.example");
+    all.chosen("lane_preamble", "preamble", 0, &preamble);
+    all.chosen("lane_preamble", "preamble-and-more", 0, &[&preamble[..], b"then"].concat());
+    all.chosen("lane_preamble", "name", 1, lane_name.as_bytes());
+    all.chosen("lane_preamble", "name-capitals", 1, lane_name.to_uppercase().as_bytes());
+    all.chosen("lane_preamble", "name-bare", 1, b"lane.relay.example");
+
+    let token = EnrolmentToken {
+        tenant: fixture().tenant.clone(),
+        relays: vec!["relay.example:3101".into(), "[2001:db8::1]:443".into()],
+        relay_ca_pin: Some([1; 32]),
+        tenant_ca_pin: *fixture().ca.key_id(),
+        id: id(3),
+        secret: [4; 32],
+    };
+    all.chosen("token", "text", 0, token.to_text().as_bytes());
+    all.chosen("token", "cbor", 1, &cbor(&token));
+
+    for (name, text) in [
+        ("tenant", "srp00000"),
+        ("entity", "01010101-0101-4101-8101-010101010101"),
+        ("group", "berlin-2.a_b"),
+        ("role", "device"),
+        ("origin", "secure-connect"),
+        ("session", &SessionId::from_random([4; 16]).to_string()),
+        ("ticket", &ticket.to_string()),
+        ("identity", &fixture().leaves[1].0.to_uri()),
+    ] {
+        all.add("names", name, text);
+    }
+
+    let hellos = [
+        ("plain", client_hello(Some("relay.example"), &[b"hedgerow-link/1"])),
+        ("http", client_hello(Some("Relay.Example"), &[b"h2", b"http/1.1"])),
+        ("lane", client_hello(Some(&lane_name), &[])),
+        ("nameless", client_hello(None, &[b"h2"])),
+        ("address", client_hello(Some("192.0.2.1"), &[])),
+        ("hostile-name", client_hello(Some("relay.example\0.evil"), &[])),
+        ("large", client_hello(Some("relay.example"), &[&[b'x'; 255][..]; 40])),
+    ];
+    for (name, message) in &hellos {
+        for (cut, size) in [("whole", 16 * 1024), ("split", 50)] {
+            let records: Vec<u8> = message.chunks(size).flat_map(|piece| record(22, piece)).collect();
+            all.add("client_hello", &format!("{name}-{cut}"), records);
+        }
+    }
+    all.add("client_hello", "alert-inside", [record(22, &hellos[0].1[..20]), record(21, &[2, 40])].concat());
+    all.add("client_hello", "http-request", "GET / HTTP/1.1\r\nHost: relay.example\r\n\r\n");
+}
+
+fn record(kind: u8, body: &[u8]) -> Vec<u8> {
+    let [high, low] = u16::try_from(body.len()).unwrap_or(u16::MAX).to_be_bytes();
+    [&[kind, 3, 1, high, low], body].concat()
+}
+
+/// A handshake message with the extensions that the relay looks at and one that it does not.
+fn client_hello(name: Option<&str>, protocols: &[&[u8]]) -> Vec<u8> {
+    let list = |body: Vec<u8>| [&u16::try_from(body.len()).unwrap_or(u16::MAX).to_be_bytes()[..], &body].concat();
+    let extension = |kind: u16, body: Vec<u8>| [kind.to_be_bytes().to_vec(), list(body)].concat();
+    let mut extensions = extension(0x0a0a, Vec::new());
+    if let Some(name) = name {
+        extensions.extend(extension(0, list([vec![0], list(name.into())].concat())));
+    }
+    if !protocols.is_empty() {
+        let names = protocols.iter().flat_map(|p| [&[p.len() as u8], *p].concat()).collect();
+        extensions.extend(extension(16, list(names)));
+    }
+    let head: [&[u8]; 5] = [&[3, 3], &[7; 32], &[0], &[0, 2, 0x13, 0x01], &[1, 0]];
+    let body = [head.concat(), list(extensions)].concat();
+    [&[1], &u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes()[1..], &body].concat()
+}
+
+fn trust(all: &mut Collected) {
+    let fixture = fixture();
+    all.chosen("certificate", "ca", 0, fixture.authority.certificate());
+    all.chosen("certificate", "leaf-as-ca", 0, &fixture.leaves[1].1);
+    for (identity, leaf) in &fixture.leaves {
+        all.chosen("certificate", identity.role.as_str(), 1, leaf);
+    }
+    all.add("certificate", "patched", [2, 1, 0, 40, 1, 1, 0, 2]);
+    all.add("certificate", "unpatched", [2, 2]);
+    all.add("csr", "request", fixture.node_key.certificate_request().expect("a request"));
+
+    let (relay, node, device) = documents();
+    let sign = "a document can be signed";
+    let signed = [fixture.config_key.sign(&relay), fixture.config_key.sign(&node), fixture.config_key.sign(&device)];
+    for (name, config) in ["relay", "node", "device"].iter().zip(signed) {
+        let config = config.expect(sign);
+        all.chosen("signed_config", &format!("{name}-cbor"), 0, &cbor(&config));
+        all.chosen("signed_config", &format!("{name}-json"), 1, &config.payload);
+        all.cbor(&format!("signed-{name}"), 15, &config);
+    }
+}
+
+fn documents() -> (RelayConfig, NodeConfig, DeviceConfig) {
+    let head = |audience| Head {
+        tenant: fixture().tenant.clone(),
+        audience,
+        version: Version { epoch: 1, version: 7 },
+        issued: NOW,
+        expires: NOW.plus(3600),
+    };
+    let revoked = Revoked { ids: vec![id(1)], serials: vec!["40ab".into()] };
+    let rule = |action, target: &str, ports: &str| Rule {
+        action,
+        target: target.parse().expect("a pattern"),
+        ports: ports.parse().expect("ports"),
+        group: "berlin".parse().ok(),
+    };
+    let route = |target: &str, via| Route {
+        target: target.parse().expect("a pattern"),
+        ports: "443".parse().expect("ports"),
+        via,
+    };
+    let group = Via::Group("berlin".parse().expect("a group"));
+    (
+        RelayConfig { head: head(Audience::Relay), revoked: revoked.clone() },
+        NodeConfig {
+            head: head(Audience::Node),
+            revoked,
+            rules: vec![rule(Action::Allow, "*.corp.example", "80,443"), rule(Action::Deny, "10.0.0.0/8", "*")],
+        },
+        DeviceConfig {
+            head: head(Audience::Device),
+            routes: vec![route("*.corp.example", group), route("2001:db8::/32", Via::Direct)],
+            default_route: Via::Deny,
+        },
+    )
+}
+
+fn policies(all: &mut Collected) {
+    for (i, text) in
+        ["*", "intranet.example", "*.intranet.example", "10.1.0.0/16", "2001:db8::/32", "::ffff:10.0.0.0/104"]
+            .iter()
+            .enumerate()
+    {
+        all.chosen("policy", &format!("pattern-{i}"), 0, text.as_bytes());
+    }
+    all.chosen("policy", "ports", 1, b"80, 443,8000-8999");
+    all.chosen("policy", "ports-any", 1, b"*");
+    all.chosen("policy", "via", 2, b"group:berlin");
+    let (_, node, device) = documents();
+    all.json("policy", "rule", 3, &node.rules[0]);
+    all.json("policy", "route", 4, &device.routes[0]);
+
+    for (i, text) in [
+        "Intranet.Example.:443",
+        "B\u{fc}cher.example:80",
+        "[2001:db8::1]:8443",
+        "::ffff:127.0.0.1",
+        "0x7f.1",
+        "①②⑦.0.0.1",
+        "xn--bcher-kva.example",
+        "fe80::1%eth0",
+        "user@host:80",
+        "[::1]",
+    ]
+    .iter()
+    .enumerate()
+    {
+        all.add("target", &format!("{i}"), *text);
+    }
+
+    let general =
+        "allow *.corp.example 443\nallow 10.0.0.0/8\ndeny 10.9.0.0/16\nallow 127.0.0.1/32 8080\nown 10.0.0.1:443\n";
+    for (name, ask) in [
+        ("name", "ask app.corp.example:443 10.1.2.3,127.0.0.1,10.0.0.1"),
+        ("address", "ask 10.9.1.1:80\nask 127.0.0.1:8080"),
+        ("embedded", "ask [64:ff9b::7f00:1]:443\nask [2002:7f00:1::]:443\nask [::ffff:10.1.1.1]:443"),
+        ("metadata", "allow 169.254.0.0/16\nask 169.254.169.254:80\nask md.corp.example:443 169.254.169.254"),
+        ("any", "allow *\nask 127.0.0.1:1\nask [fe80::1]:1\nask a.example 0.0.0.0"),
+    ] {
+        all.add("acl", name, format!("{general}{ask}"));
+    }
+
+    for (name, choice, text) in [
+        ("relay", 0, include_str!("../../../examples/relay.toml")),
+        ("node", 1, include_str!("../../../examples/node.toml")),
+        ("device", 2, include_str!("../../../examples/device.toml")),
+    ] {
+        // Without what is for people, so that changes of the wording change nothing here.
+        let lines = text.lines().map(|l| l.strip_prefix("# ").filter(|l| l.contains(" = ")).unwrap_or(l));
+        let keys: Vec<&str> = lines.filter(|l| !l.is_empty() && !l.starts_with('#') && !l.contains(". ")).collect();
+        all.chosen("role_config", name, choice, keys.join("\n").as_bytes());
+    }
+    all.chosen("role_config", "short", 2, b"state = '/tmp/x'\n[timers]\nscale = 0.01\n[proxy]\nsocks5 = \"[::1]:0\"");
+    all.chosen("role_config", "unknown", 0, b"name = 1\nstte = 'x'\n[listen]\nlinks = []\ndevice = 0x1f");
+    all.chosen("role_config", "hosts", 1, b"state = 'x'\n[hosts]\n'a b' = []\n\"intranet.example\" = ['10.1.2.3']");
+}
+
+fn core(all: &mut Collected) {
+    let fixture = fixture();
+    let csr = fixture.node_key.certificate_request().expect("a request");
+    let (_, node, device) = documents();
+    let sign = "a document can be signed";
+    let enrolled = NodeEnrolled {
+        node: id(2),
+        name: "berlin-1".into(),
+        group: "berlin".parse().expect("a group"),
+        origins: vec![Origin::Proxy],
+        certificate: fixture.leaves[1].1.clone(),
+        ca: fixture.authority.certificate().to_vec(),
+        relays: vec!["relay.example:3101".into()],
+        relay_name: Some("relay.example".into()),
+        relay_ca_pem: None,
+        config: fixture.config_key.sign(&node).expect(sign),
+    };
+    let sealed = channels().0.seal(SEALED, &mut random("seal")).expect("the first message can be sealed");
+    let activated = Activated { sealed, config: fixture.config_key.sign(&device).expect(sign) };
+    let request = EnrolNode { token: id(3), secret: vec![4; 32], csr, name: Some("berlin-1".into()) };
+    all.json("core_api", "enrol", 0, &request);
+    all.json("core_api", "enrolled", 1, &enrolled);
+    all.json("core_api", "activated", 2, &activated);
+    all.json("core_api", "refused", 3, &Refused { error: "the token is used".into() });
+    all.chosen("core_api", "have", 4, b"2.41");
+    all.chosen("core_api", "relays", 5, b"[::1]:443\nrelay.example:3101");
+}
+
+fn activations(all: &mut Collected) {
+    let start = Start { user: "anna@example.com".parse().expect("an address") };
+    let (mut core, _, confirmation) = channels();
+    let reply = EnrolReply {
+        device: id(3),
+        email: start.user.clone(),
+        display_name: "Anna".into(),
+        ca: fixture().authority.certificate().to_vec(),
+        certificate: fixture().leaves[2].1.clone(),
+        relays: vec!["relay.example:443".into()],
+        relay_name: None,
+        relay_ca_pem: None,
+    };
+    let csr = fixture().node_key.certificate_request().expect("a request");
+    all.json("activation", "start", 0, &start);
+    all.json("activation", "offer", 1, &run().offer);
+    all.json("activation", "proof", 2, &proof().1);
+    all.json("activation", "confirmation", 3, &confirmation);
+    let sealed = core.seal(SEALED, &mut random("seal")).expect("the first message can be sealed");
+    all.json("activation", "sealed", 4, &sealed);
+    all.json("activation", "request", 5, &EnrolRequest { csr, name: "laptop".into(), platform: "Linux 6".into() });
+    all.json("activation", "reply", 6, &reply);
+    all.chosen("activation", "email", 7, " Anna.Smith@Example.COM ".as_bytes());
+    let mut infinity = run().offer;
+    infinity.share = [0; 133];
+    all.json("activation", "infinity", 1, &infinity);
+}
+
+fn multiplexer(all: &mut Collected) {
+    let header = cbor(&SessionOpen { host: "intranet.example".into(), port: 80, trace: None });
+    let data = |stream: u32, offset: u64, bytes: &[u8]| {
+        [&frame::data_prefix(StreamId(stream), offset, bytes.len())[..], bytes].concat()
+    };
+    let word = |kind, stream, n: u64| frame::raw(kind, stream, &n.to_be_bytes()).to_vec();
+    // The dialler's streams are even, the acceptor's odd.
+    for (name, side, first) in [("dialler", 1u8, 1u32), ("acceptor", 0, 2)] {
+        let wire = [
+            frame::raw(kind::OPEN, first, &header).to_vec(),
+            data(first, 0, b"hello"),
+            data(first, 5, &[7; 150]),
+            frame::window(Some(StreamId(first)), 0, 8192).to_vec(),
+            frame::window(None, 0, 8192).to_vec(),
+            word(kind::FINISH, first, 155),
+            word(kind::PING, 0, 1),
+            controls()[4].1.to_frame().to_vec(),
+            frame::raw(kind::DATAGRAM, 0, b"datagram").to_vec(),
+            frame::raw(kind::OPEN, first + 2, b"").to_vec(),
+            frame::cbor(kind::RESET, first + 2, &Fault::new(Code::Ok, "")).to_vec(),
+            data(first + 2, 0, b"late"),
+            frame::cbor(kind::GOAWAY, 0, &goaway()).to_vec(),
+        ];
+        for flags in [0, 0b10, 0b100, 0b1110, 0b10000, 0b100110] {
+            let pieces = wire.iter().flat_map(|f| {
+                let chunks: Vec<Vec<u8>> = f.chunks(255).map(|c| [&[c.len() as u8], c].concat()).collect();
+                chunks.concat()
+            });
+            let bytes: Vec<u8> = std::iter::once(flags | side).chain(pieces).collect();
+            all.add("mux", &format!("{name}-{flags}"), bytes);
+        }
+    }
+    all.add("mux", "silence", [0; 12]);
+    // Open, write, send, deliver, read, finish, both ways; see `mux_calls` for the numbers.
+    let exchange: &[u8] = &[
+        0, 4, 2, 0, 200, 16, 255, 18, 0, 255, 18, 0, 255, 13, 0, 3, 0, 90, 17, 255, 19, 0, 255, 12, 0, 6, 0, 16, 255,
+        18, 0, 255, 13, 0, 7, 0, 17, 255, 19, 0, 255, 12, 0, 10, 0, 11, 0,
+    ];
+    all.chosen("mux_calls", "exchange-link", 0, exchange);
+    all.chosen("mux_calls", "exchange-session", 1, exchange);
+    all.chosen("mux_calls", "window", 0, &[0, 0, 2, 0, 255, 2, 0, 255, 2, 0, 255, 16, 255, 18, 0, 255, 13, 3, 17, 9]);
+    all.chosen("mux_calls", "reset", 1, &[0, 0, 2, 0, 255, 16, 255, 18, 0, 255, 9, 0, 17, 255, 19, 0, 255]);
+    all.chosen("mux_calls", "refused", 0, &[0, 0, 2, 0, 9, 16, 255, 18, 255, 255, 17, 255, 19, 0, 255]);
+    all.chosen("mux_calls", "drain", 0, &[0, 0, 30, 0, 0, 0, 16, 9, 18, 0, 9, 22, 4, 24, 0, 26, 5, 27, 250]);
+    all.chosen("mux_calls", "foreign", 1, &[0, 0, 28, 9, 0x20, 0, 0, 1, 0, 0, 0, 0, 0, 18, 0, 255]);
+}

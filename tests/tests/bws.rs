@@ -1,0 +1,92 @@
+//! The API manual's way to the core's web services: HTTP CONNECT at the relay's 443 to origin `bws`.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use hedgerow_tests::curl::{attempt, curl, text};
+use hedgerow_tests::process::run;
+use hedgerow_tests::world::{Options, World};
+
+const PING: &str = "https://server01:18084/S12345678/api/v1/util/ping";
+
+fn through_relay(world: &World, tenant: &str, origin: &str) -> Command {
+    let mut command = curl();
+    command
+        .args(["--proxy", &format!("https://{}", world.text("relay.device")), "--proxy-cacert", &world.text("relay.ca")])
+        .args(["--proxy-header", &format!("Tenant-Id: {tenant}"), "--proxy-header", &format!("Origin-Server-Id: {origin}")])
+        .args(["--insecure"]);
+    command
+}
+
+#[test]
+fn p07_curl_reaches_ping_by_connect_as_in_the_api_manual() {
+    let world = World::start(&Options::default());
+    let said = text(through_relay(&world, "S12345678", "bws").arg(PING));
+    assert!(said.starts_with("Up and running"), "{said}");
+    // The manual's clients vary the case of the tenant, and write double slashes.
+    let said = text(through_relay(&world, "s12345678", "bws").arg("https://server01:18084/s12345678/api/v1//util/ping"));
+    assert!(said.starts_with("Up and running"), "{said}");
+    let unknown = attempt(through_relay(&world, "S12345678", "bws").args(["--write-out", "%{http_code}"]).arg("https://server01:18084/S12345678/api/v1/nothing"));
+    assert!(String::from_utf8_lossy(&unknown.stdout).ends_with("404"), "{unknown:?}");
+}
+
+#[test]
+fn p02_connect_is_refused_with_a_reason_where_it_may_not_go() {
+    let world = World::start(&Options::default());
+    for (tenant, origin, status) in [
+        ("S99999999", "bws", "502"),
+        ("S12345678", "proxy", "403"),
+        ("S12345678", "nonsense", "400"),
+        ("not a tenant", "bws", "400"),
+    ] {
+        let output = attempt(through_relay(&world, tenant, origin).args(["--verbose"]).arg(PING));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let first = said.lines().find(|l| l.starts_with("< HTTP/1.1")).unwrap_or_default().to_owned();
+        assert!(first.contains(&format!(" {status} ")) || status == "502" && first.contains(" 50"), "{tenant} {origin}: {first}\n{said}");
+        assert!(!output.status.success());
+    }
+    assert!(world.metric("relay.admin", "hedgerow_relay_connect_total", "") >= 4.0, "{}", world.get("relay.admin", "/metrics"));
+}
+
+#[test]
+fn p07_a_public_http2_library_reaches_ping_by_connect() {
+    let world = World::start(&Options::default());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/h2_connect.py");
+    let port = world.text("relay.device").rsplit(':').next().unwrap().to_owned();
+    let ask = |origin: &str| {
+        let mut python = Command::new("/usr/bin/python3");
+        python.arg(&script).args([&port, &world.text("relay.ca"), "S12345678", origin, "/S12345678/api/v1/util/ping"]);
+        String::from_utf8(run(&mut python, Duration::from_secs(30)).stdout).unwrap()
+    };
+    let said = ask("bws");
+    assert!(said.starts_with("200\n") && said.contains("Up and running"), "{said}");
+    let said = ask("proxy");
+    assert!(said.starts_with("403\n"), "{said}");
+}
+
+#[test]
+fn p03_the_relay_answers_look_ups_alike_for_strangers_and_tells_who_may_activate() {
+    let world = World::start(&Options::default());
+    let ask = |email: &str| {
+        let url = format!("https://{}/lookup", world.text("relay.device"));
+        let output = attempt(
+            Command::new("curl")
+                .args(["--silent", "--noproxy", "*", "--max-time", "20", "--cacert", &world.text("relay.ca"), "--write-out", "\n%{http_code}"])
+                .args(["--json", &format!("{{\"email\":\"{email}\"}}"), &url]),
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // Anna has used her password: she is a stranger like any other.
+    let stranger = ask("nobody@elsewhere.example");
+    assert!(stranger.ends_with("404"), "{stranger}");
+    assert_eq!(ask("anna@hedgerow.demo"), stranger);
+    let _ = world.hedgerow(&["user", "add", "ben@hedgerow.demo", "--name", "Ben"]);
+    let _ = world.hedgerow(&["password", "generate", "ben@hedgerow.demo"]);
+    hedgerow_tests::process::wait_until("the relay knows of Ben", Duration::from_secs(10), || ask("ben@hedgerow.demo").contains("S12345678"));
+    assert!(ask("BEN@Hedgerow.demo").contains("S12345678"), "case does not matter");
+    // A claimed domain answers every local part alike.
+    let _ = world.hedgerow(&["relay", "domain", "add", "S12345678", "claimed.example"]);
+    assert_eq!(ask("anyone@claimed.example"), ask("someone.else@claimed.example"));
+    assert!(ask("anyone@claimed.example").contains("S12345678"));
+}
