@@ -29,10 +29,10 @@ use agent::Agent;
 /// The device is not activated, its state cannot be used, or an address is taken.
 pub async fn run(config: DeviceConfigFile, context: &Context) -> anyhow::Result<()> {
     let timers = config.timers.timers();
-    let admin = Admin::bind(config.admin.listen).await?;
     let linked = context.readiness.check("relay link");
     let configured = context.readiness.check("configuration");
     let agent = Agent::start(config.clone(), &context.scope)?;
+    let admin = Admin::bind(config.admin.listen).await?;
     let proxy = local_proxy::start(&config.proxy, agent.clone(), &timers, &context.scope).await?;
     let (shown, dumped) = (agent.clone(), agent.clone());
     let routes = axum::Router::new().route("/status", get(move || async move { Json(shown.status()) }));

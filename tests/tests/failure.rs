@@ -1,4 +1,5 @@
 //! What breaks, and what the device sees then.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

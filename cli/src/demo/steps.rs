@@ -99,7 +99,7 @@ async fn node(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
         ),
     )?;
     let config = world.path("node.toml").display().to_string();
-    if !world.path("node/certificate.pem").exists() {
+    if !world.path("node/node.pem").exists() {
         let since = Instant::now();
         let token = world.path("node.token");
         // A token of a run that did not come to its end is of no use.

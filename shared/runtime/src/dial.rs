@@ -245,7 +245,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        let fault = tcp(&[address.clone()], Duration::from_secs(2)).await.unwrap_err();
+        let fault = tcp(std::slice::from_ref(&address), Duration::from_secs(2)).await.unwrap_err();
         assert_eq!(fault.code, Code::ConnectionRefused);
         assert!(fault.text.contains(&address));
     }

@@ -384,7 +384,7 @@ mod tests {
 
     #[test]
     fn the_configuration_key_usage_is_encoded_as_it_is_written() {
-        let mut der = vec![40 * 1 + 3];
+        let mut der = vec![43];
         for component in &CONFIG_KEY_EKU[2..] {
             let mut groups = vec![(component & 0x7f) as u8];
             let mut rest = component >> 7;

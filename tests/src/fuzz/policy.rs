@@ -136,7 +136,7 @@ fn decide(acl: &Acl, rules: &[Rule], own: &[Target], target: &Target, addresses:
                     r.ports.contains(target.port)
                         && (r.target.covers_address(address) || name.is_some_and(|n| r.target.covers_name(n)))
                 };
-                assert_eq!(rules.iter().filter(|r| covering(r)).any(|r| r.action == Action::Allow), true);
+                assert!(rules.iter().filter(|r| covering(r)).any(|r| r.action == Action::Allow), "no rule allows {at}");
                 assert!(!is_special(address) || rules.iter().any(|r| names(r, address)), "{at} was never named");
             }
         }

@@ -76,7 +76,7 @@ fn echo(mux: Mux, scope: &Scope) {
 async fn round_trip(mux: &Mux, size: usize, scope: &Scope) {
     let stream = mux.open(&header()).await.unwrap();
     let (mut read, mut write) = stream.into_split();
-    let payload: Vec<u8> = (0..size).map(|i| (i * 31 >> 3) as u8).collect();
+    let payload: Vec<u8> = (0..size).map(|i| ((i * 31) >> 3) as u8).collect();
     let sent = Sha256::digest(&payload);
     scope.spawn(async move {
         for chunk in payload.chunks(100_000) {
@@ -105,7 +105,6 @@ async fn bytes_go_round_unchanged() {
 
 #[tokio::test]
 async fn a_worn_key_is_replaced_while_data_flows() {
-    let scope = Scope::new();
     let ca = TestCa::new("S12345678");
     let (device, _) = ca.issue(Role::Device, &[]);
     let (node, _) = ca.issue(Role::Node, &[]);

@@ -188,6 +188,9 @@ impl Mux {
             if let Some(stream) = self.streams.get_mut(&id) {
                 stream.reset.get_or_insert_with(|| fault.clone());
                 stream.reset_due = false;
+                // What was never announced or answered would keep the stream when it is let go.
+                stream.open = None;
+                stream.answer = None;
                 self.events.push_back(Event::Answered(id));
                 self.events.push_back(Event::Readable(id));
                 self.events.push_back(Event::Writable(id));

@@ -16,6 +16,9 @@ impl Mux {
     /// Hands out frames, each as slices to be written one after the other, until about `budget` bytes or nothing is
     /// left. Control first; then datagrams, bounded; then data, stream by stream. Returns the bytes handed out.
     pub fn transmit(&mut self, budget: usize, mut each: impl FnMut(&[&[u8]])) -> usize {
+        if self.dead {
+            return 0;
+        }
         let mut total = self.transmit_control(budget, &mut each);
         for _ in 0..DATAGRAMS_PER_TURN {
             let Some(bytes) = self.datagrams.pop_front() else { break };
