@@ -132,7 +132,8 @@ pub(crate) fn connections(way: Way, clients: usize, total: usize) -> io::Result<
     let elapsed = started.elapsed();
     let mut times: Vec<Duration> = results.into_iter().collect::<io::Result<Vec<_>>>()?.concat();
     times.sort_unstable();
-    let at = |share: f64| times.get(((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1))).copied();
+    let at =
+        |share: f64| times.get(((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1))).copied();
     Ok(Connections {
         per_second: times.len() as f64 / elapsed.as_secs_f64(),
         p50: at(0.50).unwrap_or_default(),

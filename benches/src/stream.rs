@@ -50,7 +50,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let port = free_port()?;
     let folder = tempfile::tempdir()?;
     let me = std::env::current_exe()?;
-    let _target = Process::start(Command::new(me).args(["target", &port.to_string()]), &folder.path().join("target.log"))?;
+    let _target =
+        Process::start(Command::new(me).args(["target", &port.to_string()]), &folder.path().join("target.log"))?;
     wait_for_port(port, Duration::from_secs(5))?;
 
     let mut figures = Figures::default();
@@ -91,9 +92,11 @@ fn measure(subject: &Subject, round: usize, options: &Options, figures: &mut Fig
     // The first connection may open the session and grow windows; it is not measured.
     load::connections(subject.way, 1, 20).context("the first connections")?;
 
-    for (figure, streams, direction) in
-        [("1 stream down", 1, Direction::Down), ("1 stream up", 1, Direction::Up), ("16 streams down", 16, Direction::Down)]
-    {
+    for (figure, streams, direction) in [
+        ("1 stream down", 1, Direction::Down),
+        ("1 stream up", 1, Direction::Up),
+        ("16 streams down", 16, Direction::Down),
+    ] {
         let before = cpu(subject);
         let result = load::throughput(subject.way, streams, direction, time).context(figure)?;
         figures.add(round, name, figure, "Mbit/s", result.megabits_per_second);

@@ -31,7 +31,9 @@ pub(crate) fn peers_folder() -> PathBuf {
 
 pub(crate) fn start(name: &str, target: u16) -> anyhow::Result<Subject> {
     match name {
-        "direct" => Ok(Subject { name: "direct", way: Way::Port(target), parts: vec![], _processes: vec![], _folder: None }),
+        "direct" => {
+            Ok(Subject { name: "direct", way: Way::Port(target), parts: vec![], _processes: vec![], _folder: None })
+        }
         "plain3" => plain3(target),
         "lane" => hedgerow("lane", "auto", target),
         "link" => hedgerow("link", "off", target),
@@ -109,7 +111,10 @@ fn ssh(target: u16) -> anyhow::Result<Subject> {
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name).display().to_string();
     for key in ["host", "user"] {
-        let status = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &at(key)]).stdin(Stdio::null()).status()?;
+        let status = Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f", &at(key)])
+            .stdin(Stdio::null())
+            .status()?;
         if !status.success() {
             bail!("ssh-keygen failed");
         }
@@ -126,17 +131,28 @@ fn ssh(target: u16) -> anyhow::Result<Subject> {
         at("authorized"),
     );
     std::fs::write(at("sshd.conf"), config)?;
-    let server = Process::start(Command::new("/usr/sbin/sshd").args(["-D", "-e", "-f", &at("sshd.conf")]), &folder.path().join("sshd.log"))?;
+    let server = Process::start(
+        Command::new("/usr/sbin/sshd").args(["-D", "-e", "-f", &at("sshd.conf")]),
+        &folder.path().join("sshd.log"),
+    )?;
     wait_for_port(port, Duration::from_secs(5))?;
     let user = std::env::var("USER").unwrap_or_else(|_| "root".into());
     let client = Process::start(
         Command::new("ssh")
             .args(["-N", "-F", "none", "-p", &port.to_string(), "-i", &at("user"), "-c", "aes128-gcm@openssh.com"])
-            .args(["-o", "StrictHostKeyChecking=no", "-o", &format!("UserKnownHostsFile={}", at("known")), "-o", "LogLevel=ERROR"])
+            .args([
+                "-o",
+                "StrictHostKeyChecking=no",
+                "-o",
+                &format!("UserKnownHostsFile={}", at("known")),
+                "-o",
+                "LogLevel=ERROR",
+            ])
             .args(["-R", &format!("{entry}:127.0.0.1:{target}"), &format!("{user}@127.0.0.1")]),
         &folder.path().join("ssh.log"),
     )?;
-    wait_for_port(entry, Duration::from_secs(10)).with_context(|| std::fs::read_to_string(at("ssh.log")).unwrap_or_default())?;
+    wait_for_port(entry, Duration::from_secs(10))
+        .with_context(|| std::fs::read_to_string(at("ssh.log")).unwrap_or_default())?;
     let parts = vec![("relay", server.pid()), ("node", client.pid())];
     Ok(Subject { name: "ssh", way: Way::Port(entry), parts, _processes: vec![client, server], _folder: Some(folder) })
 }
@@ -150,18 +166,26 @@ fn rathole(name: &'static str, transport: &str, target: u16) -> anyhow::Result<S
         let keys = String::from_utf8(Command::new(&binary).arg("--genkey").output()?.stdout)?;
         let mut lines = keys.lines();
         let (private, public) = (lines.nth(1).unwrap_or_default().trim(), lines.nth(2).unwrap_or_default().trim());
-        server_tls = format!("[server.transport]\ntype = \"noise\"\n[server.transport.noise]\nlocal_private_key = \"{private}\"\n");
-        client_tls = format!("[client.transport]\ntype = \"noise\"\n[client.transport.noise]\nremote_public_key = \"{public}\"\n");
+        server_tls = format!(
+            "[server.transport]\ntype = \"noise\"\n[server.transport.noise]\nlocal_private_key = \"{private}\"\n"
+        );
+        client_tls = format!(
+            "[client.transport]\ntype = \"noise\"\n[client.transport.noise]\nremote_public_key = \"{public}\"\n"
+        );
     }
     let server_file = folder.path().join("server.toml");
     std::fs::write(
         &server_file,
-        format!("[server]\nbind_addr = \"127.0.0.1:{port}\"\ndefault_token = \"bench\"\n{server_tls}[server.services.bench]\nbind_addr = \"127.0.0.1:{entry}\"\n"),
+        format!(
+            "[server]\nbind_addr = \"127.0.0.1:{port}\"\ndefault_token = \"bench\"\n{server_tls}[server.services.bench]\nbind_addr = \"127.0.0.1:{entry}\"\n"
+        ),
     )?;
     let client_file = folder.path().join("client.toml");
     std::fs::write(
         &client_file,
-        format!("[client]\nremote_addr = \"127.0.0.1:{port}\"\ndefault_token = \"bench\"\n{client_tls}[client.services.bench]\nlocal_addr = \"127.0.0.1:{target}\"\n"),
+        format!(
+            "[client]\nremote_addr = \"127.0.0.1:{port}\"\ndefault_token = \"bench\"\n{client_tls}[client.services.bench]\nlocal_addr = \"127.0.0.1:{target}\"\n"
+        ),
     )?;
     let run = |side: &str, file: &Path| {
         Process::start(

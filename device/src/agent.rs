@@ -8,12 +8,12 @@ use hedgerow_proxy::acl;
 use hedgerow_proxy::target::Target;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus};
+use hedgerow_runtime::mux::Stream;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::verify::{DeviceConfig, SignedConfig, Version, Via};
 use hedgerow_shared::wire::message::Control;
 use hedgerow_shared::{InstanceId, Role, UnixTime};
-use hedgerow_runtime::mux::Stream;
 use parking_lot::RwLock;
 use serde_json::json;
 use tokio::sync::Notify;
@@ -138,21 +138,31 @@ impl Agent {
                 "session": link.accept.session.to_string(),
                 "rtt_ms": link.mux.stats().rtt.map(|r| r.as_secs_f64() * 1e3),
             }),
-            UplinkStatus::Connecting(fault) => json!({"state": "connecting", "reason": fault.as_ref().map(ToString::to_string)}),
+            UplinkStatus::Connecting(fault) => {
+                json!({"state": "connecting", "reason": fault.as_ref().map(ToString::to_string)})
+            }
             UplinkStatus::Stopped => json!({"state": "stopped"}),
         };
-        let sessions: Vec<_> = self.inner.sessions.list().into_iter().map(|(group, carried)| {
-            let stats = carried.session.mux.stats();
-            json!({
-                "group": group, "path": carried.path, "node": carried.session.peer.identity.id,
-                "streams": stats.streams, "bytes_in": stats.bytes_in, "bytes_out": stats.bytes_out,
-                "rtt_ms": stats.rtt.map(|r| r.as_secs_f64() * 1e3),
+        let sessions: Vec<_> = self
+            .inner
+            .sessions
+            .list()
+            .into_iter()
+            .map(|(group, carried)| {
+                let stats = carried.session.mux.stats();
+                json!({
+                    "group": group, "path": carried.path, "node": carried.session.peer.identity.id,
+                    "streams": stats.streams, "bytes_in": stats.bytes_in, "bytes_out": stats.bytes_out,
+                    "rtt_ms": stats.rtt.map(|r| r.as_secs_f64() * 1e3),
+                })
             })
-        }).collect();
-        let config = self.inner.config.read().as_ref().map(|c| json!({
-            "version": c.head.version.to_string(), "expires": c.head.expires, "routes": c.routes.len(),
-            "default_route": c.default_route,
-        }));
+            .collect();
+        let config = self.inner.config.read().as_ref().map(|c| {
+            json!({
+                "version": c.head.version.to_string(), "expires": c.head.expires, "routes": c.routes.len(),
+                "default_route": c.default_route,
+            })
+        });
         let identity = self.inner.state.identity();
         json!({
             "tenant": identity.tenant, "device": identity.id, "instance": self.inner.instance.to_string(),
@@ -214,12 +224,23 @@ impl Agent {
                 Err(_) => RETRY,
                 Ok(link) => {
                     let have = self.inner.config.read().as_ref().map(|c| c.head.version);
-                    match crate::core_client::fetch_config(&self.inner.state, &link, have, &self.inner.file.timers.timers(), &self.inner.scope).await {
+                    match crate::core_client::fetch_config(
+                        &self.inner.state,
+                        &link,
+                        have,
+                        &self.inner.file.timers.timers(),
+                        &self.inner.scope,
+                    )
+                    .await
+                    {
                         Ok(None) => POLL,
                         Ok(Some(signed)) => match self.take_config(&signed, have) {
                             Ok(()) => POLL,
                             Err(error) => {
-                                warn!(error = format!("{error:#}"), "the core's configuration was refused; the old one stays");
+                                warn!(
+                                    error = format!("{error:#}"),
+                                    "the core's configuration was refused; the old one stays"
+                                );
                                 RETRY
                             }
                         },
@@ -248,6 +269,7 @@ impl Agent {
 
 /// The configuration on disk, when it still holds.
 fn stored_config(state: &DeviceState, now: UnixTime) -> Option<DeviceConfig> {
-    let signed = state.read_config().inspect_err(|e| warn!(error = format!("{e:#}"), "stored configuration")).ok()??;
+    let signed =
+        state.read_config().inspect_err(|e| warn!(error = format!("{e:#}"), "stored configuration")).ok()??;
     signed.verify(&state.ca, None, now).inspect_err(|e| warn!(error = %e, "stored configuration")).ok()
 }

@@ -40,7 +40,11 @@ pub struct LocalProxy {
 
 impl Default for LocalProxy {
     fn default() -> Self {
-        Self { socks5: SocketAddr::from(([127, 0, 0, 1], 1080)), http: SocketAddr::from(([127, 0, 0, 1], 3128)), connections: 8192 }
+        Self {
+            socks5: SocketAddr::from(([127, 0, 0, 1], 1080)),
+            http: SocketAddr::from(([127, 0, 0, 1], 3128)),
+            connections: 8192,
+        }
     }
 }
 

@@ -68,7 +68,14 @@ pub struct Carried {
 impl Sessions {
     /// Sessions over this uplink.
     #[must_use]
-    pub fn new(state: DeviceState, uplink: Uplink, instance: InstanceId, timers: Timers, lanes: Lanes, scope: &Scope) -> Self {
+    pub fn new(
+        state: DeviceState,
+        uplink: Uplink,
+        instance: InstanceId,
+        timers: Timers,
+        lanes: Lanes,
+        scope: &Scope,
+    ) -> Self {
         let inner = Inner {
             state,
             uplink,
@@ -199,7 +206,9 @@ impl Sessions {
         let offer = self.request_lane(link, group).await?;
         let name = dial::server_name(&server_name(&offer.ticket, &link.accept.relay)).map_err(LaneFault::Broken)?;
         // The same relay process that gave the ticket, not just the same name.
-        let tcp = dial::tcp(std::slice::from_ref(&link.address), self.inner.timers.connect).await.map_err(LaneFault::Broken)?;
+        let tcp = dial::tcp(std::slice::from_ref(&link.address), self.inner.timers.connect)
+            .await
+            .map_err(LaneFault::Broken)?;
         let session = self.shake(tcp, Some(offer.node), Some(name)).await.map_err(LaneFault::Broken)?;
         if session.hello.instance != offer.instance {
             let fault = Fault::new(Code::Unauthenticated, "the lane leads to another process than the relay named");
@@ -236,7 +245,12 @@ impl Sessions {
         answer
     }
 
-    async fn shake<IO>(&self, io: IO, node: Option<EntityId>, name: Option<rustls::pki_types::ServerName<'static>>) -> Result<Session, Fault>
+    async fn shake<IO>(
+        &self,
+        io: IO,
+        node: Option<EntityId>,
+        name: Option<rustls::pki_types::ServerName<'static>>,
+    ) -> Result<Session, Fault>
     where
         IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
     {

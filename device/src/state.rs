@@ -92,7 +92,8 @@ impl DeviceState {
         let ca_chain = read_certificates(&dir.join(TENANT_CA))?;
         let ca = TenantCa::from_der(ca_chain.first().context("tenant-ca.pem is empty")?)?;
         let relay = fs::read(dir.join(RELAY)).with_context(|| format!("reading {}", dir.join(RELAY).display()))?;
-        let relay: RelayFile = serde_json::from_slice(&relay).with_context(|| format!("{} does not parse", dir.join(RELAY).display()))?;
+        let relay: RelayFile =
+            serde_json::from_slice(&relay).with_context(|| format!("{} does not parse", dir.join(RELAY).display()))?;
         Ok(Self { dir: dir.to_owned(), own: Own { chain, key }, certificate, ca, relay })
     }
 
@@ -109,7 +110,9 @@ impl DeviceState {
     pub fn read_config(&self) -> anyhow::Result<Option<SignedConfig>> {
         let path = self.dir.join(CONFIG);
         match fs::read(&path) {
-            Ok(bytes) => Ok(Some(minicbor::decode(&bytes).with_context(|| format!("{} does not parse", path.display()))?)),
+            Ok(bytes) => {
+                Ok(Some(minicbor::decode(&bytes).with_context(|| format!("{} does not parse", path.display()))?))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
         }
@@ -129,7 +132,11 @@ impl DeviceState {
 /// # Errors
 /// It cannot be made.
 pub fn make_dir(dir: &Path) -> anyhow::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| format!("cannot make {}", dir.display()))
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("cannot make {}", dir.display()))
 }
 
 /// Writes a file of the state folder whole or not at all, mode 0600.

@@ -182,6 +182,10 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.text.is_empty() { f.write_str(self.code.label()) } else { write!(f, "{} ({})", self.text, self.code.label()) }
+        if self.text.is_empty() {
+            f.write_str(self.code.label())
+        } else {
+            write!(f, "{} ({})", self.text, self.code.label())
+        }
     }
 }

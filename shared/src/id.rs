@@ -65,7 +65,11 @@ impl FromStr for TenantId {
             return Err(NameError::new("tenant id", text, "it begins with one to three letters, as in S12345678"));
         }
         if !(5..=8).contains(&digits) || !text.bytes().skip(letters).all(|b| b.is_ascii_digit()) {
-            return Err(NameError::new("tenant id", text, "after the letters stand five to eight digits, as in S12345678"));
+            return Err(NameError::new(
+                "tenant id",
+                text,
+                "after the letters stand five to eight digits, as in S12345678",
+            ));
         }
         Ok(Self(text.to_ascii_uppercase()))
     }
@@ -376,7 +380,9 @@ mod tests {
         let id = EntityId::from_random([0xab; 16]);
         assert_eq!(id.to_string().parse::<EntityId>().unwrap(), id);
         assert_eq!(id.to_string().to_uppercase().parse::<EntityId>().unwrap(), id);
-        for bad in ["", "abababab-abab-4bab-abab-ababababaXab", "abababababab4bababababababababab", "é".repeat(18).as_str()] {
+        for bad in
+            ["", "abababab-abab-4bab-abab-ababababaXab", "abababababab4bababababababababab", "é".repeat(18).as_str()]
+        {
             assert!(bad.parse::<EntityId>().is_err(), "{bad:?}");
         }
     }

@@ -56,10 +56,13 @@ impl Default for Timers {
 }
 
 impl Timers {
-    /// The timers at `factor` of their length, for tests that wait through them; at least 10 ms each.
+    /// The timers at `factor` of their length, for tests that wait through them; at least 10 ms each and at most 30
+    /// days, so that adding one to a time never overflows. What is no number counts as 1.
     #[must_use]
     pub fn scaled(self, factor: f64) -> Self {
-        let scale = |d: Duration| d.mul_f64(factor.clamp(0.0001, 1000.0)).max(Duration::from_millis(10));
+        const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+        let factor = if factor.is_nan() { 1.0 } else { factor.clamp(0.0001, 1000.0) };
+        let scale = |d: Duration| d.min(LONGEST).mul_f64(factor).clamp(Duration::from_millis(10), LONGEST);
         Self {
             handshake: self.handshake,
             ping_interval: scale(self.ping_interval),

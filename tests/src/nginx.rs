@@ -38,7 +38,14 @@ impl Nginx {
         let mut openssl = Command::new("openssl");
         openssl
             .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
-            .args(["-subj", "/CN=intranet.test", "-keyout", &format!("{dir}/key.pem"), "-out", &format!("{dir}/cert.pem")]);
+            .args([
+                "-subj",
+                "/CN=intranet.test",
+                "-keyout",
+                &format!("{dir}/key.pem"),
+                "-out",
+                &format!("{dir}/cert.pem"),
+            ]);
         let _ = process::run(&mut openssl, Duration::from_secs(20));
         let (port, tls_port) = (free_port(), free_port());
         let config = format!(
@@ -55,7 +62,10 @@ impl Nginx {
         );
         let file = folder.path().join("nginx.conf");
         std::fs::write(&file, config).expect("a configuration");
-        let process = Process::start(Command::new("nginx").arg("-c").arg(&file).args(["-p", &dir]), &folder.path().join("out.log"));
+        let process = Process::start(
+            Command::new("nginx").arg("-c").arg(&file).args(["-p", &dir]),
+            &folder.path().join("out.log"),
+        );
         wait_until("nginx listens", Duration::from_secs(10), || TcpStream::connect(("127.0.0.1", port)).is_ok());
         Self { port, tls_port, folder, _process: process }
     }

@@ -21,7 +21,9 @@ impl Process {
             });
         }
         let child = command.stdin(Stdio::null()).stdout(file.try_clone().expect("a log file")).stderr(file).spawn();
-        Self(child.unwrap_or_else(|e| panic!("cannot start {:?}: {e}; tests/run installs what is missing", command.get_program())))
+        Self(child.unwrap_or_else(|e| {
+            panic!("cannot start {:?}: {e}; tests/run installs what is missing", command.get_program())
+        }))
     }
 
     /// Its process id.
@@ -87,7 +89,9 @@ pub fn run(command: &mut Command, limit: Duration) -> Output {
 #[must_use]
 pub fn try_run(command: &mut Command, limit: Duration) -> Output {
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let child = child.unwrap_or_else(|e| panic!("cannot start {:?}: {e}; tests/run installs what is missing", command.get_program()));
+    let child = child.unwrap_or_else(|e| {
+        panic!("cannot start {:?}: {e}; tests/run installs what is missing", command.get_program())
+    });
     let pid = child.id();
     let (done, watch) = std::sync::mpsc::sync_channel::<()>(1);
     let watchdog = std::thread::spawn(move || {
@@ -101,10 +105,19 @@ pub fn try_run(command: &mut Command, limit: Duration) -> Output {
     output
 }
 
-/// A loopback port that is free now.
+/// A loopback port that is free now, below the range from which the system takes ports for outgoing connections.
 #[must_use]
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+    loop {
+        let port = 14_000
+            + u16::try_from(
+                hedgerow_runtime::clock::random::<2>().iter().fold(0u32, |n, b| n * 256 + u32::from(*b)) % 18_000,
+            )
+            .expect("below 18000");
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Waits until `ready` says so, or panics with `what`.

@@ -79,7 +79,8 @@ impl World {
     /// The process of a role, as `demo.json` has it now.
     #[must_use]
     pub fn pid(&self, role: &str) -> u32 {
-        let now: Value = serde_json::from_slice(&std::fs::read(self.dir().join("demo.json")).expect("demo.json")).expect("JSON");
+        let now: Value =
+            serde_json::from_slice(&std::fs::read(self.dir().join("demo.json")).expect("demo.json")).expect("JSON");
         u32::try_from(now["pids"][role].as_u64().unwrap_or_else(|| panic!("no pid of {role}"))).expect("a pid")
     }
 
@@ -135,7 +136,9 @@ impl World {
     /// Waits until a role's admin listener says it is ready.
     pub fn wait_ready(&self, role: &str, limit: Duration) {
         let url = format!("http://{}/readyz", self.text(&format!("{role}.admin")));
-        wait_until(&format!("{role} is ready"), limit, || crate::curl::attempt(crate::curl::curl().arg(&url)).status.success());
+        wait_until(&format!("{role} is ready"), limit, || {
+            crate::curl::attempt(crate::curl::curl().arg(&url)).status.success()
+        });
     }
 
     /// What a role logged.

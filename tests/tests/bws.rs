@@ -14,8 +14,18 @@ const PING: &str = "https://server01:18084/S12345678/api/v1/util/ping";
 fn through_relay(world: &World, tenant: &str, origin: &str) -> Command {
     let mut command = curl();
     command
-        .args(["--proxy", &format!("https://{}", world.text("relay.device")), "--proxy-cacert", &world.text("relay.ca")])
-        .args(["--proxy-header", &format!("Tenant-Id: {tenant}"), "--proxy-header", &format!("Origin-Server-Id: {origin}")])
+        .args([
+            "--proxy",
+            &format!("https://{}", world.text("relay.device")),
+            "--proxy-cacert",
+            &world.text("relay.ca"),
+        ])
+        .args([
+            "--proxy-header",
+            &format!("Tenant-Id: {tenant}"),
+            "--proxy-header",
+            &format!("Origin-Server-Id: {origin}"),
+        ])
         .args(["--insecure"]);
     command
 }
@@ -26,9 +36,14 @@ fn p07_curl_reaches_ping_by_connect_as_in_the_api_manual() {
     let said = text(through_relay(&world, "S12345678", "bws").arg(PING));
     assert!(said.starts_with("Up and running"), "{said}");
     // The manual's clients vary the case of the tenant, and write double slashes.
-    let said = text(through_relay(&world, "s12345678", "bws").arg("https://server01:18084/s12345678/api/v1//util/ping"));
+    let said =
+        text(through_relay(&world, "s12345678", "bws").arg("https://server01:18084/s12345678/api/v1//util/ping"));
     assert!(said.starts_with("Up and running"), "{said}");
-    let unknown = attempt(through_relay(&world, "S12345678", "bws").args(["--write-out", "%{http_code}"]).arg("https://server01:18084/S12345678/api/v1/nothing"));
+    let unknown = attempt(
+        through_relay(&world, "S12345678", "bws")
+            .args(["--write-out", "%{http_code}"])
+            .arg("https://server01:18084/S12345678/api/v1/nothing"),
+    );
     assert!(String::from_utf8_lossy(&unknown.stdout).ends_with("404"), "{unknown:?}");
 }
 
@@ -47,7 +62,11 @@ fn p02_connect_is_refused_with_a_reason_where_it_may_not_go() {
         assert!(first.contains(&format!(" {status} ")), "{tenant} {origin}: {first}\n{said}");
         assert!(!output.status.success());
     }
-    assert!(world.metric("relay.admin", "hedgerow_relay_http_total", "") >= 4.0, "{}", world.get("relay.admin", "/metrics"));
+    assert!(
+        world.metric("relay.admin", "hedgerow_relay_http_total", "") >= 4.0,
+        "{}",
+        world.get("relay.admin", "/metrics")
+    );
 }
 
 #[test]
@@ -73,7 +92,17 @@ fn p03_the_relay_answers_look_ups_alike_for_strangers_and_tells_who_may_activate
         let url = format!("https://{}/lookup", world.text("relay.device"));
         let output = attempt(
             Command::new("curl")
-                .args(["--silent", "--noproxy", "*", "--max-time", "20", "--cacert", &world.text("relay.ca"), "--write-out", "\n%{http_code}"])
+                .args([
+                    "--silent",
+                    "--noproxy",
+                    "*",
+                    "--max-time",
+                    "20",
+                    "--cacert",
+                    &world.text("relay.ca"),
+                    "--write-out",
+                    "\n%{http_code}",
+                ])
                 .args(["--json", &format!("{{\"email\":\"{email}\"}}"), &url]),
         );
         String::from_utf8(output.stdout).unwrap()
@@ -84,7 +113,9 @@ fn p03_the_relay_answers_look_ups_alike_for_strangers_and_tells_who_may_activate
     assert_eq!(ask("anna@hedgerow.demo"), stranger);
     let _ = world.hedgerow(&["user", "add", "ben@hedgerow.demo", "--name", "Ben"]);
     let _ = world.hedgerow(&["password", "generate", "ben@hedgerow.demo"]);
-    hedgerow_tests::process::wait_until("the relay knows of Ben", Duration::from_secs(10), || ask("ben@hedgerow.demo").contains("S12345678"));
+    hedgerow_tests::process::wait_until("the relay knows of Ben", Duration::from_secs(10), || {
+        ask("ben@hedgerow.demo").contains("S12345678")
+    });
     assert!(ask("BEN@Hedgerow.demo").contains("S12345678"), "case does not matter");
     // A claimed domain answers every local part alike.
     let _ = world.hedgerow(&["relay", "domain", "add", "S12345678", "claimed.example"]);

@@ -61,7 +61,8 @@ fn site_answers(world: &World) -> bool {
 fn p01_a_killed_node_is_an_error_within_4_s_and_the_next_request_uses_the_other_node() {
     let port = ticking_server();
     for without_lanes in [false, true] {
-        let world = World::start(&Options { allow: vec![format!("127.0.0.1:{port}")], without_lanes, ..Options::default() });
+        let world =
+            World::start(&Options { allow: vec![format!("127.0.0.1:{port}")], without_lanes, ..Options::default() });
         let mut tcp = through_socks(&world, port);
         tcp.read_exact(&mut [0; 3]).unwrap();
         let first = world.pid("node");
@@ -87,12 +88,18 @@ fn second_node(world: &World) -> Process {
     let config = dir.join("node2.toml");
     std::fs::write(
         &config,
-        format!("state = {:?}\n[hosts]\n\"{name}\" = [\"127.0.0.1\"]\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n", dir.join("node2")),
+        format!(
+            "state = {:?}\n[hosts]\n\"{name}\" = [\"127.0.0.1\"]\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n",
+            dir.join("node2")
+        ),
     )
     .unwrap();
     let (config, token) = (config.display().to_string(), dir.join("node2.token").display().to_string());
     let _ = world.hedgerow(&["token", "create", "--name", "second", "--out", &token]);
-    let _ = run(&mut world.command(&["node", "enroll", "--config", &config, "--token-file", &token]), Duration::from_secs(60));
+    let _ = run(
+        &mut world.command(&["node", "enroll", "--config", &config, "--token-file", &token]),
+        Duration::from_secs(60),
+    );
     let process = Process::start(&mut world.command(&["node", "run", "--config", &config]), &dir.join("log/node2.log"));
     let url = format!("http://127.0.0.1:{admin}/readyz");
     wait_until("the second node is ready", Duration::from_secs(20), || attempt(curl().arg(&url)).status.success());
@@ -121,7 +128,8 @@ fn p01_after_a_relay_restart_links_come_back_without_help_and_open_streams_end_w
 fn p20_a_revoked_device_is_cut_within_5_s_and_stays_out() {
     let port = ticking_server();
     for without_lanes in [false, true] {
-        let world = World::start(&Options { allow: vec![format!("127.0.0.1:{port}")], without_lanes, ..Options::default() });
+        let world =
+            World::start(&Options { allow: vec![format!("127.0.0.1:{port}")], without_lanes, ..Options::default() });
         let mut tcp = through_socks(&world, port);
         tcp.read_exact(&mut [0; 3]).unwrap();
         let devices = world.hedgerow(&["device", "list"]);
@@ -138,7 +146,11 @@ fn p20_a_revoked_device_is_cut_within_5_s_and_stays_out() {
         wait_until("the relay runs again", Duration::from_secs(20), || world.pid("relay") != before);
         std::thread::sleep(Duration::from_secs(2));
         assert!(!site_answers(&world));
-        assert!(world.metric("relay.admin", "hedgerow_relay_refused_total", "revoked") >= 1.0, "{}", world.get("relay.admin", "/metrics"));
+        assert!(
+            world.metric("relay.admin", "hedgerow_relay_refused_total", "revoked") >= 1.0,
+            "{}",
+            world.get("relay.admin", "/metrics")
+        );
     }
 }
 
@@ -154,7 +166,10 @@ fn sigterm_drains_and_ends_each_role() {
         std::thread::sleep(Duration::from_millis(50));
     }
     for role in ["relay", "core", "node", "device"] {
-        let pids = Command::new("pgrep").args(["-f", &format!("hedgerow {role} run --config {}", world.dir().display())]).output().unwrap();
+        let pids = Command::new("pgrep")
+            .args(["-f", &format!("hedgerow {role} run --config {}", world.dir().display())])
+            .output()
+            .unwrap();
         assert!(pids.stdout.is_empty(), "{role} is still there");
         assert!(!world.log(role).contains("panicked"), "{}", world.log(role));
     }

@@ -25,8 +25,20 @@ fn activate(world: &World, email: &str, password: &std::path::Path, device: &str
     let config = world.dir().join(format!("{device}.toml"));
     std::fs::write(&config, format!("state = {:?}\n", world.dir().join(device))).unwrap();
     let arguments = [
-        "device", "activate", "--config", &config.display().to_string(), "--email", email, "--relay", &world.text("relay.device"),
-        "--relay-name", &world.text("relay.name"), "--relay-ca", &world.text("relay.ca"), "--password-file", &password.display().to_string(),
+        "device",
+        "activate",
+        "--config",
+        &config.display().to_string(),
+        "--email",
+        email,
+        "--relay",
+        &world.text("relay.device"),
+        "--relay-name",
+        &world.text("relay.name"),
+        "--relay-ca",
+        &world.text("relay.ca"),
+        "--password-file",
+        &password.display().to_string(),
     ];
     world.try_hedgerow(&arguments)
 }
@@ -35,7 +47,8 @@ fn user_with_password(world: &World, email: &str, password: &str, valid: &str) -
     // The user may be there already.
     let _ = world.try_hedgerow(&["user", "add", email, "--name", "Test"]);
     let file = secret(world, &format!("{email}.password"), password);
-    let _ = world.hedgerow(&["password", "set", email, "--valid", valid, "--password-file", &file.display().to_string()]);
+    let _ =
+        world.hedgerow(&["password", "set", email, "--valid", valid, "--password-file", &file.display().to_string()]);
     file
 }
 
@@ -92,7 +105,16 @@ fn p01_an_enrolment_token_is_good_once_not_after_its_time_and_not_when_withdrawn
     };
     let create = |name: &str, valid: &str| {
         let file = world.dir().join(format!("{name}.token"));
-        let _ = world.hedgerow(&["token", "create", "--name", name, "--valid", valid, "--out", &file.display().to_string()]);
+        let _ = world.hedgerow(&[
+            "token",
+            "create",
+            "--name",
+            name,
+            "--valid",
+            valid,
+            "--out",
+            &file.display().to_string(),
+        ]);
         file
     };
     let token = create("once", "1h");
@@ -106,7 +128,9 @@ fn p01_an_enrolment_token_is_good_once_not_after_its_time_and_not_when_withdrawn
     assert!(said.contains("expired"), "{said}");
 
     let token = create("withdrawn", "1h");
-    let id = world.hedgerow(&["token", "list"]).as_array().unwrap().iter().find(|t| t["name"] == "withdrawn").unwrap()["id"].clone();
+    let id = world.hedgerow(&["token", "list"]).as_array().unwrap().iter().find(|t| t["name"] == "withdrawn").unwrap()
+        ["id"]
+        .clone();
     let _ = world.hedgerow(&["token", "revoke", id.as_str().unwrap()]);
     let output = enrol(&token, "withdrawn");
     assert!(!output.status.success(), "{}", words(&output));
@@ -141,7 +165,11 @@ fn p01_a_core_with_the_wrong_srp_key_is_told_and_counted() {
     wait_until("the core says what is wrong", Duration::from_secs(20), || {
         std::fs::read_to_string(&log).unwrap_or_default().contains("does not know this tenant's SRP authentication key")
     });
-    assert!(world.metric("relay.admin", "hedgerow_relay_refused_total", "") >= 1.0, "{}", world.get("relay.admin", "/metrics"));
+    assert!(
+        world.metric("relay.admin", "hedgerow_relay_refused_total", "") >= 1.0,
+        "{}",
+        world.get("relay.admin", "/metrics")
+    );
     // The tenant's own core is not disturbed.
     assert!(world.get("core.admin", "/readyz").contains("ok") || world.get("core.admin", "/readyz").contains("ready"));
 }
@@ -169,7 +197,10 @@ fn no_secret_stands_on_a_command_line_or_in_a_log() {
     assert!(activate(&world, "frida@hedgerow.demo", &password, "frida").status.success());
     let srp = std::fs::read_to_string(world.dir().join("srp.key")).unwrap();
     let token = std::fs::read_to_string(world.dir().join("node.token")).unwrap();
-    let mut places: Vec<(String, Vec<u8>)> = ["relay", "core", "node", "device", "demo"].iter().map(|r| ((*r).to_owned(), world.log(r).into_bytes())).collect();
+    let mut places: Vec<(String, Vec<u8>)> = ["relay", "core", "node", "device", "demo"]
+        .iter()
+        .map(|r| ((*r).to_owned(), world.log(r).into_bytes()))
+        .collect();
     for process in std::fs::read_dir("/proc").unwrap().flatten() {
         if let Ok(line) = std::fs::read(process.path().join("cmdline")) {
             places.push((format!("{:?}", process.path()), line));

@@ -128,7 +128,11 @@ impl Scene {
         let link_side = Tap::start(&world.text("relay.link"), &gate);
         let dir = world.dir();
         let log = dir.join("relay-keys");
-        edit(&dir.join("relay.toml"), "[admin]", &format!("[tls]\nkey_log_file = {log:?}\n[lanes]\nsplice = {splice}\n[admin]"));
+        edit(
+            &dir.join("relay.toml"),
+            "[admin]",
+            &format!("[tls]\nkey_log_file = {log:?}\n[lanes]\nsplice = {splice}\n[admin]"),
+        );
         edit(&dir.join("core.toml"), &world.text("relay.link"), &link_side.address());
         edit(&dir.join("node.toml"), "state =", &format!("relays = [{:?}]\nstate =", link_side.address()));
         edit(&dir.join("device/relay.json"), &world.text("relay.device"), &device_side.address());
@@ -154,7 +158,8 @@ impl Scene {
 
     fn private_keys(&self) -> Vec<Needle> {
         let files = ["device/key.pem", "node/node.key.pem"];
-        let needle = |file: &&str| Needle { name: format!("private key {file}"), bytes: scalar(self.world.dir().join(file)) };
+        let needle =
+            |file: &&str| Needle { name: format!("private key {file}"), bytes: scalar(self.world.dir().join(file)) };
         files.iter().map(needle).collect()
     }
 
@@ -173,7 +178,10 @@ impl Scene {
             }
         }
         // Links were really opened: this is how each begins (CBOR of MAGIC).
-        assert!(!find(&[Needle { name: String::new(), bytes: b"hedgerow/0.1".to_vec() }], &opened).is_empty(), "no HELLO");
+        assert!(
+            !find(&[Needle { name: String::new(), bytes: b"hedgerow/0.1".to_vec() }], &opened).is_empty(),
+            "no HELLO"
+        );
         seen
     }
 
@@ -247,7 +255,8 @@ fn assert_own_keys(scene: &Scene, dump: &[u8]) {
 
 /// Panics with every place where something was found.
 fn assert_nowhere(needles: &[Needle], seen: &[(String, Vec<u8>)]) {
-    let found: Vec<_> = seen.iter().map(|(place, bytes)| (place, find(needles, bytes))).filter(|(_, f)| !f.is_empty()).collect();
+    let found: Vec<_> =
+        seen.iter().map(|(place, bytes)| (place, find(needles, bytes))).filter(|(_, f)| !f.is_empty()).collect();
     assert!(found.is_empty(), "what only the ends may know was found: {found:#?}");
 }
 
@@ -342,7 +351,8 @@ fn n04_neither_taps_nor_the_relays_memory_show_what_rest_clients_send_by_connect
     let marks = Marks::new();
     let dir = scene.world.dir();
     let tenant = scene.world.text("tenant");
-    let (relay, port) = scene.device_side.address().rsplit_once(':').map(|(h, p)| (h.to_owned(), p.to_owned())).unwrap();
+    let (relay, port) =
+        scene.device_side.address().rsplit_once(':').map(|(h, p)| (h.to_owned(), p.to_owned())).unwrap();
     let keys = dir.join("curl-keys");
     let (head, body) = (dir.join("head"), dir.join("body"));
     // Upwards a header full of marks; downwards there is the resource's own text.
@@ -455,7 +465,9 @@ fn assert_everywhere(scene: &Scene, marks: &Marks, dump: &[u8], what: &str) {
     let seen = scene.seen_by_the_relay();
     for (place, _) in scene.taps() {
         for needle in marks.needles() {
-            let places = seen.iter().filter(|(p, bytes)| p.contains(place) && p.contains(what) && !find(std::slice::from_ref(&needle), bytes).is_empty());
+            let places = seen.iter().filter(|(p, bytes)| {
+                p.contains(place) && p.contains(what) && !find(std::slice::from_ref(&needle), bytes).is_empty()
+            });
             assert!(places.count() > 0, "{} was not found {place}, {what}", needle.name);
         }
     }
@@ -500,7 +512,10 @@ async fn n04_control_without_the_end_to_end_session_the_same_search_finds_the_do
     let _ = tunnel.read(&mut [0; 64]).await;
     let seen = scene.seen_by_the_relay();
     for (place, _) in scene.taps() {
-        assert!(seen.iter().any(|(p, bytes)| p.contains(place) && !find(&needle, bytes).is_empty()), "CONNECT: {place}");
+        assert!(
+            seen.iter().any(|(p, bytes)| p.contains(place) && !find(&needle, bytes).is_empty()),
+            "CONNECT: {place}"
+        );
     }
     let dump = memory(scene.relay.pid());
     assert!(!find(&needle, &dump).is_empty(), "CONNECT: the relay's memory");

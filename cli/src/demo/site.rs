@@ -2,12 +2,12 @@
 
 use std::convert::Infallible;
 
+use hedgerow_runtime::scope::Scope;
 use http::header::CONTENT_TYPE;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use hedgerow_runtime::scope::Scope;
 use tokio::net::TcpListener;
 
 /// What the check looks for.

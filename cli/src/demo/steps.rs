@@ -33,7 +33,10 @@ async fn relay(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
         ),
     )?;
     world.start("relay").await?;
-    world.done(since, &format!("relay up: devices at {}, nodes and core at {}", world.address("public"), world.address("link")))?;
+    world.done(
+        since,
+        &format!("relay up: devices at {}, nodes and core at {}", world.address("public"), world.address("link")),
+    )?;
     let key = world.path("srp.key");
     if !key.exists() {
         let since = Instant::now();
@@ -63,7 +66,8 @@ async fn core(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
         ),
     )?;
     world.start("core").await?;
-    world.done(since, "core up: database and tenant CA made, link to the relay authenticated both ways, nothing listens")
+    world
+        .done(since, "core up: database and tenant CA made, link to the relay authenticated both ways, nothing listens")
 }
 
 async fn policy(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
@@ -78,7 +82,8 @@ async fn policy(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
         world.command(&["route", "add", target, "group:default", "--ports", &site_port]).await?;
     }
     for target in &args.also_allow {
-        let (host, port) = target.rsplit_once(':').ok_or_else(|| anyhow::anyhow!("--also-allow {target}: expected HOST:PORT"))?;
+        let (host, port) =
+            target.rsplit_once(':').ok_or_else(|| anyhow::anyhow!("--also-allow {target}: expected HOST:PORT"))?;
         world.command(&["rule", "add", "allow", host, "--ports", port]).await?;
         world.command(&["route", "add", host, "group:default", "--ports", port]).await?;
     }
@@ -139,13 +144,30 @@ async fn device(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
         let public = world.address("public");
         world
             .command(&[
-                "device", "activate", "--config", &config, "--email", EMAIL, "--relay", &public, "--relay-name", RELAY,
-                "--relay-ca", &ca, "--name", "demo laptop", "--password-file", &password,
+                "device",
+                "activate",
+                "--config",
+                &config,
+                "--email",
+                EMAIL,
+                "--relay",
+                &public,
+                "--relay-name",
+                RELAY,
+                "--relay-ca",
+                &ca,
+                "--name",
+                "demo laptop",
+                "--password-file",
+                &password,
             ])
             .await?;
         world.done(since, "device activated: look-up at the relay, PAKE with the core, certificate and routes")?;
     }
     let since = Instant::now();
     world.start("device").await?;
-    world.done(since, &format!("device up: SOCKS5 at {}, HTTP proxy at {}", world.address("socks5"), world.address("http")))
+    world.done(
+        since,
+        &format!("device up: SOCKS5 at {}, HTTP proxy at {}", world.address("socks5"), world.address("http")),
+    )
 }

@@ -26,7 +26,8 @@ pub(super) const RELAY: &str = "relay.hedgerow.demo";
 pub(super) const SITE: &str = "intranet.hedgerow.demo";
 /// The order of starting; stopping is the other way round.
 const ROLES: [&str; 4] = ["relay", "core", "node", "device"];
-const PORTS: [&str; 9] = ["link", "public", "relay-admin", "core-admin", "node-admin", "device-admin", "socks5", "http", "site"];
+const PORTS: [&str; 9] =
+    ["link", "public", "relay-admin", "core-admin", "node-admin", "device-admin", "socks5", "http", "site"];
 
 /// See the module.
 pub(super) struct World {
@@ -40,7 +41,11 @@ pub(super) struct World {
 impl World {
     /// Makes the folder and chooses ports; a folder of an earlier demo is taken up again.
     pub(super) fn prepare(folder: &Path, _: &DemoArgs) -> anyhow::Result<Self> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
         let folder = folder.canonicalize()?;
         std::fs::create_dir_all(folder.join("log"))?;
         let ports = choose_ports(&folder.join("ports.json"))?;
@@ -83,11 +88,14 @@ impl World {
     pub(super) async fn command(&self, arguments: &[&str]) -> anyhow::Result<Value> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-        for (variable, socket) in [("HEDGEROW_CORE_SOCKET", "core/control.sock"), ("HEDGEROW_RELAY_SOCKET", "relay/control.sock")] {
+        for (variable, socket) in
+            [("HEDGEROW_CORE_SOCKET", "core/control.sock"), ("HEDGEROW_RELAY_SOCKET", "relay/control.sock")]
+        {
             command.env(variable, self.path(socket));
         }
         let output = tokio::time::timeout(Duration::from_secs(60), command.env("HEDGEROW_JSON", "true").output());
-        let output = output.await.with_context(|| format!("hedgerow {} took more than a minute", arguments.join(" ")))??;
+        let output =
+            output.await.with_context(|| format!("hedgerow {} took more than a minute", arguments.join(" ")))??;
         let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         self.log(&format!("$ hedgerow {}\n{out}{error}", arguments.join(" ")));
         if !output.status.success() {
@@ -110,7 +118,11 @@ impl World {
     }
 
     fn spawn(&mut self, role: &'static str) -> anyhow::Result<()> {
-        let log = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(self.path(&format!("log/{role}.log")))?;
+        let log = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(self.path(&format!("log/{role}.log")))?;
         let mut command = Command::new(std::env::current_exe()?);
         command.arg(role).arg("run").arg("--config").arg(self.path(&format!("{role}.toml")));
         // A group of its own: Ctrl-C at the terminal reaches the demo, which stops the roles in order.
@@ -147,7 +159,8 @@ impl World {
 
     /// Writes `demo.json`: where everything is.
     pub(super) fn describe(&self) -> anyhow::Result<()> {
-        let pids: BTreeMap<_, _> = self.children.iter().filter_map(|(role, child)| Some((*role, child.id()?))).collect();
+        let pids: BTreeMap<_, _> =
+            self.children.iter().filter_map(|(role, child)| Some((*role, child.id()?))).collect();
         let described = json!({
             "tenant": TENANT,
             "relay": {
@@ -213,7 +226,9 @@ impl World {
         loop {
             tokio::time::sleep(Duration::from_millis(200)).await;
             for role in ROLES {
-                let Some(status) = self.children.get_mut(role).map(Child::try_wait).transpose()?.flatten() else { continue };
+                let Some(status) = self.children.get_mut(role).map(Child::try_wait).transpose()?.flatten() else {
+                    continue;
+                };
                 warn(&format!("{role} ended ({status}); starting it again"));
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 self.spawn(role)?;
@@ -257,20 +272,33 @@ impl World {
 /// Ports of the folder's earlier demo, or free ones, all different.
 fn choose_ports(file: &Path) -> anyhow::Result<BTreeMap<String, u16>> {
     if let Ok(bytes) = std::fs::read(file) {
-        let ports: BTreeMap<String, u16> = serde_json::from_slice(&bytes).with_context(|| format!("{} does not parse", file.display()))?;
+        let ports: BTreeMap<String, u16> =
+            serde_json::from_slice(&bytes).with_context(|| format!("{} does not parse", file.display()))?;
         for (name, port) in &ports {
             TcpListener::bind(("127.0.0.1", *port))
                 .with_context(|| format!("port {port} ({name}) is taken: does another demo use this folder?"))?;
         }
         return Ok(ports);
     }
-    let held: Vec<TcpListener> = PORTS.iter().map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let held: Vec<TcpListener> = PORTS.iter().map(|_| free_port()).collect::<Result<_, _>>()?;
     let mut ports = BTreeMap::new();
     for (name, listener) in PORTS.iter().zip(&held) {
         ports.insert((*name).to_owned(), listener.local_addr()?.port());
     }
     std::fs::write(file, serde_json::to_vec(&ports)?)?;
     Ok(ports)
+}
+
+/// Holds a free port below the range from which the system takes ports for outgoing connections: nobody takes it
+/// between now and the moment the role listens on it.
+fn free_port() -> anyhow::Result<TcpListener> {
+    for _ in 0..1000 {
+        let port = rand::random_range(14_000..32_000);
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return Ok(listener);
+        }
+    }
+    bail!("no free loopback port between 14000 and 32000")
 }
 
 /// One plain HTTP GET.
@@ -284,7 +312,9 @@ pub(super) async fn exchange(mut tcp: TcpStream, host: &str, target: &str) -> an
     tcp.write_all(request.as_bytes()).await?;
     let mut reply = Vec::new();
     let mut limited = tcp.take(1 << 20);
-    tokio::time::timeout(Duration::from_secs(15), limited.read_to_end(&mut reply)).await.context("no answer within 15 s")??;
+    tokio::time::timeout(Duration::from_secs(15), limited.read_to_end(&mut reply))
+        .await
+        .context("no answer within 15 s")??;
     let reply = String::from_utf8_lossy(&reply);
     let (head, body) = reply.split_once("\r\n\r\n").context("not an HTTP answer")?;
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("not an HTTP answer")?;

@@ -142,7 +142,12 @@ pub async fn relay_tls(target: &RelayTarget, alpn: &[&[u8]], timers: &Timers) ->
 ///
 /// # Errors
 /// `Unauthenticated` when the certificate does not hold, otherwise what failed.
-pub async fn client_tls<IO>(config: Arc<ClientConfig>, name: ServerName<'static>, io: IO, timers: &Timers) -> Result<TlsStream<IO>, Fault>
+pub async fn client_tls<IO>(
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    io: IO,
+    timers: &Timers,
+) -> Result<TlsStream<IO>, Fault>
 where
     IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
@@ -182,9 +187,16 @@ pub type OriginStream = TokioIo<hyper::upgrade::Upgraded>;
 ///
 /// # Errors
 /// What failed; a refusal by the relay carries its explanation.
-pub async fn origin(target: &RelayTarget, tenant: &TenantId, origin: Origin, timers: &Timers, scope: &Scope) -> Result<OriginStream, Fault> {
+pub async fn origin(
+    target: &RelayTarget,
+    tenant: &TenantId,
+    origin: Origin,
+    timers: &Timers,
+    scope: &Scope,
+) -> Result<OriginStream, Fault> {
     let tls = relay_tls(target, &[b"http/1.1"], timers).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(http_fault)?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(http_fault)?;
     scope.spawn(async move {
         // The response tells of errors; the connection's own result adds nothing.
         let _ = connection.with_upgrades().await;
@@ -212,7 +224,8 @@ pub async fn origin(target: &RelayTarget, tenant: &TenantId, origin: Origin, tim
 async fn refusal(response: http::Response<hyper::body::Incoming>, timers: &Timers) -> Fault {
     let status = response.status();
     let body = http_body_util::Limited::new(response.into_body(), 4096).collect();
-    let text = timeout(timers.handshake, body).await.ok().and_then(Result::ok).map(|b| b.to_bytes()).unwrap_or_default();
+    let text =
+        timeout(timers.handshake, body).await.ok().and_then(Result::ok).map(|b| b.to_bytes()).unwrap_or_default();
     let text = String::from_utf8_lossy(&text).trim().to_owned();
     let code = match status {
         StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => Code::Forbidden,
@@ -221,7 +234,11 @@ async fn refusal(response: http::Response<hyper::body::Incoming>, timers: &Timer
         StatusCode::GATEWAY_TIMEOUT => Code::TimedOut,
         _ => Code::Protocol,
     };
-    let text = if text.is_empty() { format!("the relay answered {status}") } else { format!("the relay answered {status}: {text}") };
+    let text = if text.is_empty() {
+        format!("the relay answered {status}")
+    } else {
+        format!("the relay answered {status}: {text}")
+    };
     Fault::new(code, text)
 }
 

@@ -84,10 +84,9 @@ pub fn to_relay(roots: &RelayRoots, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>,
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(internal)?;
     let mut config = match roots {
-        RelayRoots::Pin(pin) => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(PinnedRelay::new(*pin)))
-            .with_no_client_auth(),
+        RelayRoots::Pin(pin) => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(PinnedRelay::new(*pin))).with_no_client_auth()
+        }
         RelayRoots::System => builder.with_root_certificates(system_roots()?).with_no_client_auth(),
         RelayRoots::Ca(certificates) => {
             let mut store = RootCertStore::empty();
@@ -148,7 +147,13 @@ pub struct Own {
 ///
 /// # Errors
 /// Key and certificate do not fit.
-pub fn to_tenant(ca: TenantCa, role: Role, id: Option<EntityId>, own: Option<&Own>, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Fault> {
+pub fn to_tenant(
+    ca: TenantCa,
+    role: Role,
+    id: Option<EntityId>,
+    own: Option<&Own>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, Fault> {
     end_to_end_client(Arc::new(TenantServer::new(ca, role, id)), own, alpn)
 }
 
@@ -169,7 +174,11 @@ pub fn to_anyone(alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Fault> {
     end_to_end_client(Arc::new(Anyone), None, alpn)
 }
 
-fn end_to_end_client(verifier: Arc<dyn ServerCertVerifier>, own: Option<&Own>, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Fault> {
+fn end_to_end_client(
+    verifier: Arc<dyn ServerCertVerifier>,
+    own: Option<&Own>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, Fault> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(internal)?
@@ -202,7 +211,13 @@ pub fn with_server_name(config: &ClientConfig) -> Arc<ClientConfig> {
 ///
 /// # Errors
 /// Key and certificate do not fit.
-pub fn as_tenant(ca: TenantCa, roles: &[Role], optional: bool, own: &Own, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, Fault> {
+pub fn as_tenant(
+    ca: TenantCa,
+    roles: &[Role],
+    optional: bool,
+    own: &Own,
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, Fault> {
     let verifier: Arc<dyn ClientCertVerifier> = Arc::new(TenantClient::new(ca, roles.to_vec(), optional));
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -227,7 +242,9 @@ pub fn peer_certificate(
     role: Role,
     usage: hedgerow_shared::verify::Usage,
 ) -> Result<VerifiedCertificate, Fault> {
-    let leaf = chain.and_then(<[_]>::first).ok_or_else(|| Fault::new(Code::Unauthenticated, "the peer showed no certificate"))?;
+    let leaf = chain
+        .and_then(<[_]>::first)
+        .ok_or_else(|| Fault::new(Code::Unauthenticated, "the peer showed no certificate"))?;
     ca.verify(leaf, role, usage, crate::clock::now()).map_err(|e| Fault::new(Code::Unauthenticated, e.to_string()))
 }
 

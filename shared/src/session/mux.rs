@@ -328,11 +328,13 @@ impl Mux {
     fn collect(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get(&id) else { return };
         let reset = stream.reset.is_some() && !stream.reset_due && stream.answer.is_none() && stream.open.is_none();
-        let over = reset || (ended_cleanly(stream) && stream.sending.held() == 0 && stream.answer.is_none() && !stream.window_due);
+        let over = reset
+            || (ended_cleanly(stream) && stream.sending.held() == 0 && stream.answer.is_none() && !stream.window_due);
         if !over || !stream.released {
             return;
         }
-        self.grown = self.grown.saturating_sub(stream.receiving.window_size().saturating_sub(self.config.ours.stream_window));
+        self.grown =
+            self.grown.saturating_sub(stream.receiving.window_size().saturating_sub(self.config.ours.stream_window));
         self.streams.remove(&id);
         if self.is_ours(id) {
             self.local_open -= 1;

@@ -56,14 +56,23 @@ fn byte_at(side: usize, id: StreamId, offset: u64) -> u8 {
 
 fn run(seed: u64) -> String {
     let mut dice = Dice(seed);
-    let limits = Limits { streams: 20, stream_window: 1 << (10 + dice.below(8)), connection_window: 1 << (14 + dice.below(6)), datagram: 1200 };
+    let limits = Limits {
+        streams: 20,
+        stream_window: 1 << (10 + dice.below(8)),
+        connection_window: 1 << (14 + dice.below(6)),
+        datagram: 1200,
+    };
     let config = if dice.below(2) == 0 {
         MuxConfig::link(limits, limits, Timers::default())
     } else {
         MuxConfig::session(limits, limits, Timers::default())
     };
     let mut now = Duration::ZERO;
-    let end = |side| End { mux: Mux::new(side, config.clone(), Duration::ZERO), models: BTreeMap::new(), wire: VecDeque::new() };
+    let end = |side| End {
+        mux: Mux::new(side, config.clone(), Duration::ZERO),
+        models: BTreeMap::new(),
+        wire: VecDeque::new(),
+    };
     let mut ends = [end(Side::Dialler), end(Side::Acceptor)];
     let mut trace = String::new();
     let (steps, mut opened) = (600, 0);

@@ -34,7 +34,9 @@ pub enum CertificateError {
     #[error("the certificate was not issued by this tenant's CA")]
     UnknownIssuer,
     /// Outside its validity period.
-    #[error("the certificate is not valid at this time (valid from {not_before} to {not_after}, now {now}; seconds since 1970)")]
+    #[error(
+        "the certificate is not valid at this time (valid from {not_before} to {not_after}, now {now}; seconds since 1970)"
+    )]
     NotValidNow {
         /// Start of validity.
         not_before: u64,
@@ -99,7 +101,8 @@ impl Identity {
         let rest = uri.strip_prefix("hedgerow://").ok_or(shape.clone())?;
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         let mut parts = path.split('/');
-        let (Some(tenant), Some(role), Some(id), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        let (Some(tenant), Some(role), Some(id), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             return Err(shape);
         };
         let mut identity = Self {
@@ -256,7 +259,8 @@ impl TenantCa {
         if leaf.len() > MAX_CERTIFICATE {
             return Err(CertificateError::Malformed("it is larger than 8 KiB"));
         }
-        let end = EndEntityCert::try_from(leaf).map_err(|_| CertificateError::Malformed("it is not an X.509 certificate"))?;
+        let end =
+            EndEntityCert::try_from(leaf).map_err(|_| CertificateError::Malformed("it is not an X.509 certificate"))?;
         let time = PkiTime::since_unix_epoch(Duration::from_secs(now.0));
         let anchors = std::slice::from_ref(&self.anchor);
         end.verify_for_usage(&[webpki::aws_lc_rs::ECDSA_P256_SHA256], anchors, &[], time, usage, None, None)
@@ -270,7 +274,8 @@ impl TenantCa {
 /// # Errors
 /// `Malformed` when the certificate or the signature is wrong.
 pub fn verify_signature(leaf: &CertificateDer<'_>, message: &[u8], signature: &[u8]) -> Result<(), CertificateError> {
-    let end = EndEntityCert::try_from(leaf).map_err(|_| CertificateError::Malformed("it is not an X.509 certificate"))?;
+    let end =
+        EndEntityCert::try_from(leaf).map_err(|_| CertificateError::Malformed("it is not an X.509 certificate"))?;
     end.verify_signature(webpki::aws_lc_rs::ECDSA_P256_SHA256, message, signature)
         .map_err(|_| CertificateError::Malformed("the signature made with its key is wrong"))
 }
@@ -311,7 +316,8 @@ pub fn read_leaf(leaf: &CertificateDer<'_>) -> Result<VerifiedCertificate, Certi
 }
 
 fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CertificateError> {
-    let (rest, parsed) = X509Certificate::from_der(der).map_err(|_| CertificateError::Malformed("it is not an X.509 certificate"))?;
+    let (rest, parsed) =
+        X509Certificate::from_der(der).map_err(|_| CertificateError::Malformed("it is not an X.509 certificate"))?;
     if !rest.is_empty() {
         return Err(CertificateError::Malformed("bytes follow the certificate"));
     }
@@ -341,7 +347,8 @@ fn subject_text(parsed: &X509Certificate<'_>, field: Field) -> Option<String> {
 fn explain(error: webpki::Error, leaf: &CertificateDer<'_>, now: UnixTime) -> CertificateError {
     match error {
         webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. } => {
-            let validity = parse(leaf).map(|p| (p.validity().not_before.timestamp(), p.validity().not_after.timestamp()));
+            let validity =
+                parse(leaf).map(|p| (p.validity().not_before.timestamp(), p.validity().not_after.timestamp()));
             let (from, to) = validity.unwrap_or((0, 0));
             CertificateError::NotValidNow {
                 not_before: u64::try_from(from).unwrap_or(0),

@@ -38,7 +38,9 @@ pub enum ConfigError {
     #[error("the configuration is for {0}, not for this peer")]
     NotForUs(String),
     /// An older version than one already seen.
-    #[error("the configuration is older ({offered}) than the one in force ({seen}): a replay, or a core restored from a backup; raise the epoch there")]
+    #[error(
+        "the configuration is older ({offered}) than the one in force ({seen}): a replay, or a core restored from a backup; raise the epoch there"
+    )]
     RolledBack {
         /// What was offered.
         offered: Version,
@@ -46,7 +48,9 @@ pub enum ConfigError {
         seen: Version,
     },
     /// Past its expiry, or issued in the future.
-    #[error("the configuration is not valid at this time (issued {issued}, expires {expires}, now {now}; seconds since 1970)")]
+    #[error(
+        "the configuration is not valid at this time (issued {issued}, expires {expires}, now {now}; seconds since 1970)"
+    )]
     NotValidNow {
         /// Issue time.
         issued: u64,

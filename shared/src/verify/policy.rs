@@ -54,9 +54,8 @@ pub enum TargetPattern {
 #[must_use]
 pub fn normal_name(name: &str) -> Option<String> {
     let name = name.strip_suffix('.').unwrap_or(name);
-    let label_ok = |l: &str| {
-        (1..=63).contains(&l.len()) && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
+    let label_ok =
+        |l: &str| (1..=63).contains(&l.len()) && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     let ok = !name.is_empty() && name.len() <= 253 && name.split('.').all(label_ok);
     ok.then(|| name.to_ascii_lowercase())
 }
@@ -130,9 +129,9 @@ impl TargetPattern {
         match self {
             Self::Any => true,
             Self::Domain(domain) => domain == name,
-            Self::Suffix(suffix) => name
-                .strip_suffix(suffix.as_str())
-                .is_some_and(|head| head.is_empty() || head.ends_with('.')),
+            Self::Suffix(suffix) => {
+                name.strip_suffix(suffix.as_str()).is_some_and(|head| head.is_empty() || head.ends_with('.'))
+            }
             Self::Network { .. } => false,
         }
     }
@@ -182,7 +181,8 @@ impl FromStr for PortSet {
         let mut ranges = Vec::new();
         for part in text.split(',').map(str::trim) {
             let (from, to) = part.split_once('-').unwrap_or((part, part));
-            let from: u16 = from.trim().parse().map_err(|_| bad("expected port numbers such as 80,443,8000-8999, or *"))?;
+            let from: u16 =
+                from.trim().parse().map_err(|_| bad("expected port numbers such as 80,443,8000-8999, or *"))?;
             let to: u16 = to.trim().parse().map_err(|_| bad("expected port numbers such as 80,443,8000-8999, or *"))?;
             if from == 0 || from > to {
                 return Err(bad("a range goes from a smaller to a larger port, starting at 1"));
@@ -295,7 +295,21 @@ mod tests {
         for text in ["*", "intranet.example", "*.intranet.example", "10.1.0.0/16", "10.1.2.3", "2001:db8::/32", "::1"] {
             assert_eq!(text.parse::<TargetPattern>().unwrap().to_string(), text);
         }
-        for bad in ["", "*.", "10.1.2.3/8", "10.0.0.0/33", "::/129", "a..b", "a b", "*.*.x", "-\u{e9}", "1.2.3", "0x7f.1", "2130706433", "1.2.3.4."] {
+        for bad in [
+            "",
+            "*.",
+            "10.1.2.3/8",
+            "10.0.0.0/33",
+            "::/129",
+            "a..b",
+            "a b",
+            "*.*.x",
+            "-\u{e9}",
+            "1.2.3",
+            "0x7f.1",
+            "2130706433",
+            "1.2.3.4.",
+        ] {
             let parsed = bad.parse::<TargetPattern>();
             assert!(parsed.is_err() || bad == "0x7f.1" && parsed.is_err(), "{bad:?} parsed as {parsed:?}");
         }

@@ -158,7 +158,11 @@ impl Decoder {
     ///
     /// # Errors
     /// The first malformed frame, or what `each` returned; the rest of the bytes is dropped then.
-    pub fn feed<E: From<FrameError>>(&mut self, mut piece: Bytes, mut each: impl FnMut(Frame) -> Result<(), E>) -> Result<(), E> {
+    pub fn feed<E: From<FrameError>>(
+        &mut self,
+        mut piece: Bytes,
+        mut each: impl FnMut(Frame) -> Result<(), E>,
+    ) -> Result<(), E> {
         while !self.partial.is_empty() && !piece.is_empty() {
             let need = frame_length(&self.partial)?.unwrap_or(HEADER).saturating_sub(self.partial.len());
             let take = need.min(piece.len());

@@ -156,7 +156,10 @@ impl Hello {
         if version < self.version_min.max(other.version_min) {
             let text = format!(
                 "no common protocol version: {} to {} here, {} to {} at the peer ({})",
-                self.version_min, self.version_max, other.version_min, other.version_max,
+                self.version_min,
+                self.version_max,
+                other.version_min,
+                other.version_max,
                 other.build.chars().take(64).collect::<String>().escape_default()
             );
             return Err(Fault::new(Code::Version, text));

@@ -386,6 +386,11 @@ fn policies(all: &mut Collected) {
         all.chosen("role_config", name, choice, keys.join("\n").as_bytes());
     }
     all.chosen("role_config", "short", 2, b"state = '/tmp/x'\n[timers]\nscale = 0.01\n[proxy]\nsocks5 = \"[::1]:0\"");
+    all.chosen("role_config", "nan", 2, b"state = 'x'\n[timers]\nscale = nan");
+    all.chosen("role_config", "key-of-two-lines", 2, b"state = 'x'\n\"a\\nb\" = 1");
+    let ages = b"name = 'r'\nstate = 'x'\nlisten = { link = ['[::]:1'], device = [] }\ntimers.scale = 10.0\n\
+        drain.seconds = 9223372036854775807";
+    all.chosen("role_config", "drain-for-ages", 0, ages);
     all.chosen("role_config", "unknown", 0, b"name = 1\nstte = 'x'\n[listen]\nlinks = []\ndevice = 0x1f");
     all.chosen("role_config", "hosts", 1, b"state = 'x'\n[hosts]\n'a b' = []\n\"intranet.example\" = ['10.1.2.3']");
 }

@@ -87,9 +87,11 @@ impl Node {
     }
 }
 
-/// A key's path with one more key.
+/// A key's path with one more key, which is quoted as TOML does when it is not a plain word.
 pub(super) fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    let key = if plain { key.to_owned() } else { format!("{key:?}") };
+    if path.is_empty() { key } else { format!("{path}.{key}") }
 }
 
 /// Reads every source and merges them, the weakest first.

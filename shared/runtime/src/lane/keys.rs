@@ -26,7 +26,8 @@ impl RecordKey {
             ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
             _ => return Err(io::Error::other("a cipher suite that the record layer does not know")),
         };
-        let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_| io::Error::other("a traffic key of the wrong length"))?;
+        let key = UnboundKey::new(algorithm, key.as_ref())
+            .map_err(|_| io::Error::other("a traffic key of the wrong length"))?;
         let iv = iv.as_ref().try_into().map_err(|_| io::Error::other("a traffic IV of the wrong length"))?;
         Ok(Self { key: LessSafeKey::new(key), iv, sequence, last: RECORDS_PER_KEY })
     }

@@ -192,7 +192,8 @@ impl<IO> Records<IO> {
         while !messages.is_empty() {
             let [kind, a, b, c, rest @ ..] = messages else { return Err(bad("a truncated hand-shake message")) };
             let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
-            let (body, rest) = rest.split_at_checked(length).ok_or_else(|| bad("a hand-shake message over several records"))?;
+            let (body, rest) =
+                rest.split_at_checked(length).ok_or_else(|| bad("a hand-shake message over several records"))?;
             messages = rest;
             match (*kind, body) {
                 (KEY_UPDATE, [request @ (0 | 1)]) => {

@@ -95,7 +95,8 @@ macro_rules! shake {
                 }
                 shown = next_record(&mut io, &mut input, shown).await?;
             }
-            let chain: Chain = connection.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+            let chain: Chain =
+                connection.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
             let (secrets, kernel) = connection.dangerous_into_kernel_connection().map_err(internal)?;
             let rekey = Box::new($rekey(kernel));
             let records = Records::new(io, rekey, secrets.tx, secrets.rx, input).map_err(internal)?;
@@ -107,7 +108,11 @@ shake!(shake_client, UnbufferedClientConnection, ClientRekey);
 shake!(shake_server, UnbufferedServerConnection, ServerRekey);
 
 /// The device's end.
-pub(super) async fn client<IO>(io: IO, config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<(Records<IO>, Chain), Fault>
+pub(super) async fn client<IO>(
+    io: IO,
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+) -> Result<(Records<IO>, Chain), Fault>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {

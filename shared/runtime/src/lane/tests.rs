@@ -24,7 +24,15 @@ struct Ends {
     node: Result<Session, Fault>,
 }
 
-async fn connect_over<A, B>(a: A, b: B, device_ca: &TestCa, node_ca: &TestCa, device_role: Role, revoked: bool, scope: &Scope) -> Ends
+async fn connect_over<A, B>(
+    a: A,
+    b: B,
+    device_ca: &TestCa,
+    node_ca: &TestCa,
+    device_role: Role,
+    revoked: bool,
+    scope: &Scope,
+) -> Ends
 where
     A: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     B: AsyncRead + AsyncWrite + Send + Unpin + 'static,

@@ -135,7 +135,8 @@ async fn shake<IO: AsyncRead + AsyncWrite + Unpin>(
         Frame::Proof(body) => read("PROOF", &body).map_err(refuse)?,
         other => return Err(refuse(unexpected("PROOF", &other))),
     };
-    let replayed = || refuse(Fault::new(Code::Unauthenticated, "the proof answers another challenge than the one sent: a replay"));
+    let replayed =
+        || refuse(Fault::new(Code::Unauthenticated, "the proof answers another challenge than the one sent: a replay"));
     let (certificate, origins) = match (proof, srp) {
         (Proof::Srp { challenge, mac }, Some(key)) => {
             if challenge != hello.nonce {
@@ -155,8 +156,9 @@ async fn shake<IO: AsyncRead + AsyncWrite + Unpin>(
             }
             let leaf = CertificateDer::from(leaf);
             let verified = admit.certificate(&claim, &leaf).map_err(refuse)?;
-            verify_signature(&leaf, &text(Prover::Dialler(claim.role)), &signature)
-                .map_err(|_| refuse(Fault::new(Code::Unauthenticated, "the peer does not hold its certificate's key")))?;
+            verify_signature(&leaf, &text(Prover::Dialler(claim.role)), &signature).map_err(|_| {
+                refuse(Fault::new(Code::Unauthenticated, "the peer does not hold its certificate's key"))
+            })?;
             (Some(verified), origins)
         }
         (Proof::Srp { .. } | Proof::Certificate { .. }, _) => {

@@ -7,7 +7,9 @@ use hedgerow_shared::limits::Timers;
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::session::{MuxConfig, Side};
 use hedgerow_shared::wire::frame::{self, Frame, kind};
-use hedgerow_shared::wire::message::{ALPN_LINK, Accept, Claim, Hello, Limits, Proof, Prover, Refuse, srp_mac, transcript};
+use hedgerow_shared::wire::message::{
+    ALPN_LINK, Accept, Claim, Hello, Limits, Proof, Prover, Refuse, srp_mac, transcript,
+};
 use hedgerow_shared::{InstanceId, Origin, Role, TenantId};
 use rustls::pki_types::CertificateDer;
 use subtle::ConstantTimeEq;

@@ -69,7 +69,8 @@ async fn world(relay: Relay) -> World {
             let Ok(stream) = TlsAcceptor::from(config.clone()).accept(tcp).await else { continue };
             let instance = InstanceId::from_random(random());
             let result =
-                answer(stream, address.to_string(), &*relay, Limits::default(), instance, &Timers::default(), &tasks).await;
+                answer(stream, address.to_string(), &*relay, Limits::default(), instance, &Timers::default(), &tasks)
+                    .await;
             sender.send(result).await.unwrap();
         }
     });
@@ -158,8 +159,13 @@ async fn a_device_certificate_does_not_open_a_node_link() {
     let relay = relay();
     let (own, _) = relay.ca.issue(Role::Device, &[]);
     let leaf = own.chain[0].clone();
-    let credentials =
-        Credentials::Certificate { role: Role::Node, tenant: relay.ca.tenant(), leaf, key: own.key, origins: vec![Origin::Proxy] };
+    let credentials = Credentials::Certificate {
+        role: Role::Node,
+        tenant: relay.ca.tenant(),
+        leaf,
+        key: own.key,
+        origins: vec![Origin::Proxy],
+    };
     let world = world(relay).await;
     assert_eq!(code(dial(&world, &credentials).await), Code::Unauthenticated);
 }
@@ -204,10 +210,14 @@ async fn a_relay_with_another_certificate_is_refused() {
     let world = world(relay()).await;
     let other = rcgen::generate_simple_self_signed(vec!["relay.test".to_owned()]).unwrap();
     let target = RelayTarget { roots: RelayRoots::Ca(vec![other.cert.der().clone()]), ..world.target.clone() };
-    let result = connect(&target, &srp("S12345678", 7), InstanceId::from_random(random()), &Timers::default(), &world.scope).await;
+    let result =
+        connect(&target, &srp("S12345678", 7), InstanceId::from_random(random()), &Timers::default(), &world.scope)
+            .await;
     assert_eq!(code(result), Code::Unauthenticated);
     let target = RelayTarget { roots: RelayRoots::Pin([1; 32]), ..world.target.clone() };
-    let result = connect(&target, &srp("S12345678", 7), InstanceId::from_random(random()), &Timers::default(), &world.scope).await;
+    let result =
+        connect(&target, &srp("S12345678", 7), InstanceId::from_random(random()), &Timers::default(), &world.scope)
+            .await;
     assert_eq!(code(result), Code::Unauthenticated);
 }
 

@@ -117,7 +117,8 @@ async fn keep_up(config: &UplinkConfig, status: &watch::Sender<UplinkStatus>, sc
     let mut last: Option<Fault> = None;
     for at in (0..config.relays.len().max(1)).cycle() {
         let Some(relay) = config.relays.get(at) else {
-            status.send_replace(UplinkStatus::Connecting(Some(Fault::new(Code::Unreachable, "no relay is configured"))));
+            status
+                .send_replace(UplinkStatus::Connecting(Some(Fault::new(Code::Unreachable, "no relay is configured"))));
             std::future::pending::<()>().await;
             return;
         };

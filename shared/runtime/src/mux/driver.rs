@@ -127,11 +127,7 @@ fn receive(inner: &Inner, pieces: &mut Vec<Bytes>) -> Result<(), Fault> {
 
 /// GOAWAY with the reason, then the carrier's own end; bounded, and silent when the peer is gone already.
 async fn say_goodbye<C: Carrier>(inner: &Inner, carrier: &mut C, fault: &Fault) {
-    inner.state.lock().mux.go_away(&GoAway {
-        fault: fault.clone(),
-        return_after_ms: 0,
-        alternatives: Vec::new(),
-    });
+    inner.state.lock().mux.go_away(&GoAway { fault: fault.clone(), return_after_ms: 0, alternatives: Vec::new() });
     let last_words = poll_fn(|cx| {
         loop {
             if !carrier.is_staged() {

@@ -192,7 +192,8 @@ impl Mux {
     /// # Errors
     /// The peer's refusal, or why the connection takes no streams.
     pub async fn open<H: minicbor::Encode<()>>(&self, header: &H) -> Result<Stream, Fault> {
-        let header = minicbor::to_vec(header).map_err(|_| Fault::new(Code::Internal, "the header cannot be encoded"))?;
+        let header =
+            minicbor::to_vec(header).map_err(|_| Fault::new(Code::Internal, "the header cannot be encoded"))?;
         let id = self.inner.with(|mux, now| mux.open(header.into(), now))?;
         let stream = Stream::new(self.inner.clone(), id);
         let answer = poll_fn(|cx| {

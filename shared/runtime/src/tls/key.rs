@@ -67,7 +67,10 @@ impl SigningKey {
     /// What is wrong with the file.
     pub fn read(path: &Path) -> Result<Arc<Self>, KeyError> {
         let text = Zeroizing::new(read_private(path)?);
-        let form = || KeyError::Form { path: path.display().to_string(), expected: "a PEM file with one PKCS#8 ECDSA P-256 private key" };
+        let form = || KeyError::Form {
+            path: path.display().to_string(),
+            expected: "a PEM file with one PKCS#8 ECDSA P-256 private key",
+        };
         let parsed = pem::parse(text.as_slice()).map_err(|_| form())?;
         Self::from_pkcs8(parsed.contents()).ok_or_else(form)
     }
@@ -126,7 +129,9 @@ mod tests {
     fn a_key_that_others_can_read_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key.pem");
-        let pair = aws_lc_rs::signature::EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new()).unwrap();
+        let pair =
+            aws_lc_rs::signature::EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new())
+                .unwrap();
         std::fs::write(&path, pem::encode(&pem::Pem::new("PRIVATE KEY", pair.as_ref()))).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
         let error = SigningKey::read(&path).unwrap_err().to_string();

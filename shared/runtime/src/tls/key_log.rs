@@ -28,7 +28,9 @@ impl KeyLogFile {
         let file = options.open(path)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() || metadata.permissions().mode() & 0o077 != 0 {
-            return Err(io::Error::other("expected a plain file that only its owner can read: chmod 600, or remove it"));
+            return Err(io::Error::other(
+                "expected a plain file that only its owner can read: chmod 600, or remove it",
+            ));
         }
         Ok(Arc::new(Self(file)))
     }

@@ -10,7 +10,10 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError as TlsCertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError as TlsCertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    RootCertStore, SignatureScheme,
+};
 use sha2::{Digest, Sha256};
 
 use super::provider;
@@ -26,11 +29,21 @@ fn seconds(now: UnixTime) -> hedgerow_shared::UnixTime {
 /// The peer must prove that it holds the leaf's key, whatever else is believed of it.
 macro_rules! signatures {
     () => {
-        fn verify_tls12_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
             verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
         }
 
-        fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
             verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
         }
 
@@ -64,7 +77,9 @@ impl ServerCertVerifier for PinnedRelay {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let pinned = intermediates.iter().find(|c| key_id(c) == Some(self.pin)).ok_or_else(|| {
-            refuse(CertificateError::BadCa("the relay's chain does not contain the pinned CA: another relay, or someone in between"))
+            refuse(CertificateError::BadCa(
+                "the relay's chain does not contain the pinned CA: another relay, or someone in between",
+            ))
         })?;
         let mut roots = RootCertStore::empty();
         roots.add(pinned.clone().into_owned())?;

@@ -96,7 +96,8 @@ impl Mux {
         let Some(stream) = self.streams.get_mut(&id) else { return 1 };
         stream.sending.queued = false;
         loop {
-            let credit = (self.send_limit - self.sent).min(retain.map_or(u64::MAX, |cap| cap.saturating_sub(self.retained)));
+            let credit =
+                (self.send_limit - self.sent).min(retain.map_or(u64::MAX, |cap| cap.saturating_sub(self.retained)));
             let most = credit.min(turn).min(frame::MAX_DATA as u64).min(stream.sending.sendable());
             if most == 0 {
                 break;
