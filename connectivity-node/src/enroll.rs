@@ -11,9 +11,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use bytes::Bytes;
 use hedgerow_runtime::boot::Unreachable;
 use hedgerow_runtime::clock;
+use hedgerow_runtime::core_client::CoreClient;
 use hedgerow_runtime::dial::{self, RelayTarget};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls::{self, RelayRoots};
@@ -24,13 +24,11 @@ use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::{NodeConfig, TenantCa};
 use hedgerow_shared::wire::core_api::{self, EnrolNode, NodeEnrolled};
 use hedgerow_shared::wire::token::EnrolmentToken;
-use http::Method;
 use rustls_pki_types::CertificateDer;
 use tracing::info;
 use zeroize::Zeroizing;
 
 use crate::config::relay_host;
-use crate::core::{Ask, ask};
 use crate::state::{Record, State, check_leaf};
 
 /// Enrols a node into `folder`, which must not hold one yet. `name` is what the node is to be called; the token's name
@@ -59,17 +57,9 @@ pub async fn enroll(folder: &Path, token: &Secret, name: Option<&str>, timers: &
         csr: csr.der().to_vec(),
         name: name.map(str::to_owned),
     };
-    let body = Bytes::from(serde_json::to_vec(&question)?);
     let config = tls::to_pinned_tenant(token.tenant_ca_pin, &[core_api::ALPN_HTTP])?;
-    let asking = Ask {
-        method: Method::POST,
-        path: core_api::ENROL_NODE.to_owned(),
-        body: Some((core_api::MEDIA_JSON, body)),
-        most: core_api::MAX_ANSWER,
-    };
-    let answer = ask(stream, config, asking, timers, &scope).await.context("the node was not enrolled")?;
-    let answer = answer.context("the node was not enrolled: the core's answer is empty")?;
-    let answer: NodeEnrolled = serde_json::from_slice(&answer).context("the core's answer cannot be read")?;
+    let mut core = CoreClient::handshake(config, stream, timers, &scope).await?;
+    let answer: NodeEnrolled = core.post(core_api::ENROL_NODE, &question).await.context("the node was not enrolled")?;
 
     let ca = TenantCa::from_der(&answer.ca).context("the core's CA certificate cannot be used")?;
     ensure!(

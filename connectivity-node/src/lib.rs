@@ -2,7 +2,6 @@
 //! what the tenant's rules allow. It opens no port to the outside.
 
 pub mod config;
-mod core;
 mod egress;
 mod enroll;
 mod policy;

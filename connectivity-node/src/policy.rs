@@ -10,6 +10,7 @@ use std::time::Duration;
 use hedgerow_proxy::acl::Acl;
 use hedgerow_proxy::target::Target;
 use hedgerow_runtime::clock;
+use hedgerow_runtime::core_client::{self, CoreClient};
 use hedgerow_runtime::dial::{self, RelayTarget};
 use hedgerow_runtime::link::Uplink;
 use hedgerow_runtime::scope::Scope;
@@ -18,16 +19,13 @@ use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::verify::{NodeConfig, Revoked, SignedConfig, VerifiedCertificate, Version};
 use hedgerow_shared::wire::core_api;
-use hedgerow_shared::wire::message::{Destination, LinkOpen};
 use hedgerow_shared::{Origin, Role, UnixTime};
-use http::Method;
 use parking_lot::RwLock;
 use rustls::ClientConfig;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::core::{Ask, ask};
 use crate::sessions::Sessions;
 use crate::state::{Enrolled, State};
 
@@ -203,23 +201,21 @@ impl Policies {
         scope: &Scope,
     ) -> anyhow::Result<Option<SignedConfig>> {
         let tenant = self.enrolled.record.tenant.clone();
-        let path = core_api::config_path(core_api::CONFIG_NODE, self.current().version);
-        let asking = || Ask { method: Method::GET, path: path.clone(), body: None, most: core_api::MAX_ANSWER };
-        let to = Destination { tenant: tenant.clone(), origin: Origin::Core, group: None, instance: None };
-        let header = LinkOpen::Through { to, vouched: None, trace: None };
+        let have = self.current().version;
         let link = uplink.link(timers.request).await?;
-        let opened = timeout(timers.request, link.mux.open(&header)).await;
-        let body = match opened.unwrap_or_else(|_| Err(Fault::new(Code::TimedOut, "the core did not answer in time"))) {
-            Ok(stream) => ask(stream, config.clone(), asking(), timers, scope).await?,
+        let answer = match core_client::open(&link, &tenant, timers).await {
+            Ok(stream) => {
+                let mut core = CoreClient::handshake(config.clone(), stream, timers, scope).await?;
+                core.config(core_api::CONFIG_NODE, have).await?
+            }
             Err(fault) => {
                 // The relay may know the core by CONNECT only.
                 let relay = relays.iter().find(|r| r.name == link.accept.relay).or(relays.first()).ok_or(fault)?;
                 let stream = dial::origin(relay, &tenant, Origin::Core, timers, scope).await?;
-                ask(stream, config.clone(), asking(), timers, scope).await?
+                let mut core = CoreClient::handshake(config.clone(), stream, timers, scope).await?;
+                core.config(core_api::CONFIG_NODE, have).await?
             }
         };
-        let Some(body) = body else { return Ok(None) };
-        let signed = minicbor::decode(&body);
-        signed.map(Some).map_err(|_| anyhow::anyhow!("the core's configuration is not the CBOR it should be"))
+        Ok(answer)
     }
 }

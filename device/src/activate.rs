@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hedgerow_runtime::clock;
+use hedgerow_runtime::core_client::CoreClient;
 use hedgerow_runtime::dial::{self, RelayTarget};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls::{self, SigningKey};
@@ -38,7 +39,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use crate::core_client::CoreClient;
 use crate::state::{self, RelayFile};
 
 /// The largest look-up answer read, bytes.

@@ -7,11 +7,15 @@ use anyhow::Context as _;
 use hedgerow_proxy::acl;
 use hedgerow_proxy::target::Target;
 use hedgerow_runtime::clock;
-use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus};
+use hedgerow_runtime::core_client::{self, CoreClient};
+use hedgerow_runtime::link::{Credentials, Link, Uplink, UplinkConfig, UplinkStatus};
 use hedgerow_runtime::mux::Stream;
 use hedgerow_runtime::scope::Scope;
+use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::limits::Timers;
 use hedgerow_shared::verify::{DeviceConfig, SignedConfig, Version, Via};
+use hedgerow_shared::wire::core_api;
 use hedgerow_shared::wire::message::Control;
 use hedgerow_shared::{InstanceId, Role, UnixTime};
 use parking_lot::RwLock;
@@ -224,7 +228,7 @@ impl Agent {
                 Err(_) => RETRY,
                 Ok(link) => {
                     let have = self.inner.config.read().as_ref().map(|c| c.head.version);
-                    match crate::core_client::fetch_config(
+                    match fetch_config(
                         &self.inner.state,
                         &link,
                         have,
@@ -265,6 +269,20 @@ impl Agent {
         *self.inner.config.write() = Some(config);
         Ok(())
     }
+}
+
+/// Asks the core, over the relay's link and with mutual TLS, for a configuration newer than `have`; not yet verified.
+async fn fetch_config(
+    state: &DeviceState,
+    link: &Link,
+    have: Option<Version>,
+    timers: &Timers,
+    scope: &Scope,
+) -> Result<Option<SignedConfig>, Fault> {
+    let io = core_client::open(link, &state.identity().tenant, timers).await?;
+    let config = tls::to_tenant(state.ca.clone(), Role::Core, None, Some(&state.own), &[core_api::ALPN_HTTP])?;
+    let mut core = CoreClient::handshake(config, io, timers, scope).await?;
+    core.config(core_api::CONFIG_DEVICE, have).await
 }
 
 /// The configuration on disk, when it still holds.

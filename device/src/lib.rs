@@ -4,7 +4,6 @@
 pub mod activate;
 pub mod agent;
 pub mod config;
-pub mod core_client;
 pub mod local_proxy;
 pub mod sessions;
 pub mod state;

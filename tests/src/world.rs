@@ -1,5 +1,7 @@
 //! The product as its user starts it: `hedgerow demo` with real processes, administered by the same commands.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -96,6 +98,21 @@ impl World {
         format!("http://{}", self.text("device.http_proxy"))
     }
 
+    /// A connection to a loopback port inside, through the device's SOCKS5 proxy. Reads wait 10 s at most.
+    #[must_use]
+    pub fn connect(&self, port: u16) -> TcpStream {
+        let mut tcp = TcpStream::connect(self.text("device.socks5")).expect("the device's proxy listens");
+        tcp.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+        let mut reply = [0; 10];
+        let [high, low] = port.to_be_bytes();
+        tcp.write_all(&[5, 1, 0]).expect("a greeting");
+        tcp.read_exact(&mut reply[..2]).expect("an answer to the greeting");
+        tcp.write_all(&[5, 1, 0, 1, 127, 0, 0, 1, high, low]).expect("a request");
+        tcp.read_exact(&mut reply).expect("an answer to the request");
+        assert_eq!(reply[1], 0, "SOCKS reply");
+        tcp
+    }
+
     /// One of our commands, at this world's core and relay.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
@@ -162,7 +179,6 @@ impl Drop for World {
 }
 
 fn say(text: &str) {
-    use std::io::Write;
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 

@@ -27,19 +27,6 @@ fn ticking_server() -> u16 {
     port
 }
 
-fn through_socks(world: &World, port: u16) -> TcpStream {
-    let mut tcp = TcpStream::connect(world.text("device.socks5")).unwrap();
-    tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    tcp.write_all(&[5, 1, 0]).unwrap();
-    let mut reply = [0; 10];
-    tcp.read_exact(&mut reply[..2]).unwrap();
-    let [high, low] = port.to_be_bytes();
-    tcp.write_all(&[5, 1, 0, 1, 127, 0, 0, 1, high, low]).unwrap();
-    tcp.read_exact(&mut reply).unwrap();
-    assert_eq!(reply[1], 0, "SOCKS reply");
-    tcp
-}
-
 /// Reads until the connection ends; says how long that took and whether it was an error (not a proper end).
 fn until_it_ends(tcp: &mut TcpStream) -> (Duration, bool) {
     let since = Instant::now();
@@ -63,7 +50,7 @@ fn p01_a_killed_node_is_an_error_within_4_s_and_the_next_request_uses_the_other_
     for without_lanes in [false, true] {
         let world =
             World::start(&Options { allow: vec![format!("127.0.0.1:{port}")], without_lanes, ..Options::default() });
-        let mut tcp = through_socks(&world, port);
+        let mut tcp = world.connect(port);
         tcp.read_exact(&mut [0; 3]).unwrap();
         let first = world.pid("node");
         let second = second_node(&world);
@@ -110,7 +97,7 @@ fn second_node(world: &World) -> Process {
 fn p01_after_a_relay_restart_links_come_back_without_help_and_open_streams_end_with_an_error() {
     let port = ticking_server();
     let world = World::start(&Options { allow: vec![format!("127.0.0.1:{port}")], ..Options::default() });
-    let mut tcp = through_socks(&world, port);
+    let mut tcp = world.connect(port);
     tcp.read_exact(&mut [0; 3]).unwrap();
     let before = world.pid("relay");
     signal(before, libc::SIGKILL);
@@ -130,7 +117,7 @@ fn p20_a_revoked_device_is_cut_within_5_s_and_stays_out() {
     for without_lanes in [false, true] {
         let world =
             World::start(&Options { allow: vec![format!("127.0.0.1:{port}")], without_lanes, ..Options::default() });
-        let mut tcp = through_socks(&world, port);
+        let mut tcp = world.connect(port);
         tcp.read_exact(&mut [0; 3]).unwrap();
         let devices = world.hedgerow(&["device", "list"]);
         let id = devices[0]["id"].as_str().expect("one device").to_owned();

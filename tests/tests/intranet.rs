@@ -168,19 +168,6 @@ fn echo_server() -> u16 {
     port
 }
 
-fn socks_connect(world: &World, port: u16) -> TcpStream {
-    let mut tcp = TcpStream::connect(world.text("device.socks5")).unwrap();
-    tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    tcp.write_all(&[5, 1, 0]).unwrap();
-    let mut reply = [0; 10];
-    tcp.read_exact(&mut reply[..2]).unwrap();
-    let [high, low] = port.to_be_bytes();
-    tcp.write_all(&[5, 1, 0, 1, 127, 0, 0, 1, high, low]).unwrap();
-    tcp.read_exact(&mut reply).unwrap();
-    assert_eq!(reply[1], 0, "SOCKS reply");
-    tcp
-}
-
 fn echo(tcp: &mut TcpStream, word: &[u8]) {
     tcp.write_all(word).unwrap();
     let mut back = vec![0; word.len()];
@@ -194,7 +181,7 @@ fn stays_open(short_timers: bool, time: Duration) {
     for without_lanes in [false, true] {
         let allow = vec![format!("127.0.0.1:{port}")];
         let world = World::start(&Options { allow, short_timers, without_lanes });
-        let mut tcp = socks_connect(&world, port);
+        let mut tcp = world.connect(port);
         echo(&mut tcp, b"before");
         std::thread::sleep(time);
         echo(&mut tcp, b"after");
@@ -224,7 +211,7 @@ fn p17_half_close_passes_both_ways() {
         tcp.write_all(format!("{} bytes", all.len()).as_bytes()).unwrap();
     });
     let world = World::start(&Options { allow: vec![format!("127.0.0.1:{port}")], ..Options::default() });
-    let mut tcp = socks_connect(&world, port);
+    let mut tcp = world.connect(port);
     tcp.write_all(&[7; 100_000]).unwrap();
     tcp.shutdown(std::net::Shutdown::Write).unwrap();
     let mut answer = String::new();

@@ -360,8 +360,8 @@ fn n04_neither_taps_nor_the_relays_memory_show_what_rest_clients_send_by_connect
     let mut command = curl();
     command.env("SSLKEYLOGFILE", &keys).args(["--proxytunnel", "--proxy-cacert"]).arg(scene.world.text("relay.ca"));
     command.args(["--proxy", &format!("https://{relay}:{port}"), "--insecure", "--output"]).arg(&body);
-    // Without a header of its own for it the relay would be given the others.
-    command.args(["--proxy-header", "X-Proxy: yes", "--header"]).arg(format!("@{}", head.display()));
+    command.args(["--proxy-header", &format!("Tenant-Id: {tenant}"), "--proxy-header", "Origin-Server-Id: bws"]);
+    command.arg("--header").arg(format!("@{}", head.display()));
     let url = format!("https://bws.{tenant}.hedgerow:443/{tenant}/api/v1/util/ping");
     command.arg(&url);
     // Both hand-shakes, and the request at the first tap, take less.
@@ -424,6 +424,16 @@ fn target(scene: &Scene, tap: &Tap) -> RelayTarget {
 fn destination(scene: &Scene) -> Destination {
     let tenant = scene.world.text("tenant").parse().unwrap();
     Destination { tenant, origin: Origin::Proxy, group: Some("default".parse().unwrap()), instance: None }
+}
+
+/// The next control message that is about a lane: the core wakes peers now and then.
+async fn lane_message(link: &Link) -> Control {
+    loop {
+        match link.mux.next_control().await.expect("the link is up") {
+            Control::Wake(_) => {}
+            other => return other,
+        }
+    }
 }
 
 /// Both documents at once over a joined pair of anything; they are held by the gate in the middle.
@@ -490,8 +500,8 @@ async fn n04_control_without_the_end_to_end_session_the_same_search_finds_the_do
 
     let marks = Marks::new();
     device.mux.send_control(&LaneRequest { request: 1, to: destination(&scene) }.into()).unwrap();
-    let (offer, call) = tokio::join!(device.mux.next_control(), node.mux.next_control());
-    let (Some(Control::LaneOffer(offer)), Some(Control::LaneCall(call))) = (offer, call) else { panic!("no lane") };
+    let (offer, call) = tokio::join!(lane_message(&device), lane_message(&node));
+    let (Control::LaneOffer(offer), Control::LaneCall(call)) = (offer, call) else { panic!("no lane") };
     let mut legs = Vec::new();
     for (tap, ticket) in [(&scene.device_side, offer.ticket), (&scene.link_side, call.ticket)] {
         let mut leg = tokio::net::TcpStream::connect(tap.address()).await.unwrap();

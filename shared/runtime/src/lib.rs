@@ -5,6 +5,7 @@ pub mod admin;
 pub mod boot;
 pub mod clock;
 pub mod config;
+pub mod core_client;
 pub mod dial;
 pub mod lane;
 pub mod link;

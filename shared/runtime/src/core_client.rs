@@ -5,16 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedgerow_runtime::dial;
-use hedgerow_runtime::link::Link;
-use hedgerow_runtime::scope::Scope;
-use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::verify::{SignedConfig, Version};
-use hedgerow_shared::wire::core_api::{self, ALPN_HTTP, MAX_ANSWER, MEDIA_JSON, Refused};
+use hedgerow_shared::wire::core_api::{self, MAX_ANSWER, MEDIA_JSON, Refused};
 use hedgerow_shared::wire::message::{Destination, LinkOpen};
-use hedgerow_shared::{Origin, Role, TenantId};
+use hedgerow_shared::{Origin, TenantId};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::SendRequest;
@@ -26,7 +22,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::state::DeviceState;
+use crate::link::Link;
+use crate::mux::Stream;
+use crate::scope::Scope;
+use crate::{dial, tls};
 
 /// The largest refusal read, bytes.
 const MAX_REFUSAL: usize = 4096;
@@ -81,13 +80,13 @@ impl CoreClient {
         serde_json::from_slice(&answer).map_err(|_| Fault::new(Code::Protocol, "the core's answer cannot be read"))
     }
 
-    /// Asks for the device configuration; `None` when `have` is the newest.
+    /// Asks for a configuration (`core_api::CONFIG_NODE` or `CONFIG_DEVICE`); `None` when `have` is the newest.
     ///
     /// # Errors
     /// What failed; a refusal carries the core's words.
-    pub async fn config(&mut self, have: Option<Version>) -> Result<Option<SignedConfig>, Fault> {
+    pub async fn config(&mut self, path: &str, have: Option<Version>) -> Result<Option<SignedConfig>, Fault> {
         let request = Request::builder()
-            .uri(core_api::config_path(core_api::CONFIG_DEVICE, have))
+            .uri(core_api::config_path(path, have))
             .header(header::HOST, "core.hedgerow")
             .body(Full::new(Bytes::new()))
             .map_err(broken)?;
@@ -114,25 +113,11 @@ impl CoreClient {
     }
 }
 
-/// Asks the core, over the relay's link and with mutual TLS, for a configuration newer than `have`. The caller
-/// verifies it. Cancel safe.
+/// A stream of the link to the core, for `CoreClient::handshake`. Cancel safe.
 ///
 /// # Errors
-/// What failed; `Forbidden` when the core no longer knows this device.
-pub async fn fetch_config(
-    state: &DeviceState,
-    link: &Link,
-    have: Option<Version>,
-    timers: &Timers,
-    scope: &Scope,
-) -> Result<Option<SignedConfig>, Fault> {
-    let io = open(link, &state.identity().tenant, timers).await?;
-    let config = tls::to_tenant(state.ca.clone(), Role::Core, None, Some(&state.own), &[ALPN_HTTP])?;
-    CoreClient::handshake(config, io, timers, scope).await?.config(have).await
-}
-
-/// A stream of the link to the core.
-async fn open(link: &Link, tenant: &TenantId, timers: &Timers) -> Result<hedgerow_runtime::mux::Stream, Fault> {
+/// Why the relay opens none.
+pub async fn open(link: &Link, tenant: &TenantId, timers: &Timers) -> Result<Stream, Fault> {
     let to = Destination { tenant: tenant.clone(), origin: Origin::Core, group: None, instance: None };
     let header = LinkOpen::Through { to, vouched: None, trace: None };
     timeout(timers.request, link.mux.open(&header))
