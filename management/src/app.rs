@@ -11,7 +11,7 @@ use hedgerow_shared::limits::Timers;
 use hedgerow_shared::verify::{TenantCa, Version};
 use hedgerow_shared::wire::core_api::ALPN_HTTP;
 use hedgerow_shared::{Role, TenantId, UnixTime};
-use hedgerow_uem_core::account::{NodeState, TenantSettings};
+use hedgerow_uem_core::account::{Email, NodeState, TenantSettings};
 use hedgerow_uem_core::service::NewTenant;
 use hedgerow_uem_core::store::Page;
 use hedgerow_uem_core::{Actor, Call, Core, CoreError};
@@ -86,8 +86,8 @@ pub(crate) struct Standing {
     pub(crate) ca: bool,
     /// The configuration in force there, as it said on this link.
     pub(crate) config: Option<Version>,
-    /// Look-up entries it holds.
-    pub(crate) registrations: usize,
+    /// The addresses it answers for, as last published on this link.
+    pub(crate) registrations: Vec<Email>,
 }
 
 /// A call of the domain, now, by `actor`.
@@ -182,6 +182,28 @@ impl App {
             }
         }
         Ok(holders.into_iter().map(|h| (h.clone(), version(&h))).collect())
+    }
+
+    /// Notes the addresses that a relay answers for.
+    pub(crate) fn registered(&self, relay: &RelayState, addresses: Vec<Email>) {
+        relay.standing.lock().registrations = addresses;
+        self.acknowledgements.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Waits, at most `limit`, until every relay whose link is up answers for `address`. Which do not yet, those that
+    /// are down included. Cancel safe.
+    pub(crate) async fn not_listed(&self, address: &Email, limit: Duration) -> Vec<String> {
+        let mut news = self.acknowledgements.subscribe();
+        let deadline = Instant::now() + limit;
+        loop {
+            news.borrow_and_update();
+            let lacking = |relay: &&RelayState| !relay.standing.lock().registrations.contains(address);
+            let late: Vec<&RelayState> = self.relays.iter().filter(lacking).collect();
+            let none_up = late.iter().all(|r| r.standing.lock().up.is_none());
+            if none_up || tokio::time::timeout_at(deadline, news.changed()).await.is_err() {
+                return late.iter().map(|r| format!("relay:{}", r.name)).collect();
+            }
+        }
     }
 
     /// Waits, at most `limit`, until everybody has `version`. Who has not yet. Cancel safe.

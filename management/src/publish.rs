@@ -136,6 +136,7 @@ async fn bring_up_to_date(app: &App, state: &RelayState, link: &Link, told: &mut
     // Relays without a look-up key have no look-up.
     if let Some(key) = &link.accept.lookup_key {
         let open = app.domain.open_addresses(&app.tenant, clock::now()).await.map_err(internal)?;
+        let addresses = open.iter().map(|o| o.email.clone()).collect();
         let open = open
             .iter()
             .map(|o| OpenActivation { hash: address_hash(key, o.email.as_str()), until: o.expires.0 })
@@ -143,7 +144,7 @@ async fn bring_up_to_date(app: &App, state: &RelayState, link: &Link, told: &mut
         let wanted = Registrations { open };
         if told.registrations.as_ref() != Some(&wanted) {
             ask(app, link, Service::PutRegistrations, &wanted).await?;
-            state.standing.lock().registrations = wanted.open.len();
+            app.registered(state, addresses);
             told.registrations = Some(wanted);
         }
     }

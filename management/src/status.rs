@@ -21,7 +21,7 @@ pub(crate) async fn show(app: &App) -> Result<Value, CoreError> {
                 "error": standing.fault.map(|f| f.to_string()),
                 "ca_registered": standing.ca,
                 "config": standing.config.map(|v| v.to_string()),
-                "lookup_entries": standing.registrations,
+                "lookup_entries": standing.registrations.len(),
             })
         })
         .collect();

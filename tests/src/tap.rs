@@ -32,7 +32,8 @@ pub struct Conversation {
     pub down: Vec<u8>,
 }
 
-/// A gate that several taps share: all traffic through them stops while it is shut.
+/// A gate that several taps share. While it is shut nothing comes out of what stands behind them; what goes in goes in
+/// until that is full, so that it holds traffic of every direction and connection.
 #[derive(Debug, Clone, Default)]
 pub struct Gate(Arc<(Mutex<GateState>, Condvar)>);
 
@@ -43,7 +44,7 @@ struct GateState {
 }
 
 impl Gate {
-    /// Lets `bytes` more through, over all taps and directions, then shuts.
+    /// Shuts once `bytes` more have come to the taps, over all of them and both directions.
     pub fn shut_after(&self, bytes: usize) {
         let mut state = self.0.0.lock().expect("no tap panics");
         state.shut_at = Some(state.recorded + bytes);
@@ -55,7 +56,7 @@ impl Gate {
         self.0.1.notify_all();
     }
 
-    /// Waits until it has shut and nothing has come to a tap for a while: everything else is on its way, held.
+    /// Waits until it has shut and nothing has come to a tap for a while: what is behind them is full.
     pub fn wait_shut(&self, limit: Duration) {
         let since = Instant::now();
         let mut quiet = (usize::MAX, Instant::now());
@@ -67,7 +68,7 @@ impl Gate {
             if quiet.0 != recorded {
                 quiet = (recorded, Instant::now());
             }
-            if shut && quiet.1.elapsed() > Duration::from_millis(150) {
+            if shut && quiet.1.elapsed() > Duration::from_millis(300) {
                 return;
             }
             assert!(since.elapsed() < limit, "{recorded} bytes passed the taps: not enough to shut the gate");
@@ -75,11 +76,11 @@ impl Gate {
         }
     }
 
-    /// Counts bytes, then waits while the gate is shut.
-    fn pass(&self, bytes: usize) {
+    /// Counts bytes; those that come out wait while the gate is shut.
+    fn pass(&self, bytes: usize, out: bool) {
         let mut state = self.0.0.lock().expect("no tap panics");
         state.recorded += bytes;
-        while state.shut_at.is_some_and(|at| state.recorded >= at) {
+        while out && state.shut_at.is_some_and(|at| state.recorded >= at) {
             state = self.0.1.wait(state).expect("no tap panics");
         }
     }
@@ -154,7 +155,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream, up: bool, recording: &Shared, ga
             let side = if up { &mut recording.up } else { &mut recording.down };
             side.extend_from_slice(&buffer[..n]);
         }
-        gate.pass(n);
+        gate.pass(n, !up);
         if to.write_all(&buffer[..n]).is_err() {
             break;
         }

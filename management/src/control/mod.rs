@@ -14,7 +14,7 @@
 //! | user show | `GET /users/WHO` | | USER |
 //! | user remove | `DELETE /users/WHO` | | USER, inactive: devices revoked, password withdrawn; the record stays for the audit |
 //! | user activate, deactivate | `POST /users/WHO/activate`, `/deactivate` | | USER; devices of an inactive user do not count while it lasts |
-//! | password set | `PUT /users/WHO/activation` | `{password?, lifetime_seconds?}` | `{email, password, expires}`; generated when not given; shown this once |
+//! | password set | `PUT /users/WHO/activation` | `{password?, lifetime_seconds?}` | `{email, password, expires, not_yet}`; generated when not given; shown this once; waits up to 3 s for the relays to know the address, `not_yet` names those that do not |
 //! | password show | `GET /users/WHO/activation` | | `{state, expires, wrong}`, 404 when there is none |
 //! | password clear | `DELETE /users/WHO/activation` | | 204 |
 //! | device list | `GET /devices[?user=WHO]` | | list of DEVICE `{id, user, email, name, platform, certificate, state, created, revoked, last_seen}` |

@@ -1,6 +1,7 @@
 //! Users and their activation passwords.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Path, State};
 use hedgerow_runtime::admin::control::Problem;
@@ -16,6 +17,9 @@ use serde_json::{Value, json};
 
 use super::{Body, Params, Part, Shown, admin, json_of, problem};
 use crate::app::App;
+
+/// How long setting a password waits for the relays to learn the address.
+const LISTED_WITHIN: Duration = Duration::from_secs(3);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,8 +108,10 @@ pub(super) async fn set_password(
     let made = app.domain.set_activation_password(&mut admin(), &app.tenant, user.id, choice, lifetime).await;
     let made = made.map_err(problem)?;
     app.changed();
+    // Whoever gets the password may use it at once: the relays should know the address by then.
+    let not_yet = app.not_listed(&user.email, LISTED_WITHIN).await;
     let password = made.password.expose_text().unwrap_or_default();
-    Ok(axum::Json(json!({ "email": user.email, "password": password, "expires": made.expires })))
+    Ok(axum::Json(json!({ "email": user.email, "password": password, "expires": made.expires, "not_yet": not_yet })))
 }
 
 pub(super) async fn password(State(app): State<Arc<App>>, Path(who): Path<String>) -> Shown {

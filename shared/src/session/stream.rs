@@ -280,6 +280,12 @@ impl Receiving {
         self.limit = self.limit.max(self.consumed + self.window);
     }
 
+    /// Grants a whole window from here on; whether that is news to the peer.
+    pub(super) fn reopen(&mut self) -> bool {
+        let limit = self.limit.max(self.consumed + self.window);
+        self.end.is_none() && std::mem::replace(&mut self.limit, limit) < limit
+    }
+
     pub(super) fn clear(&mut self) -> u64 {
         let waiting = self.waiting();
         self.chunks.clear();

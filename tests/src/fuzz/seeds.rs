@@ -375,16 +375,6 @@ fn policies(all: &mut Collected) {
         all.add("acl", name, format!("{general}{ask}"));
     }
 
-    for (name, choice, text) in [
-        ("relay", 0, include_str!("../../../examples/relay.toml")),
-        ("node", 1, include_str!("../../../examples/node.toml")),
-        ("device", 2, include_str!("../../../examples/device.toml")),
-    ] {
-        // Without what is for people, so that changes of the wording change nothing here.
-        let lines = text.lines().map(|l| l.strip_prefix("# ").filter(|l| l.contains(" = ")).unwrap_or(l));
-        let keys: Vec<&str> = lines.filter(|l| !l.is_empty() && !l.starts_with('#') && !l.contains(". ")).collect();
-        all.chosen("role_config", name, choice, keys.join("\n").as_bytes());
-    }
     all.chosen("role_config", "short", 2, b"state = '/tmp/x'\n[timers]\nscale = 0.01\n[proxy]\nsocks5 = \"[::1]:0\"");
     all.chosen("role_config", "nan", 2, b"state = 'x'\n[timers]\nscale = nan");
     all.chosen("role_config", "key-of-two-lines", 2, b"state = 'x'\n\"a\\nb\" = 1");

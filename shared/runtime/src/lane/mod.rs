@@ -2,7 +2,7 @@
 //! connection that the relay joined) or over a stream of a link. Same code, same bytes.
 //!
 //! rustls makes the hand-shake (unbuffered interface); then we seal and open records ourselves, because stock streams
-//! cost 70 % more on bulk (`docs/decisions/0003`). `records` is the record layer, `shake` the hand-shake.
+//! cost 70 % more on bulk (`docs/decisions/0006`). `records` is the record layer, `shake` the hand-shake.
 
 mod keys;
 mod records;

@@ -122,7 +122,13 @@ impl Mux {
             self.reset(id, closed());
         } else {
             let waiting = stream.receiving.clear();
+            // A peer at the end of its window would wait for ever: with room it sends, and learns that nobody reads.
+            let reopened = stream.reset.is_none() && stream.receiving.reopen();
+            stream.window_due |= reopened;
             self.consume(waiting);
+            if reopened {
+                self.post(id);
+            }
         }
         self.collect(id);
     }
