@@ -16,6 +16,8 @@ pub const MAX_STREAMS: u32 = 16 * 1024;
 pub const MAX_CONTROL_QUEUE: usize = 64 * 1024;
 /// Datagrams waiting to be sent; the oldest is dropped and counted.
 pub const MAX_DATAGRAM_QUEUE: usize = 256;
+/// The header of a stream in OPEN, bytes: names, no data. With `MAX_STREAMS` it bounds what waiting streams can hold.
+pub const MAX_OPEN_HEADER: usize = 2 * 1024;
 /// The largest datagram, bytes: an IP packet at the largest MTU we offer, with its DTLS record and header.
 pub const MAX_DATAGRAM: usize = 2048;
 

@@ -259,6 +259,7 @@ fn what_breaks_the_protocol_ends_the_connection() {
         ("an id twice", vec![frame::raw(kind::OPEN, 2, b"")]),
         ("an id with a gap", vec![frame::raw(kind::OPEN, 8, b"")]),
         ("an id of our side", vec![frame::raw(kind::OPEN, 1, b"")]),
+        ("a header too long", vec![frame::raw(kind::OPEN, 4, &[0; limits::MAX_OPEN_HEADER + 1])]),
         ("hand-shake again", vec![frame::raw(kind::HELLO, 0, b"")]),
         ("beyond the window", (0..17).map(|n| data(n * 16_000, &[0; 16_000])).collect()),
     ];

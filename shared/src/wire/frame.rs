@@ -14,7 +14,7 @@
 //!   0x04 REFUSE   CBOR message::Refuse, then close               0       acceptor
 //!   0x05 RESUME   CBOR message::Resume                           0       both, first after a resumption's HELLO
 //!   streams
-//!   0x10 OPEN     CBOR header of the stream                      n       opener
+//!   0x10 OPEN     CBOR header of the stream, at most 2 KiB       n       opener
 //!   0x11 ANSWER   CBOR fault::Fault, code Ok when open           n       other end, once
 //!   0x12 DATA     u64 offset of the first byte, then bytes       n       both
 //!   0x13 WINDOW   u64 delivered, u64 limit (absolute offsets)    n or 0  receiver of the data

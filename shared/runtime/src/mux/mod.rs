@@ -29,7 +29,8 @@ pub use stream::{ReadHalf, Stream, WriteHalf};
 
 use crate::scope::Scope;
 
-/// Control messages and datagrams that wait for the application; a peer that sends more is not read from meanwhile.
+/// What may wait for the application: further streams are refused, the oldest datagrams dropped, and a peer whose
+/// control messages nobody takes is not read from.
 const INBOX: usize = 1024;
 
 /// Counters and state of a link or session.
@@ -105,6 +106,11 @@ impl Inner {
         while let Some(event) = state.mux.poll_event() {
             match event {
                 Event::Incoming(id, header) => {
+                    if state.incoming.len() >= INBOX {
+                        let fault = Fault::new(Code::Limited, "streams are opened faster than they are taken");
+                        state.mux.answer(id, fault);
+                        continue;
+                    }
                     state.stats.opened += 1;
                     state.incoming.push_back((id, header));
                     self.accept.notify_one();

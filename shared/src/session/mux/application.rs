@@ -24,7 +24,7 @@ impl Mux {
         if self.local_open >= self.config.theirs.streams {
             return Err(Fault::new(Code::Limited, "the peer takes no more streams at once"));
         }
-        if header.len() > frame::MAX_PAYLOAD {
+        if header.len() > limits::MAX_OPEN_HEADER {
             return Err(Fault::new(Code::Protocol, "the stream header is too long"));
         }
         let id = StreamId(self.next_local);

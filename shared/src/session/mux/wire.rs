@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::{Broken, Event, MAX_REFUSALS, Mux, Side, Stream, broken, closed};
 use crate::fault::{Code, DropReason, Fault};
+use crate::limits;
 use crate::wire::frame::{Frame, StreamId};
 use crate::wire::message::Control;
 
@@ -79,6 +80,9 @@ impl Mux {
         let expected = if self.highest_remote == 0 { if theirs == 1 { 1 } else { 2 } } else { self.highest_remote + 2 };
         if id.0 != expected {
             return Err(broken("OPEN with a stream id out of order"));
+        }
+        if header.len() > limits::MAX_OPEN_HEADER {
+            return Err(broken("OPEN with a header of more than 2 KiB"));
         }
         self.highest_remote = id.0;
         if self.remote_open >= self.config.ours.streams || self.draining {
