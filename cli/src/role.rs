@@ -18,9 +18,9 @@ macro_rules! config_args {
         /// Where the role's configuration comes from.
         #[derive(Debug, Clone, clap::Args)]
         pub(crate) struct $name {
-            #[arg(long, short, value_name = "FILE", env = $variable, help = concat!("Configuration file, with conf.d/*.toml beside it [default: ", $file, " if it exists]"))]
+            #[arg(long, short, global = true, value_name = "FILE", env = $variable, help = concat!("Configuration file, with conf.d/*.toml beside it [default: ", $file, " if it exists]"))]
             pub config: Option<std::path::PathBuf>,
-            #[arg(long, value_name = "KEY=VALUE", value_parser = crate::role::setting, help = concat!("Set one key of the configuration; or by environment: ", $prefix, "SECTION__KEY"))]
+            #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = crate::role::setting, help = concat!("Set one key of the configuration; or by environment: ", $prefix, "SECTION__KEY"))]
             pub set: Vec<(String, String)>,
         }
 

@@ -59,6 +59,15 @@ fn wrong_usage_is_2_wrong_configuration_78_and_nobody_there_69() {
 }
 
 #[test]
+fn config_check_takes_the_file_before_or_after_the_verb() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/relay.toml");
+    for arguments in [["relay", "config", "check", "--config", file], ["relay", "config", "--config", file, "check"]] {
+        let output = run(&arguments);
+        assert!(output.status.success(), "{}", error(&output));
+    }
+}
+
+#[test]
 fn flag_beats_environment_beats_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = relay_file(dir.path(), "[drain]\nseconds = 3\n");

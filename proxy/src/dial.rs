@@ -239,21 +239,23 @@ async fn first_to_connect(addresses: &[SocketAddr]) -> io::Result<(TcpStream, So
     let mut running = FuturesUnordered::new();
     let mut last_error = io::Error::new(io::ErrorKind::NotFound, "there is no address to connect to");
     let mut start_next_at = Instant::now();
+    let mut start_next = true;
     loop {
-        let more = waiting.len() > 0;
+        // Not by a timer that is due at once: those are late by a millisecond or two.
+        if std::mem::take(&mut start_next) {
+            running.extend(waiting.next().map(connect_one));
+            start_next_at = Instant::now() + ATTEMPT_DELAY;
+        }
         tokio::select! {
             biased;
             Some(result) = running.next(), if !running.is_empty() => match result {
                 Ok(connected) => return Ok(connected),
                 Err(e) => {
                     last_error = e;
-                    start_next_at = Instant::now();
+                    start_next = true;
                 }
             },
-            () = sleep_until(start_next_at), if more => {
-                running.extend(waiting.next().map(connect_one));
-                start_next_at = Instant::now() + ATTEMPT_DELAY;
-            }
+            () = sleep_until(start_next_at), if waiting.len() > 0 => start_next = true,
             else => return Err(last_error),
         }
     }
