@@ -151,6 +151,7 @@ where
     }
     log_panics();
     raise_descriptor_limit();
+    keep_bulk_buffers();
     let runtime = match runtime(name) {
         Ok(runtime) => runtime,
         Err(error) => return failed(&anyhow::Error::new(error).context("the async runtime cannot start")),
@@ -291,6 +292,26 @@ fn runtime(name: &'static str) -> std::io::Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
 }
+
+/// Memory that the allocator keeps for the next bulk buffer instead of giving it back, bytes an arena.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const KEPT_MEMORY: libc::c_int = 32 * 1024 * 1024;
+
+/// Bulk moves through buffers of 256 to 512 KiB that live for milliseconds. By default glibc hands such memory back to
+/// the system at once and takes it again page by page: 186,000 page faults a GiB at a node (2026-11-22), a fifth of its
+/// CPU.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn keep_bulk_buffers() {
+    for parameter in [libc::M_TRIM_THRESHOLD, libc::M_MMAP_THRESHOLD] {
+        // SAFETY: mallopt sets a number inside the allocator; no other thread runs yet.
+        if unsafe { libc::mallopt(parameter, KEPT_MEMORY) } == 0 {
+            tracing::debug!(parameter, "the allocator keeps its own thresholds");
+        }
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn keep_bulk_buffers() {}
 
 /// Every connection is a descriptor: takes all that the system grants without privilege.
 fn raise_descriptor_limit() {
