@@ -298,7 +298,7 @@ fn runtime(name: &'static str) -> std::io::Result<tokio::runtime::Runtime> {
 const KEPT_MEMORY: libc::c_int = 32 * 1024 * 1024;
 
 /// Bulk moves through buffers of 256 to 512 KiB that live for milliseconds. By default glibc hands such memory back to
-/// the system at once and takes it again page by page: 186,000 page faults a GiB at a node (2026-11-22), a fifth of its
+/// the system at once and takes it again page by page: 186,000 page faults a GiB at a node (2026-11-22), a third of its
 /// CPU.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn keep_bulk_buffers() {
