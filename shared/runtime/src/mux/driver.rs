@@ -29,8 +29,11 @@ pub(super) async fn run<C: Carrier>(inner: Arc<Inner>, mut carrier: C, leftover:
             () = scope.cancelled() => Fault::new(Code::Draining, "this end is shutting down"),
         }
     };
-    say_goodbye(&inner, &mut carrier, &fault).await;
+    let said = say_goodbye(&inner, &mut carrier, &fault).await;
     inner.end(&fault);
+    if said {
+        linger(&mut carrier).await;
+    }
 }
 
 /// Runs until the connection is over; returns why.
@@ -85,7 +88,13 @@ fn turn<C: Carrier>(
     if carrier.is_staged() {
         match carrier.poll_flush(cx) {
             Poll::Ready(Ok(())) => moved = true,
-            Poll::Ready(Err(error)) => return Err(lost(&error)),
+            Poll::Ready(Err(error)) => {
+                // The peer may have said why before it stopped listening.
+                while let Poll::Ready(Ok(1..)) = carrier.poll_read(cx, pieces) {
+                    receive(inner, pieces)?;
+                }
+                return Err(inner.lost(&error));
+            }
             Poll::Pending => {}
         }
     }
@@ -97,7 +106,7 @@ fn turn<C: Carrier>(
                 receive(inner, pieces)?;
                 moved = true;
             }
-            Poll::Ready(Err(error)) => return Err(lost(&error)),
+            Poll::Ready(Err(error)) => return Err(inner.lost(&error)),
             Poll::Pending => {}
         }
     }
@@ -125,8 +134,8 @@ fn receive(inner: &Inner, pieces: &mut Vec<Bytes>) -> Result<(), Fault> {
     Ok(())
 }
 
-/// GOAWAY with the reason, then the carrier's own end; bounded, and silent when the peer is gone already.
-async fn say_goodbye<C: Carrier>(inner: &Inner, carrier: &mut C, fault: &Fault) {
+/// GOAWAY with the reason, then the carrier's own end; bounded. `false` when the peer is gone already.
+async fn say_goodbye<C: Carrier>(inner: &Inner, carrier: &mut C, fault: &Fault) -> bool {
     inner.state.lock().mux.go_away(&GoAway { fault: fault.clone(), return_after_ms: 0, alternatives: Vec::new() });
     let last_words = poll_fn(|cx| {
         loop {
@@ -141,8 +150,21 @@ async fn say_goodbye<C: Carrier>(inner: &Inner, carrier: &mut C, fault: &Fault) 
             ready!(carrier.poll_flush(cx))?;
         }
     });
-    // Nobody is left to tell when the last words do not get through.
-    let _ = tokio::time::timeout(CLOSE, last_words).await;
+    matches!(tokio::time::timeout(CLOSE, last_words).await, Ok(Ok(())))
+}
+
+/// Reads on until the peer has closed too: closing with unread bytes would reset the connection, and the reset
+/// overtakes the last words.
+async fn linger<C: Carrier>(carrier: &mut C) {
+    let mut pieces = Vec::new();
+    let to_the_end = poll_fn(|cx| {
+        while let Ok(1..) = ready!(carrier.poll_read(cx, &mut pieces)) {
+            pieces.clear();
+        }
+        Poll::Ready(())
+    });
+    // A peer that does not close has had its time.
+    let _ = tokio::time::timeout(CLOSE, to_the_end).await;
 }
 
 fn lost(error: &io::Error) -> Fault {
@@ -157,10 +179,16 @@ fn lost(error: &io::Error) -> Fault {
 impl Inner {
     /// Why the peer closed, when it said so.
     fn peer_end(&self) -> Fault {
-        match &*self.away.borrow() {
-            Some(away) if away.fault.code != Code::Ok => away.fault.clone(),
-            Some(_) | None => Fault::new(Code::Lost, "the peer closed the connection"),
-        }
+        self.told().unwrap_or_else(|| Fault::new(Code::Lost, "the peer closed the connection"))
+    }
+
+    /// Why the connection failed: what the peer said before, or what the system says.
+    fn lost(&self, error: &io::Error) -> Fault {
+        self.told().unwrap_or_else(|| lost(error))
+    }
+
+    fn told(&self) -> Option<Fault> {
+        self.away.borrow().as_ref().map(|away| &away.fault).filter(|fault| fault.code != Code::Ok).cloned()
     }
 }
 
