@@ -10,6 +10,10 @@ pub const INITIAL_STREAM_WINDOW: u64 = 256 * 1024;
 pub const MAX_STREAM_WINDOW: u64 = 4 * 1024 * 1024;
 /// Unread data over all streams of one link or session: what one peer can make us hold.
 pub const CONNECTION_WINDOW: u64 = 32 * 1024 * 1024;
+/// A stream that has carried so much is bulk: it leaves a session's first lane when there is another.
+pub const BULK: u64 = 4 * 1024 * 1024;
+/// Bytes that all sessions of a process together keep until acknowledged.
+pub const RETAIN_BUDGET: u64 = 1024 * 1024 * 1024;
 /// Streams a peer may have open at once on one link or session.
 pub const MAX_STREAMS: u32 = 16 * 1024;
 /// Control messages (and answers, resets, pings) waiting to be sent; a peer that lets more pile up is cut.
@@ -38,6 +42,8 @@ pub struct Timers {
     pub connect: Duration,
     /// How long a drain waits for streams to end.
     pub drain: Duration,
+    /// How long a session without a lane waits to be resumed before its streams end.
+    pub resume: Duration,
     /// How long one attempt of a request to the core (activation, enrolment, configuration) may take.
     pub request: Duration,
 }
@@ -52,6 +58,7 @@ impl Default for Timers {
             session_idle: Duration::from_secs(60),
             connect: Duration::from_secs(10),
             drain: Duration::from_secs(30),
+            resume: Duration::from_secs(30),
             request: Duration::from_secs(30),
         }
     }
@@ -73,6 +80,8 @@ impl Timers {
             session_idle: scale(self.session_idle),
             connect: self.connect,
             drain: scale(self.drain),
+            // Long enough for a process to be started again.
+            resume: scale(self.resume).max(Duration::from_secs(3)),
             request: self.request,
         }
     }
