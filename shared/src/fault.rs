@@ -127,6 +127,9 @@ pub enum Code {
     /// The application's own connection was reset.
     #[n(17)]
     ConnectionReset,
+    /// The process that was asked for is gone, and its sessions with it.
+    #[n(18)]
+    Gone,
 }
 
 impl Code {
@@ -152,6 +155,7 @@ impl Code {
             Self::Draining => "draining",
             Self::Displaced => "displaced",
             Self::ConnectionReset => "connection_reset",
+            Self::Gone => "gone",
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct Timers {
     pub ping_interval: Duration,
     /// Time a ping may stay unanswered; after two such the peer is dead.
     pub ping_timeout: Duration,
+    /// The same when the network below may have changed, or a stream waits for acknowledgements: one such time.
+    pub probe: Duration,
     /// How long a relay keeps the first leg of a lane.
     pub lane_wait: Duration,
     /// How long a session may have no open stream before its lane closes.
@@ -54,6 +56,7 @@ impl Default for Timers {
             handshake: Duration::from_secs(10),
             ping_interval: Duration::from_secs(15),
             ping_timeout: Duration::from_secs(15),
+            probe: Duration::from_secs(3),
             lane_wait: Duration::from_secs(10),
             session_idle: Duration::from_secs(60),
             connect: Duration::from_secs(10),
@@ -76,6 +79,7 @@ impl Timers {
             handshake: self.handshake,
             ping_interval: scale(self.ping_interval),
             ping_timeout: scale(self.ping_timeout).max(Duration::from_millis(500)),
+            probe: self.probe,
             lane_wait: scale(self.lane_wait).max(Duration::from_secs(1)),
             session_idle: scale(self.session_idle),
             connect: self.connect,

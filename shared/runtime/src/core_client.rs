@@ -118,7 +118,7 @@ impl CoreClient {
 /// # Errors
 /// Why the relay opens none.
 pub async fn open(link: &Link, tenant: &TenantId, timers: &Timers) -> Result<Stream, Fault> {
-    let to = Destination { tenant: tenant.clone(), origin: Origin::Core, group: None, instance: None };
+    let to = Destination { tenant: tenant.clone(), origin: Origin::Core, group: None, instance: None, node: None };
     let header = LinkOpen::Through { to, vouched: None, trace: None };
     timeout(timers.request, link.mux.open(&header))
         .await

@@ -656,6 +656,24 @@ mod tests {
     }
 
     #[test]
+    fn a_resumption_proof_fits_one_end_one_session_and_one_pair_of_nonces() {
+        let session = |n| SessionId::from_random([n; 16]);
+        let secret = resumption_secret(session(1), &[1; 32], &[2; 32]);
+        let base = resumption_mac(&secret, Role::Device, session(1), &[3; 32], &[4; 32]);
+        for other in [
+            resumption_mac(&secret, Role::Node, session(1), &[3; 32], &[4; 32]),
+            resumption_mac(&secret, Role::Device, session(2), &[3; 32], &[4; 32]),
+            resumption_mac(&secret, Role::Device, session(1), &[0; 32], &[4; 32]),
+            resumption_mac(&secret, Role::Device, session(1), &[3; 32], &[0; 32]),
+            resumption_mac(&[0; 32], Role::Device, session(1), &[3; 32], &[4; 32]),
+        ] {
+            assert_ne!(base, other);
+        }
+        assert_ne!(secret, resumption_secret(session(1), &[2; 32], &[1; 32]));
+        assert_ne!(secret, resumption_secret(session(2), &[1; 32], &[2; 32]));
+    }
+
+    #[test]
     fn versions_agree_or_say_why_not() {
         let hello = Hello::new(InstanceId::from_random([0; 16]), [0; 32], Limits::default());
         assert_eq!(hello.agree(&hello).unwrap(), 1);

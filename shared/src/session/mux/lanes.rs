@@ -28,7 +28,9 @@ pub(super) struct Wire {
     pub(super) round: VecDeque<StreamId>,
     heard: Duration,
     ping_due: Duration,
-    ping: Option<(u64, Duration)>,
+    ping: Option<Ping>,
+    /// The next ping is a probe.
+    urgent: bool,
     /// A PING that waits to be sent.
     pub(super) ping_out: Option<u64>,
     /// The peer's PING that waits to be answered.
@@ -43,6 +45,7 @@ impl Wire {
             heard: now,
             ping_due: now,
             ping: None,
+            urgent: false,
             ping_out: None,
             pong: None,
         }
@@ -54,26 +57,25 @@ impl Wire {
 
     /// The round-trip time, when this answers our ping.
     pub(super) fn answered(&mut self, word: u64, now: Duration) -> Option<Duration> {
-        self.ping.take_if(|(w, _)| *w == word).map(|(_, at)| now.saturating_sub(at))
+        self.ping.take_if(|p| p.word == word).map(|p| now.saturating_sub(p.sent))
     }
 
-    pub(super) fn timeout(&self, timers: &Timers) -> Duration {
-        match self.ping {
-            Some((_, at)) => at.max(self.heard) + 2 * timers.ping_timeout,
-            None => self.ping_due,
-        }
+    pub(super) fn timeout(&self) -> Duration {
+        self.ping.map_or(self.ping_due, |p| p.sent.max(self.heard) + p.patience)
     }
 
     /// Whether a ping went out.
     fn tick(&mut self, now: Duration, timers: &Timers, word: u64) -> Result<bool, Fault> {
         match self.ping {
-            Some(_) if now >= self.timeout(timers) => {
+            Some(_) if now >= self.timeout() => {
                 let silent = now.saturating_sub(self.heard);
                 Err(Fault::new(Code::Lost, format!("the peer has been silent for {:.1} s", silent.as_secs_f64())))
             }
             Some(_) => Ok(false),
             None if now >= self.ping_due => {
-                self.ping = Some((word, now));
+                let urgent = std::mem::take(&mut self.urgent);
+                let patience = if urgent { timers.probe } else { 2 * timers.ping_timeout };
+                self.ping = Some(Ping { word, sent: now, patience });
                 self.ping_out = Some(word);
                 self.ping_due = now + timers.ping_interval;
                 Ok(true)
@@ -82,10 +84,28 @@ impl Wire {
         }
     }
 
-    /// A ping goes out now, unless one is under way.
+    /// A ping goes out now, or as soon as the one under way is answered.
     fn ping_now(&mut self) {
         self.ping_due = Duration::ZERO;
     }
+
+    /// As `ping_now`, and the peer has less time to answer, also the ping under way.
+    fn probe(&mut self, now: Duration, timers: &Timers) {
+        match &mut self.ping {
+            Some(ping) => ping.patience = now.saturating_sub(ping.sent.max(self.heard)) + timers.probe,
+            None => self.urgent = true,
+        }
+        self.ping_now();
+    }
+}
+
+/// A ping under way.
+#[derive(Debug, Clone, Copy)]
+struct Ping {
+    word: u64,
+    sent: Duration,
+    /// How long after it, or after the last sign of life, the peer is taken for dead.
+    patience: Duration,
 }
 
 impl Mux {
@@ -114,7 +134,7 @@ impl Mux {
     /// When `handle_timeout` wants to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Duration {
-        self.lanes.iter().map(|l| l.timeout(&self.config.timers)).min().unwrap_or(Duration::MAX)
+        self.lanes.iter().map(|l| l.timeout()).min().unwrap_or(Duration::MAX)
     }
 
     /// Sends pings when they are due.
@@ -131,8 +151,9 @@ impl Mux {
     }
 
     /// Asks for a sign of life at once: the network below may have changed.
-    pub fn probe(&mut self) {
-        self.lanes.iter_mut().for_each(Wire::ping_now);
+    pub fn probe(&mut self, now: Duration) {
+        let timers = self.config.timers;
+        self.lanes.iter_mut().for_each(|l| l.probe(now, &timers));
     }
 
     /// A stream that has sent a lot leaves the first lane; called after its turn.
