@@ -20,6 +20,7 @@ use hedgerow_proxy::target::Target;
 use hedgerow_runtime::admin::Admin;
 use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::clock;
+use hedgerow_runtime::lane::Endpoint;
 use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus};
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
@@ -72,7 +73,7 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         sessions: sessions.clone(),
         handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
         dialer: Dialer::new(config.hosts(), timers.connect),
-        instance,
+        endpoint: Endpoint::new(enrolled.ca.clone(), instance, timers, scope.clone()),
         timers,
         scope: scope.clone(),
     });

@@ -152,10 +152,11 @@ impl Agent {
             .sessions
             .list()
             .into_iter()
-            .map(|(group, carried)| {
+            .map(|carried| {
                 let stats = carried.session.mux.stats();
                 json!({
-                    "group": group, "path": carried.path, "node": carried.session.peer.identity.id,
+                    "group": carried.group, "path": carried.path, "relay": carried.link.accept.relay,
+                    "lanes": stats.lanes, "resumed": stats.resumed, "retained": stats.retained, "node": carried.session.peer.identity.id,
                     "streams": stats.streams, "bytes_in": stats.bytes_in, "bytes_out": stats.bytes_out,
                     "rtt_ms": stats.rtt.map(|r| r.as_secs_f64() * 1e3),
                 })
@@ -184,7 +185,7 @@ impl Agent {
 
     /// Lets open connections finish, at most until `deadline`, then says goodbye to nodes.
     pub async fn drain(&self, deadline: Duration) {
-        let busy = || self.inner.sessions.list().iter().any(|(_, c)| c.session.mux.open_streams() > 0);
+        let busy = || self.inner.sessions.list().iter().any(|c| c.session.mux.open_streams() > 0);
         let until = tokio::time::Instant::now() + deadline;
         while busy() && tokio::time::Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -27,7 +27,7 @@ use tokio_rustls::server::TlsStream;
 use crate::accept::Place;
 use crate::registry::{Facts, Live};
 use crate::route::Asker;
-use crate::state::{Relay, count_refusal, no_route};
+use crate::state::{Relay, count_refusal};
 use crate::{admit, lane, pump, route};
 
 /// Requests of one link that may wait for an endpoint's answer at once: a peer that opens and resets streams without
@@ -129,7 +129,7 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         let facts = &self.live.facts;
-        self.relay.registry.remove(&facts.tenant, facts.id);
+        self.relay.registry.remove(&facts.tenant, facts.id, Instant::now());
         self.relay.lanes.session_ended(facts.id);
         metrics::gauge!("hedgerow_relay_links", "role" => facts.role.as_str()).decrement(1.0);
     }
@@ -273,7 +273,7 @@ fn control(relay: &Relay, live: &Live<Mux>, message: Control) {
 
 fn offer_lane(relay: &Relay, live: &Live<Mux>, LaneRequest { request, to }: LaneRequest) -> Result<(), Fault> {
     route::lane(Asker::of(&live.facts), &to)?;
-    let node = relay.registry.pick(&to, &[live.facts.id]).ok_or_else(|| no_route(&to))?;
+    let node = relay.registry.pick(&to, &[live.facts.id]).ok_or_else(|| relay.no_route(&to))?;
     let uncertified = || Fault::new(Code::Forbidden, "lanes join devices and nodes, which have certificates");
     let device_end = end(&live.facts).ok_or_else(uncertified)?;
     let node_end = end(&node.facts).ok_or_else(uncertified)?;

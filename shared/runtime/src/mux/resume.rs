@@ -129,16 +129,15 @@ impl Mux {
         inner.wake_drivers();
     }
 
-    /// Lanes in use, and whether another would help: long streams share the first one with others.
+    /// Whether another lane would help: a long stream is not alone and has no lane of its own yet.
     #[must_use]
     pub fn wants_lane(&self) -> bool {
+        if self.is_suspended() {
+            return false;
+        }
         let state = self.inner.state.lock();
         let lanes = state.mux.lanes();
-        state.resume_limit.is_some()
-            && lanes < MAX_LANES
-            && state.mux.open_streams() > 1
-            && state.mux.bulk_streams() > 0
-            && !self.is_suspended()
+        lanes < MAX_LANES && state.mux.open_streams() > 1 && state.mux.bulk_streams() >= lanes
     }
 }
 

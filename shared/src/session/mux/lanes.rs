@@ -124,11 +124,10 @@ impl Mux {
         Lane::try_from(self.lanes.len() - 1).ok()
     }
 
-    /// Streams that have proved to be long and are still on the first lane.
+    /// Streams that have proved to be long, in either direction.
     #[must_use]
     pub fn bulk_streams(&self) -> usize {
-        let moved = |s: &Stream| s.sending.lane != 0 || s.sending.moving.is_some();
-        self.streams.values().filter(|s| !moved(s) && is_bulk(s, self.config.bulk)).count()
+        self.streams.values().filter(|s| is_bulk(s, self.config.bulk)).count()
     }
 
     /// When `handle_timeout` wants to be called.
