@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use hedgerow_runtime::clock;
-use hedgerow_runtime::mux::{Mux, Stream};
+use hedgerow_runtime::link::{Channel, Stream};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
@@ -33,7 +33,7 @@ pub struct Relay {
     /// Its tenants.
     pub store: Store,
     /// Who is connected.
-    pub registry: Registry<Mux>,
+    pub registry: Registry<Channel>,
     /// Joined connections.
     pub lanes: Lanes,
     /// This run.
@@ -51,7 +51,7 @@ pub struct Relay {
     draining: AtomicBool,
 }
 
-impl Load for Mux {
+impl Load for Channel {
     fn load(&self) -> usize {
         self.open_streams()
     }

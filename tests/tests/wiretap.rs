@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use hedgerow_runtime::clock;
 use hedgerow_runtime::dial::{self, RelayTarget};
+use hedgerow_runtime::link::Stream;
 use hedgerow_runtime::link::{Credentials, Link, connect};
-use hedgerow_runtime::mux::Stream;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls::{RelayRoots, SESSION_KEY_LOG, SigningKey, read_certificates};
 use hedgerow_shared::limits::Timers;

@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hedgerow_runtime::clock;
-use hedgerow_runtime::link::{self, Admit, Link, LinkError, Peer};
-use hedgerow_runtime::mux::{Incoming, Mux};
+use hedgerow_runtime::link::{self, Admit, Channel, Incoming, Link, LinkError, Peer};
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_shared::fault::{Code, DropReason, Fault};
 use hedgerow_shared::secret::Secret;
@@ -123,7 +122,7 @@ impl Admit for Door<'_> {
 /// An open link: registered for as long as this future lives.
 struct Registered {
     relay: Arc<Relay>,
-    live: Arc<Live<Mux>>,
+    live: Arc<Live<Channel>>,
 }
 
 impl Drop for Registered {
@@ -192,7 +191,7 @@ async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr) {
     tracing::info!(tenant = %live.facts.tenant, role = %live.facts.role, session = %live.facts.id, %reason, "link is down");
 }
 
-fn displace(relay: &Arc<Relay>, old: &Arc<Live<Mux>>) {
+fn displace(relay: &Arc<Relay>, old: &Arc<Live<Channel>>) {
     let fault = Fault::new(Code::Displaced, "a newer link of the same process or certificate took this one's place");
     metrics::counter!("hedgerow_relay_displacements_total").increment(1);
     tracing::info!(tenant = %old.facts.tenant, session = %old.facts.id, address = %old.facts.address, "link displaced");
@@ -210,7 +209,7 @@ fn displace(relay: &Arc<Relay>, old: &Arc<Live<Mux>>) {
     });
 }
 
-async fn stream(relay: &Arc<Relay>, live: &Arc<Live<Mux>>, incoming: Incoming, permit: OwnedSemaphorePermit) {
+async fn stream(relay: &Arc<Relay>, live: &Arc<Live<Channel>>, incoming: Incoming, permit: OwnedSemaphorePermit) {
     let header: LinkOpen = match incoming.read_header() {
         Ok(header) => header,
         Err(fault) => return incoming.refuse(fault),
@@ -223,7 +222,7 @@ async fn stream(relay: &Arc<Relay>, live: &Arc<Live<Mux>>, incoming: Incoming, p
 
 async fn through(
     relay: &Relay,
-    live: &Live<Mux>,
+    live: &Live<Channel>,
     incoming: Incoming,
     opening: OwnedSemaphorePermit,
     to: &Destination,
@@ -254,7 +253,7 @@ impl<'a> Asker<'a> {
     }
 }
 
-fn control(relay: &Relay, live: &Live<Mux>, message: Control) {
+fn control(relay: &Relay, live: &Live<Channel>, message: Control) {
     match message {
         Control::LaneRequest(request) => {
             let id = request.request;
@@ -271,7 +270,7 @@ fn control(relay: &Relay, live: &Live<Mux>, message: Control) {
     }
 }
 
-fn offer_lane(relay: &Relay, live: &Live<Mux>, LaneRequest { request, to }: LaneRequest) -> Result<(), Fault> {
+fn offer_lane(relay: &Relay, live: &Live<Channel>, LaneRequest { request, to }: LaneRequest) -> Result<(), Fault> {
     route::lane(Asker::of(&live.facts), &to)?;
     let node = relay.registry.pick(&to, &[live.facts.id]).ok_or_else(|| relay.no_route(&to))?;
     let uncertified = || Fault::new(Code::Forbidden, "lanes join devices and nodes, which have certificates");
@@ -299,7 +298,7 @@ fn end(facts: &Facts) -> Option<lane::End> {
 }
 
 /// To every live session of the tenant that the core names; the message carries nothing but the wish.
-fn forward_wake(relay: &Relay, live: &Live<Mux>, wake: Wake) {
+fn forward_wake(relay: &Relay, live: &Live<Channel>, wake: Wake) {
     if live.facts.role != Role::Core {
         live.handle.close(Fault::new(Code::Protocol, "only cores wake others"));
         return;

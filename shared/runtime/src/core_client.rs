@@ -22,8 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::link::Link;
-use crate::mux::Stream;
+use crate::link::{Link, Stream};
 use crate::scope::Scope;
 use crate::{dial, tls};
 

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
-use super::{Link, LinkError, Shaking, Transport, read, unexpected};
+use super::{Channel, Link, LinkError, Shaking, Transport, read, unexpected};
 use crate::clock::random;
 use crate::mux::{Mux, Plain};
 use crate::scope::Scope;
@@ -98,7 +98,7 @@ where
     };
     let config = MuxConfig::link(limits, peer.hello.limits, *timers);
     let Shaking { io, input } = shaking;
-    let mux = Mux::start(Plain::new(io), Side::Acceptor, config, input.freeze(), scope);
+    let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Acceptor, config, input.freeze(), scope));
     Ok((Link { mux, peer: peer.hello.clone(), accept, transport: Transport::Tls, address }, peer))
 }
 

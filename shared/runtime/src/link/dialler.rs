@@ -15,7 +15,7 @@ use rustls::pki_types::CertificateDer;
 use subtle::ConstantTimeEq;
 use tokio::time::timeout;
 
-use super::{Link, LinkError, Shaking, Transport, read, unexpected};
+use super::{Channel, Link, LinkError, Shaking, Transport, read, unexpected};
 use crate::clock::random;
 use crate::dial::{self, RelayTarget};
 use crate::mux::{Mux, Plain};
@@ -82,7 +82,7 @@ pub async fn connect(
         .map_err(|_| Fault::new(Code::TimedOut, "the relay did not finish the link's hand-shake in time"))??;
     let config = MuxConfig::link(limits, peer.limits, *timers);
     let Shaking { io, input } = shaking;
-    let mux = Mux::start(Plain::new(io), Side::Dialler, config, input.freeze(), scope);
+    let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Dialler, config, input.freeze(), scope));
     Ok(Link { mux, peer, accept, transport: Transport::Tls, address })
 }
 

@@ -3,7 +3,9 @@
 //! comes back by itself.
 
 mod acceptor;
+mod channel;
 mod dialler;
+mod stream;
 mod uplink;
 
 use bytes::{Bytes, BytesMut};
@@ -13,16 +15,16 @@ use hedgerow_shared::wire::message::{Accept, Hello};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 pub use acceptor::{Admit, Peer, answer};
+pub use channel::{Channel, Incoming};
 pub use dialler::{Credentials, connect};
+pub use stream::{ReadHalf, Stream, WriteHalf};
 pub use uplink::{Uplink, UplinkConfig, UplinkStatus};
-
-use crate::mux::Mux;
 
 /// A link that is open.
 #[derive(Debug, Clone)]
 pub struct Link {
     /// Streams, control messages, datagrams.
-    pub mux: Mux,
+    pub mux: Channel,
     /// What the other end said of itself.
     pub peer: Hello,
     /// What the relay said when it opened the link.
