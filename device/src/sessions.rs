@@ -8,6 +8,7 @@ mod path;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use hedgerow_runtime::lane::{Endpoint, Session};
 use hedgerow_runtime::link::{Link, Uplink};
@@ -19,11 +20,14 @@ use hedgerow_shared::wire::message::{Control, SessionOpen};
 use hedgerow_shared::{GroupName, InstanceId, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::info;
 
 use crate::config::Lanes;
 use crate::state::DeviceState;
+
+/// How long a new connection waits for a session that has just lost its lane.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// See the module. Clones are the same sessions.
 #[derive(Clone)]
@@ -141,6 +145,14 @@ impl Sessions {
     }
 
     async fn session(&self, group: &GroupName) -> Result<Carried, Fault> {
+        let suspended =
+            self.inner.open.lock().get(group).and_then(|s| s.get()).filter(|c| c.session.mux.is_suspended()).cloned();
+        if let Some(carried) = suspended
+            && timeout(PATIENCE, carried.session.mux.carried()).await.is_err()
+        {
+            // It may come back for the streams it has; new ones had better try another node.
+            self.forget(&carried);
+        }
         let slot = {
             let mut open = self.inner.open.lock();
             let slot = open.entry(group.clone()).or_default();

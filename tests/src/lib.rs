@@ -6,5 +6,6 @@ pub mod curl;
 pub mod fuzz;
 pub mod nginx;
 pub mod process;
+pub mod ssh;
 pub mod tap;
 pub mod world;

@@ -425,7 +425,7 @@ fn target(scene: &Scene, tap: &Tap) -> RelayTarget {
 
 fn destination(scene: &Scene) -> Destination {
     let tenant = scene.world.text("tenant").parse().unwrap();
-    Destination { tenant, origin: Origin::Proxy, group: Some("default".parse().unwrap()), instance: None }
+    Destination { tenant, origin: Origin::Proxy, group: Some("default".parse().unwrap()), instance: None, node: None }
 }
 
 /// The next control message that is about a lane: the core wakes peers now and then.

@@ -15,7 +15,7 @@ use super::{Carried, Sessions};
 /// The first pause after a failed attempt to resume; it doubles up to `LONGEST`, with jitter.
 const FIRST: Duration = Duration::from_millis(100);
 /// The longest: a relay that comes back is used again within this time.
-const LONGEST: Duration = Duration::from_secs(3);
+const LONGEST: Duration = Duration::from_secs(1);
 /// How often it is looked whether something better can be had.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -48,7 +48,11 @@ impl Sessions {
             }
         }
         let reason = mux.closed().await;
-        debug!(group = %carried.group, %reason, "session to node ended");
+        if reason.code == Code::Ok {
+            debug!(group = %carried.group, %reason, "session to node ended");
+        } else {
+            info!(group = %carried.group, %reason, "session to node ended");
+        }
         self.forget(&carried);
         self.inner.live.lock().remove(&carried.session.id);
     }

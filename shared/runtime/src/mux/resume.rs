@@ -122,6 +122,15 @@ impl Mux {
         }
     }
 
+    /// Completes when the session is carried (again), or has ended. Cancel safe.
+    pub async fn carried(&self) {
+        let mut suspended = self.inner.suspended.subscribe();
+        tokio::select! {
+            _ = self.closed() => {}
+            _ = suspended.wait_for(Option::is_none) => {}
+        }
+    }
+
     /// Asks the peer for a sign of life on every lane: the network below may have changed.
     pub fn probe(&self) {
         let inner = &self.inner;
