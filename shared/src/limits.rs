@@ -38,6 +38,8 @@ pub struct Timers {
     pub connect: Duration,
     /// How long a drain waits for streams to end.
     pub drain: Duration,
+    /// How long after UDP was found dead a dialler tries QUIC again; doubles with every failure.
+    pub udp_retry: Duration,
     /// How long one attempt of a request to the core (activation, enrolment, configuration) may take.
     pub request: Duration,
 }
@@ -52,6 +54,7 @@ impl Default for Timers {
             session_idle: Duration::from_secs(60),
             connect: Duration::from_secs(10),
             drain: Duration::from_secs(30),
+            udp_retry: Duration::from_secs(30),
             request: Duration::from_secs(30),
         }
     }
@@ -73,6 +76,7 @@ impl Timers {
             session_idle: scale(self.session_idle),
             connect: self.connect,
             drain: scale(self.drain),
+            udp_retry: scale(self.udp_retry),
             request: self.request,
         }
     }

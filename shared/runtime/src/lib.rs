@@ -10,6 +10,7 @@ pub mod dial;
 pub mod lane;
 pub mod link;
 pub mod mux;
+pub mod quic;
 pub mod scope;
 pub mod telemetry;
 #[cfg(test)]
