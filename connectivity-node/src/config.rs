@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hedgerow_proxy::target::Host;
 use hedgerow_runtime::config::ConfigFault;
+use hedgerow_runtime::link::Choice;
 use hedgerow_shared::limits::Timers;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,9 @@ pub struct NodeConfigFile {
     /// Relays, `host:port`, in order of preference; those named at enrolment when empty.
     #[serde(default)]
     pub relays: Vec<String>,
+    /// How to reach them: `auto` takes QUIC where UDP passes and TLS where it does not, `tls` and `quic` one of them only.
+    #[serde(default)]
+    pub transport: Choice,
     /// Addresses of names, asked before the system's resolver: `"intranet.example" = ["10.1.2.3"]`.
     #[serde(default)]
     pub hosts: BTreeMap<String, Vec<IpAddr>>,
@@ -116,6 +120,7 @@ impl NodeConfigFile {
         Self {
             state,
             relays: Vec::new(),
+            transport: Choice::default(),
             hosts: BTreeMap::new(),
             admin: Admin::default(),
             limits: Limits::default(),

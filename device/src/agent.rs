@@ -75,8 +75,9 @@ impl Agent {
             key: state.own.key.clone(),
             origins: Vec::new(),
         };
-        let relays = vec![state.relay.target()?];
-        let uplink = Uplink::start(UplinkConfig { relays, credentials, instance, timers }, scope);
+        let relays = state.relay.targets()?;
+        let uplink =
+            Uplink::start(UplinkConfig { relays, credentials, instance, timers, transport: file.transport }, scope);
         let sessions = Sessions::new(state.clone(), uplink.clone(), instance, timers, file.lanes, scope);
         let config = stored_config(&state, clock::now());
         let inner = Inner {
@@ -139,6 +140,7 @@ impl Agent {
                 "relay": link.accept.relay,
                 "address": link.address,
                 "transport": link.transport.label(),
+                "transport_reason": link.reason.label(),
                 "session": link.accept.session.to_string(),
                 "rtt_ms": link.mux.stats().rtt.map(|r| r.as_secs_f64() * 1e3),
             }),

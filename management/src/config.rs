@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hedgerow_runtime::config::{ConfigFault, SecretFile};
 use hedgerow_runtime::dial::RelayTarget;
+use hedgerow_runtime::link::Choice;
 use hedgerow_runtime::tls::{self, RelayRoots};
 use hedgerow_shared::TenantId;
 use hedgerow_shared::limits::Timers;
@@ -32,6 +33,10 @@ pub struct CoreConfig {
     /// Relays to keep a link to, each of them all the time.
     #[serde(default)]
     pub relays: Vec<Relay>,
+    /// How to reach the relays: `auto` takes QUIC where UDP passes and TLS where it does not, `tls` and `quic` one of
+    /// them only.
+    #[serde(default)]
+    pub transport: Choice,
     /// What nodes and devices are told about the relays.
     #[serde(default)]
     pub advertise: Advertise,

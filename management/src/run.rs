@@ -78,8 +78,14 @@ pub async fn start(config: CoreConfig, context: &boot::Context) -> anyhow::Resul
     let instance = InstanceId::from_random(random());
     let mut uplinks = Vec::new();
     for (i, target) in config.targets()?.into_iter().enumerate() {
-        let config = UplinkConfig { relays: vec![target], credentials: credentials.clone(), instance, timers };
-        let uplink = Uplink::start(config, &context.scope);
+        let uplink = UplinkConfig {
+            relays: vec![target],
+            credentials: credentials.clone(),
+            instance,
+            timers,
+            transport: config.transport,
+        };
+        let uplink = Uplink::start(uplink, &context.scope);
         context.scope.spawn(publish::keep(app.clone(), i, uplink.clone(), context.scope.clone()));
         uplinks.push(uplink);
     }

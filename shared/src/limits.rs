@@ -46,6 +46,8 @@ pub struct Timers {
     pub drain: Duration,
     /// How long a session without a lane waits to be resumed before its streams end.
     pub resume: Duration,
+    /// How long after UDP was found dead a dialler tries QUIC again; doubles with every failure.
+    pub udp_retry: Duration,
     /// How long one attempt of a request to the core (activation, enrolment, configuration) may take.
     pub request: Duration,
 }
@@ -62,6 +64,7 @@ impl Default for Timers {
             connect: Duration::from_secs(10),
             drain: Duration::from_secs(30),
             resume: Duration::from_secs(30),
+            udp_retry: Duration::from_secs(30),
             request: Duration::from_secs(30),
         }
     }
@@ -86,6 +89,7 @@ impl Timers {
             drain: scale(self.drain),
             // Long enough for a process to be started again.
             resume: scale(self.resume).max(Duration::from_secs(3)),
+            udp_retry: scale(self.udp_retry),
             request: self.request,
         }
     }

@@ -4,11 +4,11 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
-use hedgerow_tests::curl::{curl, text};
+use hedgerow_tests::curl::curl;
 use hedgerow_tests::nginx::{Nginx, sha256};
 use hedgerow_tests::process::{signal, wait_until};
 use hedgerow_tests::ssh::Sshd;

@@ -17,7 +17,7 @@ use hedgerow_shared::wire::message::{
     Accept, Claim, Control, Destination, GoAway, LaneCall, LaneOffer, LaneRefused, LaneRequest, Limits, LinkOpen,
     Refuse, Wake,
 };
-use hedgerow_shared::{Role, TenantId};
+use hedgerow_shared::{InstanceId, Role, TenantId};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -49,6 +49,24 @@ where
     let _end = scope.guard();
     let door = Door { relay };
     let shake = link::answer(tls, address.to_string(), &door, Limits::default(), relay.instance, &relay.timers, &scope);
+    admitted(relay, shake, address, place).await;
+}
+
+/// As `link`, on a QUIC connection.
+pub async fn quic_link(relay: &Arc<Relay>, connection: quinn::Connection, address: SocketAddr, place: Place) {
+    let scope = relay.work.child();
+    let _end = scope.guard();
+    let door = Door { relay };
+    let shake = link::answer_quic(connection, &door, Limits::default(), relay.instance, &relay.timers, &scope);
+    admitted(relay, shake, address, place).await;
+}
+
+async fn admitted(
+    relay: &Arc<Relay>,
+    shake: impl Future<Output = Result<(Link, Peer), LinkError>>,
+    address: SocketAddr,
+    place: Place,
+) {
     let opened = tokio::select! {
         opened = shake => opened,
         () = place.shown_out() => return,
@@ -135,7 +153,7 @@ impl Drop for Registered {
 }
 
 async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr) {
-    let mux = link.mux;
+    let (mux, transport) = (link.mux, link.transport.label());
     let certificate = peer.certificate.as_ref();
     let facts = Facts {
         id: peer.session,
@@ -151,13 +169,13 @@ async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr) {
         build: peer.hello.build.chars().filter(|c| c.is_ascii_graphic()).take(64).collect(),
         since: clock::now(),
     };
-    tracing::info!(tenant = %facts.tenant, role = %facts.role, id = ?facts.entity, session = %facts.id, "link is up");
+    tracing::info!(tenant = %facts.tenant, role = %facts.role, id = ?facts.entity, session = %facts.id, transport, "link is up");
     metrics::gauge!("hedgerow_relay_links", "role" => facts.role.as_str()).increment(1.0);
     let inserted = relay.registry.insert(facts, mux.clone(), Instant::now());
     let registered = Registered { relay: relay.clone(), live: inserted.live };
     let live = &registered.live;
     for old in inserted.displaced {
-        displace(relay, &old);
+        displace(relay, &old, registered.live.facts.instance);
     }
     // Whoever was revoked, and a relay that began to drain, between the hand-shake's questions and this line.
     if let Err(fault) = relay.may_stay(&live.facts) {
@@ -191,13 +209,22 @@ async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr) {
     tracing::info!(tenant = %live.facts.tenant, role = %live.facts.role, session = %live.facts.id, %reason, "link is down");
 }
 
-fn displace(relay: &Arc<Relay>, old: &Arc<Live<Channel>>) {
+/// A link makes room for a newer one. That of the same process has only moved (to the other transport, or after its
+/// address changed): lanes that were offered on it may still be joined, and nobody has to come back later.
+fn displace(relay: &Arc<Relay>, old: &Arc<Live<Channel>>, by: InstanceId) {
+    let moved = old.facts.instance == by;
     let fault = Fault::new(Code::Displaced, "a newer link of the same process or certificate took this one's place");
-    metrics::counter!("hedgerow_relay_displacements_total").increment(1);
-    tracing::info!(tenant = %old.facts.tenant, session = %old.facts.id, address = %old.facts.address, "link displaced");
-    old.handle.go_away(&GoAway { fault: fault.clone(), return_after_ms: RETRY_DISPLACED_MS, alternatives: vec![] });
-    let (old, limit) = (old.clone(), relay.timers.drain);
+    if !moved {
+        metrics::counter!("hedgerow_relay_displacements_total").increment(1);
+    }
+    tracing::info!(tenant = %old.facts.tenant, session = %old.facts.id, address = %old.facts.address, moved, "link displaced");
+    let return_after_ms = if moved { 0 } else { RETRY_DISPLACED_MS };
+    old.handle.go_away(&GoAway { fault: fault.clone(), return_after_ms, alternatives: vec![] });
+    let (old, least, limit) = (old.clone(), relay.timers.lane_wait, relay.timers.drain);
     relay.work.spawn(async move {
+        if moved {
+            let _ = tokio::time::timeout(least, old.handle.closed()).await;
+        }
         // Its streams may end first.
         let _ = tokio::time::timeout(limit, async {
             while old.handle.open_streams() > 0 && !old.handle.is_closed() {

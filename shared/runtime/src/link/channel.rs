@@ -1,18 +1,22 @@
 //! What a link is to those who use it, whichever transport carries it: streams with a header, control messages,
-//! datagrams, and a proper end. `Framed` is the multiplexer over TLS, with the frames of `wire::frame`.
+//! datagrams, and a proper end. `Framed` is the multiplexer over TLS, with the frames of
+//! `wire::frame`; `Quic` what QUIC has of its own.
 
 use bytes::Bytes;
-use hedgerow_shared::fault::Fault;
+use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::wire::message::{Control, GoAway};
 
 use super::stream::Stream;
 use crate::mux::{self, Mux, Stats};
+use crate::quic;
 
 /// A handle; clones are the same link. It runs until `close`, the peer's end, or the scope's.
 #[derive(Debug, Clone)]
 pub enum Channel {
     /// TLS over TCP.
     Framed(Mux),
+    /// QUIC.
+    Quic(quic::Mux),
 }
 
 impl Channel {
@@ -23,6 +27,7 @@ impl Channel {
     pub async fn open<H: minicbor::Encode<()>>(&self, header: &H) -> Result<Stream, Fault> {
         match self {
             Self::Framed(mux) => mux.open(header).await.map(Stream::from),
+            Self::Quic(mux) => mux.open(header).await.map(Stream::from),
         }
     }
 
@@ -30,6 +35,7 @@ impl Channel {
     pub async fn accept(&self) -> Option<Incoming> {
         match self {
             Self::Framed(mux) => mux.accept().await.map(Incoming::Framed),
+            Self::Quic(mux) => mux.accept().await.map(Incoming::Quic),
         }
     }
 
@@ -40,6 +46,7 @@ impl Channel {
     pub fn send_control(&self, message: &Control) -> Result<(), Fault> {
         match self {
             Self::Framed(mux) => mux.send_control(message),
+            Self::Quic(mux) => mux.send_control(message),
         }
     }
 
@@ -47,6 +54,7 @@ impl Channel {
     pub async fn next_control(&self) -> Option<Control> {
         match self {
             Self::Framed(mux) => mux.next_control().await,
+            Self::Quic(mux) => mux.next_control().await,
         }
     }
 
@@ -54,6 +62,7 @@ impl Channel {
     pub fn send_datagram(&self, bytes: Bytes) {
         match self {
             Self::Framed(mux) => mux.send_datagram(bytes),
+            Self::Quic(mux) => mux.send_datagram(&bytes),
         }
     }
 
@@ -61,6 +70,7 @@ impl Channel {
     pub async fn next_datagram(&self) -> Option<Bytes> {
         match self {
             Self::Framed(mux) => mux.next_datagram().await,
+            Self::Quic(mux) => mux.next_datagram().await,
         }
     }
 
@@ -68,6 +78,7 @@ impl Channel {
     pub fn go_away(&self, message: &GoAway) {
         match self {
             Self::Framed(mux) => mux.go_away(message),
+            Self::Quic(mux) => mux.go_away(message),
         }
     }
 
@@ -75,6 +86,7 @@ impl Channel {
     pub async fn peer_going_away(&self) -> GoAway {
         match self {
             Self::Framed(mux) => mux.peer_going_away().await,
+            Self::Quic(mux) => mux.peer_going_away().await,
         }
     }
 
@@ -83,6 +95,7 @@ impl Channel {
     pub fn is_going_away(&self) -> bool {
         match self {
             Self::Framed(mux) => mux.is_going_away(),
+            Self::Quic(mux) => mux.is_going_away(),
         }
     }
 
@@ -90,6 +103,7 @@ impl Channel {
     pub fn close(&self, fault: Fault) {
         match self {
             Self::Framed(mux) => mux.close(fault),
+            Self::Quic(mux) => mux.close(fault),
         }
     }
 
@@ -97,6 +111,7 @@ impl Channel {
     pub async fn closed(&self) -> Fault {
         match self {
             Self::Framed(mux) => mux.closed().await,
+            Self::Quic(mux) => mux.closed().await,
         }
     }
 
@@ -105,6 +120,7 @@ impl Channel {
     pub fn is_closed(&self) -> bool {
         match self {
             Self::Framed(mux) => mux.is_closed(),
+            Self::Quic(mux) => mux.is_closed(),
         }
     }
 
@@ -113,6 +129,7 @@ impl Channel {
     pub fn stats(&self) -> Stats {
         match self {
             Self::Framed(mux) => mux.stats(),
+            Self::Quic(mux) => mux.stats(),
         }
     }
 
@@ -121,6 +138,7 @@ impl Channel {
     pub fn open_streams(&self) -> usize {
         match self {
             Self::Framed(mux) => mux.open_streams(),
+            Self::Quic(mux) => mux.open_streams(),
         }
     }
 }
@@ -130,6 +148,8 @@ impl Channel {
 pub enum Incoming {
     /// TLS over TCP.
     Framed(mux::Incoming),
+    /// QUIC.
+    Quic(quic::Incoming),
 }
 
 impl Incoming {
@@ -138,6 +158,7 @@ impl Incoming {
     pub fn header(&self) -> &Bytes {
         match self {
             Self::Framed(incoming) => incoming.header(),
+            Self::Quic(incoming) => incoming.header(),
         }
     }
 
@@ -146,9 +167,7 @@ impl Incoming {
     /// # Errors
     /// A `Protocol` fault to refuse the stream with.
     pub fn read_header<T: for<'b> minicbor::Decode<'b, ()>>(&self) -> Result<T, Fault> {
-        match self {
-            Self::Framed(incoming) => incoming.read_header(),
-        }
+        minicbor::decode(self.header()).map_err(|_| Fault::new(Code::Protocol, "the stream's header is malformed"))
     }
 
     /// Opens it.
@@ -156,6 +175,7 @@ impl Incoming {
     pub fn accept(self) -> Stream {
         match self {
             Self::Framed(incoming) => incoming.accept().into(),
+            Self::Quic(incoming) => incoming.accept().into(),
         }
     }
 
@@ -163,6 +183,7 @@ impl Incoming {
     pub fn refuse(self, fault: Fault) {
         match self {
             Self::Framed(incoming) => incoming.refuse(fault),
+            Self::Quic(incoming) => incoming.refuse(fault),
         }
     }
 }

@@ -9,6 +9,7 @@ use hedgerow_shared::fault::Fault;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::mux;
+use crate::quic;
 
 /// Both directions of a stream. Dropping it resets what is not finished.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Stream {
 pub enum ReadHalf {
     /// TLS over TCP.
     Framed(mux::ReadHalf),
+    /// QUIC.
+    Quic(quic::ReadHalf),
 }
 
 /// The direction we send in.
@@ -29,12 +32,20 @@ pub enum ReadHalf {
 pub enum WriteHalf {
     /// TLS over TCP.
     Framed(mux::WriteHalf),
+    /// QUIC.
+    Quic(quic::WriteHalf),
 }
 
 impl From<mux::Stream> for Stream {
     fn from(stream: mux::Stream) -> Self {
         let (read, write) = stream.into_split();
         Self { read: ReadHalf::Framed(read), write: WriteHalf::Framed(write) }
+    }
+}
+
+impl From<(quic::ReadHalf, quic::WriteHalf)> for Stream {
+    fn from((read, write): (quic::ReadHalf, quic::WriteHalf)) -> Self {
+        Self { read: ReadHalf::Quic(read), write: WriteHalf::Quic(write) }
     }
 }
 
@@ -62,7 +73,6 @@ impl Stream {
 
     /// Ends both directions at once.
     pub fn reset(&mut self, fault: Fault) {
-        self.read.reset(fault.clone());
         self.write.reset(fault);
     }
 
@@ -81,13 +91,15 @@ impl ReadHalf {
     pub async fn read_chunk(&mut self) -> Result<Option<Bytes>, Fault> {
         match self {
             Self::Framed(half) => half.read_chunk().await,
+            Self::Quic(half) => half.read_chunk().await,
         }
     }
 
-    /// Ends both directions at once; of a QUIC stream the half in hand, which its peer answers with the other.
+    /// Ends both directions at once.
     pub fn reset(&mut self, fault: Fault) {
         match self {
             Self::Framed(half) => half.reset(fault),
+            Self::Quic(half) => half.reset(fault),
         }
     }
 }
@@ -100,6 +112,7 @@ impl WriteHalf {
     pub async fn write_chunk(&mut self, bytes: Bytes) -> Result<(), Fault> {
         match self {
             Self::Framed(half) => half.write_chunk(bytes).await,
+            Self::Quic(half) => half.write_chunk(bytes).await,
         }
     }
 
@@ -108,6 +121,7 @@ impl WriteHalf {
     pub async fn ended(&self) -> Fault {
         match self {
             Self::Framed(half) => half.ended().await,
+            Self::Quic(half) => half.ended().await,
         }
     }
 
@@ -115,13 +129,15 @@ impl WriteHalf {
     pub fn finish(&mut self) {
         match self {
             Self::Framed(half) => half.finish(),
+            Self::Quic(half) => half.finish(),
         }
     }
 
-    /// Ends both directions at once; of a QUIC stream the half in hand, which its peer answers with the other.
+    /// Ends both directions at once.
     pub fn reset(&mut self, fault: Fault) {
         match self {
             Self::Framed(half) => half.reset(fault),
+            Self::Quic(half) => half.reset(fault),
         }
     }
 }
@@ -130,6 +146,7 @@ impl AsyncRead for ReadHalf {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Framed(half) => Pin::new(half).poll_read(cx, buf),
+            Self::Quic(half) => Pin::new(half).poll_read(cx, buf),
         }
     }
 }
@@ -138,18 +155,21 @@ impl AsyncWrite for WriteHalf {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Framed(half) => Pin::new(half).poll_write(cx, buf),
+            Self::Quic(half) => Pin::new(half).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Framed(half) => Pin::new(half).poll_flush(cx),
+            Self::Quic(half) => Pin::new(half).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Framed(half) => Pin::new(half).poll_shutdown(cx),
+            Self::Quic(half) => Pin::new(half).poll_shutdown(cx),
         }
     }
 }
