@@ -22,6 +22,7 @@ use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::lane::Endpoint;
 use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus, Uplinks};
+use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::wire::message::{ALPN_SESSION, GoAway};
@@ -99,6 +100,7 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         scope.spawn(serve_links(service.clone(), uplink.clone()));
     }
     scope.spawn(watch_links(uplinks.clone(), link_check));
+    scope.spawn(follow_network(uplinks.clone(), sessions.clone(), scope.clone()));
     let (fresh, fresh_uplinks, fresh_scope, scale) =
         (policies.clone(), uplinks.clone(), scope.clone(), config.timers.scale);
     scope.spawn(async move {
@@ -160,6 +162,15 @@ async fn watch_links(uplinks: Uplinks, check: hedgerow_runtime::admin::Check) {
             None => check.fail("connecting to the relay"),
         }
         Uplinks::changed(&mut statuses).await;
+    }
+}
+
+/// Finds out at once what stands on an address that is gone.
+async fn follow_network(uplinks: Uplinks, sessions: Arc<Sessions>, scope: Scope) {
+    let mut changes = hedgerow_runtime::network::watch(&scope);
+    while changes.changed().await.is_ok() {
+        sessions.probe();
+        uplinks.iter().for_each(|uplink| uplink.probe(&scope));
     }
 }
 

@@ -165,6 +165,13 @@ impl Sessions {
         }
     }
 
+    /// Asks every device for a sign of life.
+    pub(crate) fn probe(&self) {
+        for live in self.live.lock().sessions.values() {
+            live.session.mux.probe();
+        }
+    }
+
     /// Tells every device that this node goes away.
     pub(crate) fn go_away(&self, message: &GoAway) {
         for live in self.live.lock().sessions.values() {

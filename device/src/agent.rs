@@ -93,6 +93,7 @@ impl Agent {
         let agent = Self { inner: Arc::new(inner) };
         scope.spawn(agent.clone().listen());
         scope.spawn(agent.clone().keep_config());
+        scope.spawn(agent.clone().follow_network());
         Ok(agent)
     }
 
@@ -220,6 +221,15 @@ impl Agent {
             if status.changed().await.is_err() {
                 return;
             }
+        }
+    }
+
+    /// Finds out at once what stands on an address that is gone.
+    async fn follow_network(self) {
+        let mut changes = hedgerow_runtime::network::watch(&self.inner.scope);
+        while changes.changed().await.is_ok() {
+            self.inner.sessions.probe();
+            self.inner.uplink.probe(&self.inner.scope);
         }
     }
 

@@ -105,7 +105,10 @@ impl Sessions {
         }
         let same_link = link.accept.session == carried.link.accept.session;
         let lanes = self.inner.may_use_lanes(&link);
-        let leaves = !same_link && (carried.path == "link" || carried.link.mux.is_going_away());
+        // A lane outlives its link, unless its relay goes down: then a link to another relay is up.
+        let here = |l: &Link| (l.accept.relay.clone(), l.address.clone());
+        let relay_drains = carried.link.mux.is_going_away() && here(&carried.link) != here(&link);
+        let leaves = !same_link && (carried.path == "link" || relay_drains);
         let better = carried.path == "link" && lanes;
         if leaves || better {
             match self.inner.go_on(&link, &carried.group, &carried.session, !leaves).await {

@@ -2,6 +2,8 @@
 //! datagrams, and a proper end. `Framed` is the multiplexer over TLS, with the frames of
 //! `wire::frame`; `Quic` what QUIC has of its own.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::wire::message::{Control, GoAway};
@@ -9,6 +11,9 @@ use hedgerow_shared::wire::message::{Control, GoAway};
 use super::stream::Stream;
 use crate::mux::{self, Mux, Stats};
 use crate::quic;
+
+/// How long a QUIC path may take to answer a probe that was asked for.
+const PROBE: Duration = Duration::from_secs(3);
 
 /// A handle; clones are the same link. It runs until `close`, the peer's end, or the scope's.
 #[derive(Debug, Clone)]
@@ -96,6 +101,16 @@ impl Channel {
         match self {
             Self::Framed(mux) => mux.is_going_away(),
             Self::Quic(mux) => mux.is_going_away(),
+        }
+    }
+
+    /// Asks the peer for a sign of life: the network below may have changed. A link that stays silent ends, or its
+    /// transport is changed. Cancel safe.
+    pub async fn probe(&self) {
+        match self {
+            Self::Framed(mux) => mux.probe(),
+            // Whether it is answered is seen by those who watch the path.
+            Self::Quic(mux) => drop(mux.probe(PROBE).await),
         }
     }
 

@@ -128,6 +128,13 @@ impl Uplink {
         }
     }
 
+    /// Asks for a sign of life on every link, as tasks of the scope: the network below may have changed.
+    pub fn probe(&self, scope: &Scope) {
+        for link in self.links() {
+            scope.spawn(async move { link.mux.probe().await });
+        }
+    }
+
     /// Changes of the status.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<UplinkStatus> {
