@@ -14,6 +14,7 @@ use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
+use hedgerow_shared::verify::Identity;
 use hedgerow_shared::wire::lane::server_name;
 use hedgerow_shared::wire::message::{
     ALPN_SESSION, Control, Destination, LaneOffer, LaneRequest, LinkOpen, SessionOpen,
@@ -162,7 +163,16 @@ impl Sessions {
         let started = Instant::now();
         let link = self.inner.uplink.link(self.inner.timers.connect).await?;
         let carried = self.open_on(&link, group).await?;
-        let node = carried.session.peer.identity.id;
+        let Identity { id: node, group: theirs, .. } = &carried.session.peer.identity;
+        // The relay chose the node. Its certificate must say that it stands where the route leads: the same address
+        // inside is another server elsewhere.
+        if theirs.as_ref() != Some(group) {
+            let text = format!("the relay led to node {node} of another group than {group}");
+            let fault = Fault::new(Code::Unauthenticated, text);
+            warn!(reason = %fault, "session refused");
+            carried.session.mux.close(fault.clone());
+            return Err(fault);
+        }
         info!(%group, %node, path = carried.path, ms = started.elapsed().as_millis() as u64, "session to node is open");
         metrics::counter!("hedgerow_device_sessions_total", "path" => carried.path).increment(1);
         self.watch(group.clone(), carried.clone());

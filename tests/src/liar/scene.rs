@@ -7,6 +7,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -162,12 +163,18 @@ impl Tenant {
 }
 
 /// How a stream looked at the end that read it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Reading {
     /// What came.
     pub bytes: Vec<u8>,
     /// Whether it ended in order.
     pub in_order: bool,
+}
+
+impl std::fmt::Debug for Reading {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes, {}", self.bytes.len(), if self.in_order { "ended in order" } else { "cut" })
+    }
 }
 
 impl Reading {
@@ -198,6 +205,7 @@ pub struct Site {
     pub up: Arc<[u8]>,
     marks: Vec<Needle>,
     read: Arc<Mutex<Vec<Reading>>>,
+    visitors: Arc<AtomicUsize>,
 }
 
 impl Site {
@@ -222,25 +230,31 @@ impl Site {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("its address").port();
         let read: Arc<Mutex<Vec<Reading>>> = Arc::default();
-        let (send, kept) = (down.clone(), read.clone());
+        let visitors: Arc<AtomicUsize> = Arc::default();
+        let (send, kept, here) = (down.clone(), read.clone(), visitors.clone());
         std::thread::spawn(move || {
             for tcp in listener.incoming().flatten() {
-                let (send, kept) = (send.clone(), kept.clone());
+                here.fetch_add(1, Ordering::SeqCst);
+                let (send, kept, here) = (send.clone(), kept.clone(), here.clone());
                 std::thread::spawn(move || {
                     let reading = exchange(&tcp, &send);
                     lock(&kept).push(reading);
+                    here.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });
         let marks = marks.iter().map(|m| Needle { name: "the document's mark".into(), bytes: m.clone() }).collect();
-        Self { port, down, up, marks, read }
+        Self { port, down, up, marks, read, visitors }
     }
 
-    /// What visitors sent, as it was read, since the last time it was asked.
+    /// What visitors sent, as it was read, since the last time it was asked; waits until all have gone. A connection
+    /// that a node opened in vain, before anybody was told of it, is none of them.
     #[must_use]
-    pub fn readings(&self, at_least: usize) -> Vec<Reading> {
-        wait_until("the site has read what visitors sent", PATIENCE, || lock(&self.read).len() >= at_least);
-        std::mem::take(&mut *lock(&self.read))
+    pub fn readings(&self) -> Vec<Reading> {
+        wait_until("the site's visitors have gone", PATIENCE, || self.visitors.load(Ordering::SeqCst) == 0);
+        let mut readings = std::mem::take(&mut *lock(&self.read));
+        readings.retain(|r| !(r.in_order && r.bytes.is_empty()));
+        readings
     }
 }
 
@@ -384,13 +398,7 @@ impl Scene {
 
     /// A real core with a tenant of its own, a user `anna@example.com`, and a rule and a route for the site.
     pub fn core(&mut self) {
-        let key = Secret::new(clock::random::<32>().to_vec());
-        let text: String = key.expose().iter().map(|b| format!("{b:02x}")).collect();
-        self.private_file("srp.key", text.as_bytes());
-        self.secrets.push(Needle { name: "SRP key".into(), bytes: key.expose().to_vec() });
-        self.secrets.push(Needle { name: "SRP key in digits".into(), bytes: text.into_bytes() });
-        self.liar.give_srp_key(key);
-        self.liar.give_address("anna@example.com", &TENANT.parse().expect("a tenant id"));
+        self.core_files();
         self.run_core(true);
         let port = self.site.port.to_string();
         self.command(&["user", "add", "anna@example.com", "--name", "Anna"]);
@@ -398,16 +406,28 @@ impl Scene {
         self.command(&["route", "add", "127.0.0.1", "group:default"]);
     }
 
+    /// What a core needs before it can run: the tenant's key, which the relay has too.
+    pub fn core_files(&mut self) {
+        let key = Secret::new(clock::random::<32>().to_vec());
+        let text: String = key.expose().iter().map(|b| format!("{b:02x}")).collect();
+        self.private_file("srp.key", text.as_bytes());
+        self.secrets.push(Needle { name: "SRP key".into(), bytes: key.expose().to_vec() });
+        self.secrets.push(Needle { name: "SRP key in digits".into(), bytes: text.into_bytes() });
+        self.liar.give_srp_key(key);
+        self.liar.give_address("anna@example.com", &TENANT.parse().expect("a tenant id"));
+    }
+
     /// Starts the core; whether it is waited for.
     pub fn run_core(&mut self, wait: bool) {
         let text = format!(
             "tenant = \"{TENANT}\"\nname = \"Test\"\nstate = {:?}\nsrp_key_file = {:?}\n[[relays]]\nname = \"{RELAY}\"\n\
-             addresses = [\"{}\"]\nca_file = {:?}\n[advertise]\nrelays = [\"{}\"]\n[drain]\nseconds = 1\n",
+             addresses = [\"{}\"]\nca_file = {:?}\n[advertise]\nrelays = [\"{}\"]\nname = \"{RELAY}\"\nca_file = {:?}\n[drain]\nseconds = 1\n",
             self.path("core"),
             self.path("srp.key"),
             self.liar.address(),
             self.path("relay-ca.pem"),
             self.liar.address(),
+            self.path("relay-ca.pem"),
         );
         self.start("core", "core", &text, wait);
     }
@@ -562,8 +582,8 @@ impl Scene {
         let reading = self.visit(device);
         let reading = reading.unwrap_or_else(|| panic!("refused:\n{}", self.log(&device.name)));
         assert!(reading.check(&self.site.down, "download"), "the download was cut");
-        let taken = self.site.readings(1);
-        assert!(taken.iter().all(|r| r.check(&self.site.up, "upload")), "the upload was cut");
+        let taken = self.site.readings();
+        assert!(!taken.is_empty() && taken.iter().all(|r| r.check(&self.site.up, "upload")), "the upload was cut");
     }
 
     /// Panics when the liar has seen anything it must not know.
