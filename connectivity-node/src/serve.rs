@@ -24,7 +24,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::egress;
 use crate::policy::Policies;
@@ -146,7 +146,9 @@ impl Service {
         let session = match opened {
             Ok(session) => session,
             Err(fault) => {
-                debug!(%fault, carrier, vouched = ?vouched.and_then(|v| v.id), "session refused");
+                // Its certificate does not hold, or the relay meddles: either way somebody should look.
+                let vouched = vouched.and_then(|v| v.id).map(|id| id.to_string());
+                warn!(reason = %fault, carrier, vouched, "session refused");
                 return refused_session(&fault);
             }
         };

@@ -162,14 +162,15 @@ impl Sessions {
     async fn open(&self, group: &GroupName) -> Result<Carried, Fault> {
         let started = Instant::now();
         let link = self.inner.uplink.link(self.inner.timers.connect).await?;
-        let carried = self.open_on(&link, group).await?;
+        let refused = |fault: &Fault| warn!(%group, reason = %fault, "no session to a node");
+        let carried = self.open_on(&link, group).await.inspect_err(refused)?;
         let Identity { id: node, group: theirs, .. } = &carried.session.peer.identity;
         // The relay chose the node. Its certificate must say that it stands where the route leads: the same address
         // inside is another server elsewhere.
         if theirs.as_ref() != Some(group) {
             let text = format!("the relay led to node {node} of another group than {group}");
             let fault = Fault::new(Code::Unauthenticated, text);
-            warn!(reason = %fault, "session refused");
+            refused(&fault);
             carried.session.mux.close(fault.clone());
             return Err(fault);
         }
@@ -283,7 +284,11 @@ impl Sessions {
             loop {
                 tokio::select! {
                     fault = mux.closed() => {
-                        debug!(%group, reason = %fault, "session to node ended");
+                        if matches!(fault.code, Code::Ok | Code::Draining) {
+                            debug!(%group, reason = %fault, "session to node ended");
+                        } else {
+                            warn!(%group, reason = %fault, "session to node ended");
+                        }
                         break;
                     }
                     () = sleep(idle) => {

@@ -13,7 +13,7 @@ use hedgerow_shared::secret::Secret;
 use hedgerow_shared::wire::message::Wake;
 use hedgerow_shared::{EntityId, Role};
 use hedgerow_tests::liar::scene::{Device, GROUP, Scene, TENANT, Tenant};
-use hedgerow_tests::liar::{Act, Answer, Imposter};
+use hedgerow_tests::liar::{Act, Alteration, Answer, Imposter, Meddling, Way, What};
 use hedgerow_tests::process::wait_until;
 use hedgerow_tests::tap::Needle;
 
@@ -139,6 +139,29 @@ fn n04_a_relay_that_plays_the_core_must_know_the_password() {
     scene.liar.lie(|l| l.core = Answer::Imposter(imposter(act(right.trim()))));
     refused(&scene.activate("device", &password), &scene.path("device"));
     assert!(!scene.liar.notes().search(&finish).is_empty(), "the control did not get on");
+}
+
+#[test]
+fn n04_an_activation_whose_bytes_are_altered_fails_and_burns_no_attempt() {
+    let mut scene = Scene::new();
+    scene.core();
+    let password = scene.password();
+    for way in [Way::Up, Way::Down] {
+        // Not the type in a record's header: rustls leaves it out of what it authenticates, and opens the record.
+        let ways = [Alteration::Flip, Alteration::Repeat, Alteration::ForgedClose, Alteration::Cut];
+        for how in ways.into_iter().chain([Alteration::CutInside]) {
+            let (before, what) = (scene.liar.count(|c| &c.altered), What::Core);
+            scene.liar.lie(|l| l.meddling = Some(Meddling { what, way, how, after: 0, times: 1 }));
+            let output = scene.activate("device", &password);
+            assert!(!output.status.success(), "{way:?} {how:?}: {}", said(&output));
+            refused(&output, &scene.path("device"));
+            assert_eq!(scene.liar.count(|c| &c.altered), before + 1, "{way:?} {how:?}");
+        }
+    }
+    assert_eq!(wrong_attempts(&scene), 0);
+    scene.assert_nothing_learnt();
+    let output = scene.activate("device", &password);
+    assert!(output.status.success(), "{}", said(&output));
 }
 
 #[test]

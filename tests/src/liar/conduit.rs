@@ -126,6 +126,8 @@ enum End {
 pub(super) async fn carry(shared: Arc<Shared>, what: What, near: Conn, far: Conn) {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    lock(&shared.last_up).clear();
+    let cut = shared.cut.notified();
     let (near_read, near_write) = tokio::io::split(near);
     let (far_read, far_write) = tokio::io::split(far);
     let (near_write, far_write) = (Arc::new(Mutex::new(near_write)), Arc::new(Mutex::new(far_write)));
@@ -133,12 +135,13 @@ pub(super) async fn carry(shared: Arc<Shared>, what: What, near: Conn, far: Conn
     let down = Direction { shared: &shared, id, what, way: Way::Down, passed: 0, held: None };
     let up = up.run(near_read, far_write.clone(), near_write.clone());
     let down = down.run(far_read, near_write.clone(), far_write.clone());
-    tokio::pin!(up, down);
+    tokio::pin!(up, down, cut);
     let (mut up_done, mut down_done) = (false, false);
     while !(up_done && down_done) {
         let end = tokio::select! {
             end = &mut up, if !up_done => { up_done = true; end }
             end = &mut down, if !down_done => { down_done = true; end }
+            () = &mut cut => break,
         };
         if !matches!(end, Ok(End::Finished)) {
             break;
@@ -166,6 +169,9 @@ impl Direction<'_> {
             while let Some(record) = take_record(&mut input) {
                 self.passed += record.len() as u64;
                 self.keep_sample(&record);
+                if self.way == Way::Up {
+                    lock(&self.shared.last_up).extend_from_slice(&record);
+                }
                 match self.alteration(&record) {
                     None => self.send(&to, record).await?,
                     Some(how) => match self.alter(how, record, &to, &back).await? {

@@ -110,9 +110,8 @@ async fn guess(
         }
     };
     respond(&mut io, &confirmation).await?;
-    // Whatever the device still says is written down.
-    let _ = io.read_to_end(&mut Vec::new()).await;
-    Some(())
+    // Whatever the device still asks is written down.
+    request(&mut io).await.map(drop)
 }
 
 type Plain = BufReader<Recorded<TlsStream<Conn>>>;

@@ -32,6 +32,7 @@ use hedgerow_shared::{EntityId, InstanceId, Role, TenantId};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
 
 pub use conduit::{Alteration, Meddling, Way, What};
 pub use middle::{Act, Imposter};
@@ -127,6 +128,8 @@ struct Shared {
     lanes: Mutex<lanes::Lanes>,
     counts: Counts,
     samples: Mutex<Vec<conduit::Sample>>,
+    last_up: Mutex<Vec<u8>>,
+    cut: Notify,
     look_ups: Mutex<HashMap<String, TenantId>>,
     srp_key: Mutex<Option<Secret>>,
     tls: Arc<ServerConfig>,
@@ -208,6 +211,8 @@ impl Liar {
             lanes: Mutex::default(),
             counts: Counts::default(),
             samples: Mutex::default(),
+            last_up: Mutex::default(),
+            cut: Notify::new(),
             look_ups: Mutex::default(),
             srp_key: Mutex::default(),
             tls: Arc::new(tls),
@@ -293,6 +298,17 @@ impl Liar {
     pub fn send_away(&self, role: Role, message: &GoAway) {
         let _context = self.runtime().enter();
         self.links().iter().filter(|k| k.role == role).for_each(|k| k.link.mux.go_away(message));
+    }
+
+    /// Ends everything that is being carried between two ends now, without a word of TLS.
+    pub fn cut(&self) {
+        self.shared.cut.notify_waiters();
+    }
+
+    /// What the opener of the newest conduit has sent, byte for byte: to be played again.
+    #[must_use]
+    pub fn recorded(&self) -> Vec<u8> {
+        lock(&self.shared.last_up).clone()
     }
 
     /// Runs something of a test's own on the liar's side of the links.

@@ -258,16 +258,17 @@ impl Site {
     }
 }
 
-/// Sends and reads at the same time.
+/// Sends and reads at the same time. A reset is told once, to the writer or to the reader; whichever heard of it, the
+/// end was not in order.
 fn exchange(tcp: &TcpStream, send: &[u8]) -> Reading {
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            // The other end may be gone; then the reading says so.
-            if (&mut &*tcp).write_all(send).is_ok() {
-                let _ = tcp.shutdown(Shutdown::Write);
-            }
+        let sent = scope.spawn(|| {
+            (&mut &*tcp).write_all(send)?;
+            tcp.shutdown(Shutdown::Write)
         });
-        Reading::of(tcp)
+        let mut reading = Reading::of(tcp);
+        reading.in_order &= sent.join().expect("it does not panic").is_ok();
+        reading
     })
 }
 
@@ -504,7 +505,7 @@ impl Scene {
         let config = self.path(&format!("{name}.toml"));
         std::fs::write(&config, format!("{text}[admin]\nlisten = \"{admin}\"\n")).expect("a file");
         let mut command = Command::new(hedgerow());
-        command.args([role, "run", "--config"]).arg(config).env("HEDGEROW_LOG", "debug,hyper=info,h2=info,sqlx=info");
+        command.args([role, "run", "--config"]).arg(config).env_remove("HEDGEROW_LOG");
         let process = Process::start(&mut command, &self.path(&format!("{name}.log")));
         self.running.push(Running { name: name.to_owned(), admin, process });
         if wait && role == "core" {
