@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hedgerow_runtime::tls::{SigningKey, read_certificates};
+use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::wire::message::Wake;
 use hedgerow_shared::{EntityId, Role};
 use hedgerow_tests::liar::scene::{Device, GROUP, Scene, TENANT, Tenant};
-use hedgerow_tests::liar::{Act, Alteration, Answer, Imposter, Meddling, Way, What};
+use hedgerow_tests::liar::{Act, Alteration, Answer, Imposter, Liar, Meddling, RelayIdentity, Way, What};
 use hedgerow_tests::process::wait_until;
 use hedgerow_tests::tap::Needle;
 
@@ -301,4 +302,28 @@ fn n04_a_relay_without_the_tenants_key_gets_no_link_of_the_core_and_never_sees_t
     scene.liar.repent();
     let _ = scene.liar.wait_for_link("the core", |k| k.role == Role::Core);
     scene.assert_nothing_learnt();
+}
+
+#[test]
+fn n04_a_relay_between_its_peers_and_their_real_relay_links_none_of_them() {
+    let mut scene = Scene::new();
+    let _ = people(&mut scene, true);
+    let folder = tempfile::tempdir().unwrap();
+    let real = Liar::start(&RelayIdentity::new("relay.real.test"), folder.path());
+    real.give_srp_key(Secret::new(unhex(&std::fs::read_to_string(scene.path("srp.key")).unwrap())));
+    scene.liar.lie(|l| l.links_led_to = Some(real.address()));
+    // They come back by themselves, and find the way to the real relay open, but for the exporter in their proofs.
+    for known in scene.liar.links() {
+        known.link.mux.close(Fault::new(Code::Lost, "gone"));
+    }
+    scene.wait_for_log("core", "the relay does not know this tenant's SRP authentication key");
+    for name in ["node", "device"] {
+        scene.wait_for_log(name, "the peer does not hold its certificate's key");
+    }
+    assert!(real.links().is_empty() && real.count(|c| &c.links) == 0);
+    scene.assert_nothing_learnt();
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    data_encoding::HEXLOWER.decode(text.trim().as_bytes()).unwrap()
 }

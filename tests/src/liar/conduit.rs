@@ -135,21 +135,30 @@ pub(super) async fn carry(shared: Arc<Shared>, what: What, near: Conn, far: Conn
     let down = Direction { shared: &shared, id, what, way: Way::Down, passed: 0, held: None };
     let up = up.run(near_read, far_write.clone(), near_write.clone());
     let down = down.run(far_read, near_write.clone(), far_write.clone());
+    // In a function of its own: a direction that is dropped in the middle of a write lets go of its writer.
+    until_one_ends(up, down, cut).await;
+    for writer in [near_write, far_write] {
+        // An end in order, so that nothing but the sealing tells of the cut.
+        let _ = writer.lock().await.shutdown().await;
+    }
+}
+
+async fn until_one_ends(
+    up: impl Future<Output = io::Result<End>>,
+    down: impl Future<Output = io::Result<End>>,
+    cut: impl Future<Output = ()>,
+) {
     tokio::pin!(up, down, cut);
     let (mut up_done, mut down_done) = (false, false);
     while !(up_done && down_done) {
         let end = tokio::select! {
             end = &mut up, if !up_done => { up_done = true; end }
             end = &mut down, if !down_done => { down_done = true; end }
-            () = &mut cut => break,
+            () = &mut cut => return,
         };
         if !matches!(end, Ok(End::Finished)) {
-            break;
+            return;
         }
-    }
-    for writer in [near_write, far_write] {
-        // An end in order, so that nothing but the sealing tells of the cut.
-        let _ = writer.lock().await.shutdown().await;
     }
 }
 

@@ -56,6 +56,10 @@ async fn connection(shared: Arc<Shared>, tcp: TcpStream) -> io::Result<()> {
     }
     let tls = TlsAcceptor::from(shared.tls.clone()).accept(io).await?;
     if tls.get_ref().1.alpn_protocol() == Some(ALPN_LINK) {
+        let elsewhere = lock(&shared.lies).links_led_to.clone();
+        if let Some(relay) = elsewhere {
+            return middle::lead(&shared, tls, &relay).await;
+        }
         link::serve(shared, tls, address).await;
         return Ok(());
     }

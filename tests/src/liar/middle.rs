@@ -6,12 +6,13 @@ use hedgerow_runtime::clock::random;
 use hedgerow_runtime::tls::{self, SigningKey};
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::wire::core_api::ALPN_HTTP;
-use hedgerow_shared::wire::message::ALPN_SESSION;
+use hedgerow_shared::wire::message::{ALPN_LINK, ALPN_SESSION};
 use hedgerow_shared::{SessionId, TenantId};
 use hedgerow_uem_core::activation::pake::{Context, Proof, Responder, Start};
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -153,3 +154,15 @@ pub(super) async fn between(shared: &Arc<Shared>, imposter: &Imposter, near: Con
     let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
 }
 
+
+/// Passes a link's plaintext to another relay and back, in the hope that its proofs hold there too.
+pub(super) async fn lead<IO>(shared: &Shared, near: TlsStream<IO>, relay: &str) -> std::io::Result<()>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let config = tls::to_anyone(&[ALPN_LINK]).map_err(std::io::Error::other)?;
+    let far = TcpStream::connect(relay).await?;
+    let mut far = TlsConnector::from(config).connect(tls::any_name(), far).await?;
+    let mut near = Recorded::new(near, shared.notes.plain("a link in the middle"));
+    tokio::io::copy_bidirectional(&mut near, &mut far).await.map(drop)
+}

@@ -73,6 +73,8 @@ pub struct Lies {
     pub connect_refused: Option<String>,
     /// What it calls itself in ACCEPT.
     pub relay_name: Option<String>,
+    /// Links are not answered but led to this relay, by a TLS connection of the liar's own.
+    pub links_led_to: Option<String>,
     /// The relay does not know the tenant's SRP key, and goes on with one of its own.
     pub srp_key_unknown: bool,
 }
