@@ -237,11 +237,8 @@ fn n04_nobody_but_the_core_gives_nodes_and_devices_their_configuration() {
         Imposter::new([chain, ca].concat(), &key, Act::Listen)
     };
     // A node or a device that is in league with the relay is no core either.
-    let accomplices = [
-        imposter(Act::Listen),
-        held("node", "node.pem", "node.key.pem"),
-        held("device", "certificate.pem", "key.pem"),
-    ];
+    let accomplices =
+        [imposter(Act::Listen), held("node", "node.pem", "node.key.pem"), held("device", "certificate.pem", "key.pem")];
     for accomplice in accomplices {
         for answer in [Answer::Imposter(accomplice.clone()), Answer::Middle(accomplice)] {
             scene.liar.lie(|l| l.core = answer);

@@ -71,7 +71,8 @@ fn n04_control_what_is_sent_unsealed_or_to_whoever_answers_is_found_in_the_liars
         let (timers, scope) = (Timers::default(), Scope::new());
         let tenant = TENANT.parse().unwrap();
         let io = dial::origin(&target, &tenant, Origin::Core, &timers, &scope).await.unwrap();
-        let mut core = CoreClient::handshake(tls::to_anyone(&[b"http/1.1"]).unwrap(), io, &timers, &scope).await.unwrap();
+        let mut core =
+            CoreClient::handshake(tls::to_anyone(&[b"http/1.1"]).unwrap(), io, &timers, &scope).await.unwrap();
         let exchange = core.post::<serde_json::Value>("/", &said);
         let _ = tokio::time::timeout(Duration::from_millis(500), exchange).await;
         let mut io = dial::origin(&target, &tenant, Origin::Core, &timers, &scope).await.unwrap();
@@ -103,11 +104,14 @@ fn no_altered_byte_is_believed(what: What) {
             let before = scene.liar.count(|c| &c.altered);
             // Behind the hand-shake, before the end.
             let after = 16_384 + u64::from(u16::from_be_bytes(clock::random())) * 7;
-            let times = 1 + u32::from(clock::random::<1>()[0] % 3);
+            // What is held back or left out shows with the next record, or with the next ping: once is enough.
+            let silent = matches!(how, Alteration::Swap | Alteration::Omit);
+            let times = if silent { 1 } else { 1 + u32::from(clock::random::<1>()[0] % 3) };
             scene.liar.lie(|l| l.meddling = Some(Meddling { what, way, how, after, times }));
             let visited = scene.visit(&device);
-            scene.liar.lie(|l| l.meddling = None);
+            // What the application has handed over may still be on its way.
             let taken = scene.site.readings();
+            scene.liar.lie(|l| l.meddling = None);
             assert!(taken.iter().filter(|r| r.check(&scene.site.up, &case)).count() <= 1, "{case}: it came twice");
             // A session that the lie ended before the answer came: nobody was connected.
             let Some(reading) = visited else { continue };
@@ -326,7 +330,9 @@ fn n04_a_node_of_another_group_is_not_taken_for_one_of_the_group_asked_for() {
     assert_eq!(scene.visit(&by_link), None);
     scene.liar.repent();
     scene.kill("elsewhere");
-    wait_until("the other group's node has gone", SOON, || scene.liar.links().iter().all(|k| k.entity != Some(elsewhere)));
+    wait_until("the other group's node has gone", SOON, || {
+        scene.liar.links().iter().all(|k| k.entity != Some(elsewhere))
+    });
     scene.visit_well(&device);
 }
 

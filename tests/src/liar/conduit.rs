@@ -215,13 +215,7 @@ impl Direction<'_> {
         to.flush().await
     }
 
-    async fn alter(
-        &mut self,
-        how: Alteration,
-        record: Bytes,
-        to: &Writer,
-        back: &Writer,
-    ) -> io::Result<Option<End>> {
+    async fn alter(&mut self, how: Alteration, record: Bytes, to: &Writer, back: &Writer) -> io::Result<Option<End>> {
         match how {
             Alteration::Flip => {
                 let mut record = record.to_vec();

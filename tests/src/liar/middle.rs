@@ -137,8 +137,7 @@ async fn request(io: &mut Plain) -> Option<Vec<u8>> {
 }
 
 async fn respond(io: &mut Plain, body: &[u8]) -> Option<()> {
-    let head =
-        format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
     io.write_all(head.as_bytes()).await.ok()?;
     io.write_all(body).await.ok()?;
     io.flush().await.ok()
@@ -153,7 +152,6 @@ pub(super) async fn between(shared: &Arc<Shared>, imposter: &Imposter, near: Con
     // It ends when one of them has had enough.
     let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
 }
-
 
 /// Passes a link's plaintext to another relay and back, in the hope that its proofs hold there too.
 pub(super) async fn lead<IO>(shared: &Shared, near: TlsStream<IO>, relay: &str) -> std::io::Result<()>

@@ -2,7 +2,7 @@
 //! wrote, and, where it is about activation, enrolment or configuration, a real core with a tenant of its own.
 //! Everything is linked to the liar and ends with the scene.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,8 @@ pub const RELAY: &str = "relay.liar.test";
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Hand-shakes that a node does at once.
 pub const HANDSHAKES: usize = 16;
+/// A tenth: silence is noticed in seconds.
+const TIMERS: &str = "[timers]\nscale = 0.1\n";
 /// Of the document that the site sends, and of the one it takes.
 pub const DOCUMENT: usize = 1 << 20;
 
@@ -180,8 +182,10 @@ impl std::fmt::Debug for Reading {
 impl Reading {
     fn of(mut tcp: &TcpStream) -> Self {
         let mut bytes = Vec::new();
-        let in_order = tcp.read_to_end(&mut bytes).is_ok();
-        Self { bytes, in_order }
+        let end = tcp.read_to_end(&mut bytes);
+        let stood = end.as_ref().is_err_and(|e| matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
+        assert!(!stood, "{} bytes, then nothing for {} s: neither data nor an error", bytes.len(), PATIENCE.as_secs());
+        Self { bytes, in_order: end.is_ok() }
     }
 
     /// Whether everything came and ended in order. Panics when anything came that was not sent, or when what was cut
@@ -351,8 +355,10 @@ impl Scene {
 
     /// Starts the node whose state lies in the folder of its name.
     pub fn run_node(&mut self, name: &str) {
-        let text =
-            format!("state = {:?}\n[limits]\nhandshakes = {HANDSHAKES}\n[drain]\nseconds = 1\n", self.path(name));
+        let text = format!(
+            "state = {:?}\n[limits]\nhandshakes = {HANDSHAKES}\n[drain]\nseconds = 1\n{TIMERS}",
+            self.path(name)
+        );
         self.start("node", name, &text, true);
     }
 
@@ -387,7 +393,7 @@ impl Scene {
     pub fn run_device(&mut self, name: &str, lanes: bool) -> SocketAddr {
         let socks = loopback();
         let text = format!(
-            "state = {:?}\nlanes = \"{}\"\n[proxy]\nsocks5 = \"{socks}\"\nhttp = \"{}\"\n",
+            "state = {:?}\nlanes = \"{}\"\n[proxy]\nsocks5 = \"{socks}\"\nhttp = \"{}\"\n{TIMERS}",
             self.path(name),
             if lanes { "auto" } else { "off" },
             loopback()
