@@ -521,3 +521,37 @@ fn n04_configuration_that_the_relay_holds_back_runs_out_at_node_and_device() {
     assert!(scene.get("node", "/readyz").contains("configuration"));
     scene.assert_nothing_learnt();
 }
+
+#[test]
+fn n04_an_old_expired_or_foreign_configuration_is_refused_even_from_who_holds_a_cores_key() {
+    let mut scene = Scene::new();
+    let (tenant, port) = (&scene.tenant, scene.site.port);
+    let (node_now, device_now) = (tenant.node_config(5, DAY, port, &[]), tenant.device_config(5, DAY, GROUP));
+    let cases = [
+        ("node", tenant.node_config(4, DAY, port, &[]), "is older (1.4) than the one in force (1.5)"),
+        ("device", tenant.device_config(4, DAY, GROUP), "is older (1.4) than the one in force (1.5)"),
+        ("node", tenant.node_config(6, 0, port, &[]), "not valid at this time"),
+        ("device", tenant.device_config(6, 0, GROUP), "not valid at this time"),
+        // Each other's: of an old version, because whoever it is for asks by itself now and then.
+        ("node", tenant.device_config(3, DAY, GROUP), "not for this peer"),
+        ("device", tenant.node_config(3, DAY, port, &[]), "the configuration cannot be read"),
+        ("node", Tenant::new(TENANT).node_config(8, DAY, 1, &[]), "signature does not hold"),
+        ("device", Tenant::new(TENANT).device_config(8, DAY, "munich"), "signature does not hold"),
+    ];
+    let core = tenant.issue(Role::Core, GROUP);
+    let chain = core.own(&tenant.ca).chain;
+    scene.node("node", GROUP, &node_now);
+    let device = scene.device("device", &device_now, true);
+    for (name, config, words) in cases {
+        let body = minicbor::to_vec(&config).unwrap();
+        let imposter = Imposter::new(chain.clone(), &core.signing_key(), Act::Serve(body));
+        scene.liar.lie(|l| l.core = Answer::Imposter(imposter));
+        let role = if name == "node" { Role::Node } else { Role::Device };
+        let to = scene.liar.wait_for_link(name, |k| k.role == role).link.mux;
+        to.send_control(&Wake { roles: vec![], ids: vec![] }.into()).unwrap();
+        scene.wait_for_log(name, words);
+    }
+    scene.visit_well(&device);
+    assert!(scene.get("device", "/status").contains("\"1.5\""), "{}", scene.get("device", "/status"));
+    assert!(scene.get("node", "/node").contains("\"1.5\""), "{}", scene.get("node", "/node"));
+}

@@ -38,6 +38,8 @@ pub enum Act {
         /// The guess.
         password: Secret,
     },
+    /// Answers every request with these bytes.
+    Serve(Vec<u8>),
 }
 
 impl std::fmt::Debug for Imposter {
@@ -82,6 +84,10 @@ pub(super) async fn answer(shared: &Arc<Shared>, imposter: &Imposter, near: Conn
         }
         Act::Guess { tenant, password } => {
             let _ = guess(plain, tenant, password, exporter).await;
+        }
+        Act::Serve(body) => {
+            let mut io = BufReader::new(plain);
+            while request(&mut io).await.is_some() && respond(&mut io, body).await.is_some() {}
         }
     }
 }
