@@ -13,8 +13,8 @@ use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::wire::message::Wake;
 use hedgerow_shared::{EntityId, Role};
-use hedgerow_tests::liar::scene::{Device, GROUP, Scene, TENANT, Tenant};
-use hedgerow_tests::liar::{Act, Alteration, Answer, Imposter, Liar, Meddling, RelayIdentity, Way, What};
+use hedgerow_tests::liar::scene::{Device, GROUP, Scene, TENANT};
+use hedgerow_tests::liar::{Act, Alteration, Answer, Imposter, Liar, Meddling, RelayIdentity, Tenant, Way, What};
 use hedgerow_tests::process::wait_until;
 use hedgerow_tests::tap::Needle;
 

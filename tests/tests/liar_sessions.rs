@@ -19,8 +19,8 @@ use hedgerow_shared::wire::message::{
     ALPN_SESSION, Control, Destination, GoAway, LaneCall, LaneOffer, LinkOpen, Service, Vouched, Wake,
 };
 use hedgerow_shared::{EntityId, InstanceId, Origin, Role, Ticket};
-use hedgerow_tests::liar::scene::{Device, GROUP, HANDSHAKES, RELAY, Scene, TENANT, Tenant};
-use hedgerow_tests::liar::{Act, Alteration, Answer, Imposter, Meddling, Way, What};
+use hedgerow_tests::liar::scene::{Device, GROUP, HANDSHAKES, RELAY, Scene, TENANT};
+use hedgerow_tests::liar::{Act, Alteration, Answer, Imposter, Meddling, Tenant, Way, What};
 use hedgerow_tests::process::wait_until;
 use hedgerow_tests::tap::Needle;
 

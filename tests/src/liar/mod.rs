@@ -15,6 +15,8 @@ mod link;
 mod middle;
 mod notes;
 pub mod scene;
+mod site;
+mod tenant;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -37,6 +39,8 @@ use tokio::sync::Notify;
 pub use conduit::{Alteration, Meddling, Way, What};
 pub use middle::{Act, Imposter};
 pub use notes::Notes;
+pub use site::{Reading, Site};
+pub use tenant::{Holder, Tenant};
 
 /// Which lies are told. The default tells none: then the liar is a relay like any other, to one tenant.
 #[derive(Debug, Default)]

@@ -2,30 +2,23 @@
 //! wrote, and, where it is about activation, enrolment or configuration, a real core with a tenant of its own.
 //! Everything is linked to the liar and ends with the scene.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hedgerow_connectivity_node::{Record, State};
 use hedgerow_device::state as device_files;
 use hedgerow_runtime::clock;
-use hedgerow_runtime::tls::{Own, SigningKey};
 use hedgerow_shared::secret::Secret;
-use hedgerow_shared::verify::config::Head;
-use hedgerow_shared::verify::{
-    Audience, DeviceConfig, Identity, NodeConfig, Revoked, SignedConfig, TenantCa, Version, Via,
-};
-use hedgerow_shared::{EntityId, GroupName, Origin, Role, TenantId};
-use hedgerow_uem_core::ca::{Authority, ConfigKey, Key};
-use rustls_pki_types::CertificateDer;
-use serde_json::{Value, json};
+use hedgerow_shared::verify::{SignedConfig, Version};
+use hedgerow_shared::{EntityId, Origin, Role};
+use serde_json::Value;
 
-use super::{Known, Liar, RelayIdentity, lock};
+use super::site::exchange;
+use super::{Known, Liar, Reading, RelayIdentity, Site, Tenant};
 use crate::process::{self, Process, free_port, hedgerow, wait_until};
 use crate::tap::Needle;
 
@@ -43,238 +36,6 @@ pub const HANDSHAKES: usize = 16;
 const TIMERS: &str = "[timers]\nscale = 0.1\n";
 /// Of the document that the site sends, and of the one it takes.
 pub const DOCUMENT: usize = 1 << 20;
-
-fn dice(bytes: &mut [u8]) {
-    for chunk in bytes.chunks_mut(32) {
-        chunk.copy_from_slice(&clock::random::<32>()[..chunk.len()]);
-    }
-}
-
-/// A certificate authority with its configuration key.
-pub struct Tenant {
-    /// The id.
-    pub id: TenantId,
-    /// The CA.
-    pub ca: TenantCa,
-    authority: Authority,
-    config_key: ConfigKey,
-}
-
-impl std::fmt::Debug for Tenant {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tenant({})", self.id)
-    }
-}
-
-/// Somebody with a certificate.
-pub struct Holder {
-    /// Whom the certificate names.
-    pub identity: Identity,
-    /// The certificate, DER.
-    pub leaf: Vec<u8>,
-    /// Its key.
-    pub key: Key,
-}
-
-impl std::fmt::Debug for Holder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Holder({:?})", self.identity)
-    }
-}
-
-impl Holder {
-    /// As TLS takes it: leaf, then what is `above`.
-    #[must_use]
-    pub fn own(&self, above: &TenantCa) -> Own {
-        let chain = vec![CertificateDer::from(self.leaf.clone()), above.der().clone()];
-        Own { chain, key: self.signing_key() }
-    }
-
-    /// The key as TLS and links take it.
-    #[must_use]
-    pub fn signing_key(&self) -> Arc<SigningKey> {
-        SigningKey::from_pkcs8(&self.key.to_pkcs8()).expect("its own encoding")
-    }
-
-    /// The private number, to look for.
-    #[must_use]
-    pub fn needle(&self) -> Needle {
-        let der = self.key.to_pkcs8();
-        let at = der.windows(5).position(|w| w == [2, 1, 1, 4, 32]).expect("a P-256 key") + 5;
-        Needle { name: format!("private key of {}", self.identity.role), bytes: der[at..at + 32].to_vec() }
-    }
-}
-
-impl Tenant {
-    /// A tenant of this id with new keys.
-    #[must_use]
-    pub fn new(id: &str) -> Self {
-        let id: TenantId = id.parse().expect("a tenant id");
-        let authority = Authority::create(id.clone(), clock::now(), &mut dice).expect("a CA");
-        let key = Key::generate(&mut dice).expect("a key");
-        let certificate = authority.issue_config_key(&key, clock::now(), &mut dice).expect("a certificate");
-        let ca = TenantCa::from_der(authority.certificate()).expect("a CA that verifiers take");
-        Self { id, ca, config_key: ConfigKey::from_parts(key, certificate), authority }
-    }
-
-    /// A certificate for somebody new; `group` is for nodes.
-    #[must_use]
-    pub fn issue(&self, role: Role, group: &str) -> Holder {
-        let group: Option<GroupName> = (role == Role::Node).then(|| group.parse().expect("a group"));
-        let origins = match role {
-            Role::Core => vec![Origin::Core, Origin::Bws],
-            Role::Node => vec![Origin::Proxy],
-            Role::Device => Vec::new(),
-        };
-        let id = EntityId::from_random(clock::random());
-        let identity = Identity { tenant: self.id.clone(), role, id, group, origins };
-        let key = Key::generate(&mut dice).expect("a key");
-        let issued = self.authority.issue_for_key(&key, &identity, clock::now(), &mut dice).expect("a certificate");
-        Holder { identity, leaf: issued.certificate, key }
-    }
-
-    fn head(&self, audience: Audience, version: u64, lifetime: u64) -> Head {
-        let now = clock::now();
-        let version = Version { epoch: 1, version };
-        Head { tenant: self.id.clone(), audience, version, issued: now, expires: now.plus(lifetime) }
-    }
-
-    /// A nodes' document that allows 127.0.0.1 at `port`, good for `lifetime` seconds.
-    #[must_use]
-    pub fn node_config(&self, version: u64, lifetime: u64, port: u16, revoked: &[EntityId]) -> SignedConfig {
-        let rule = json!({ "action": "allow", "target": "127.0.0.1", "ports": port.to_string() });
-        let document = NodeConfig {
-            head: self.head(Audience::Node, version, lifetime),
-            revoked: Revoked { ids: revoked.to_vec(), serials: Vec::new() },
-            rules: vec![serde_json::from_value(rule).expect("a rule")],
-        };
-        self.config_key.sign(&document).expect("a signature")
-    }
-
-    /// A devices' document that sends 127.0.0.1 to the nodes of `group`.
-    #[must_use]
-    pub fn device_config(&self, version: u64, lifetime: u64, group: &str) -> SignedConfig {
-        let route = json!({ "target": "127.0.0.1", "via": format!("group:{group}") });
-        let document = DeviceConfig {
-            head: self.head(Audience::Device, version, lifetime),
-            routes: vec![serde_json::from_value(route).expect("a route")],
-            default_route: Via::Deny,
-        };
-        self.config_key.sign(&document).expect("a signature")
-    }
-}
-
-/// How a stream looked at the end that read it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Reading {
-    /// What came.
-    pub bytes: Vec<u8>,
-    /// Whether it ended in order.
-    pub in_order: bool,
-}
-
-impl std::fmt::Debug for Reading {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} bytes, {}", self.bytes.len(), if self.in_order { "ended in order" } else { "cut" })
-    }
-}
-
-impl Reading {
-    fn of(mut tcp: &TcpStream) -> Self {
-        let mut bytes = Vec::new();
-        let end = tcp.read_to_end(&mut bytes);
-        let stood = end.as_ref().is_err_and(|e| matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
-        assert!(!stood, "{} bytes, then nothing for {} s: neither data nor an error", bytes.len(), PATIENCE.as_secs());
-        Self { bytes, in_order: end.is_ok() }
-    }
-
-    /// Whether everything came and ended in order. Panics when anything came that was not sent, or when what was cut
-    /// off looks as if it were all.
-    pub fn check(&self, sent: &[u8], what: &str) -> bool {
-        assert!(sent.starts_with(&self.bytes), "{what}: wrong bytes among {} of {}", self.bytes.len(), sent.len());
-        let whole = self.bytes.len() == sent.len();
-        assert!(whole || !self.in_order, "{what}: {} of {} bytes, and an end in order", self.bytes.len(), sent.len());
-        whole && self.in_order
-    }
-}
-
-/// A server inside: sends one document and takes another from each visitor, and remembers what it read.
-#[derive(Debug)]
-pub struct Site {
-    /// Its port on 127.0.0.1.
-    pub port: u16,
-    /// What it sends; begins with a mark that nobody has written before.
-    pub down: Arc<[u8]>,
-    /// What visitors send.
-    pub up: Arc<[u8]>,
-    marks: Vec<Needle>,
-    read: Arc<Mutex<Vec<Reading>>>,
-    visitors: Arc<AtomicUsize>,
-}
-
-impl Site {
-    fn start() -> Self {
-        let mark = |way: &str| {
-            let dice: String = clock::random::<16>().iter().map(|b| format!("{b:02x}")).collect();
-            format!("<marked {way} {dice}>").into_bytes()
-        };
-        let marks = [mark("down"), mark("up")];
-        let document = |mark: &[u8]| {
-            // A counter, so that bytes at a wrong place are wrong bytes.
-            let mut text = mark.to_vec();
-            let mut n = 0u64;
-            while text.len() < DOCUMENT {
-                n += 1;
-                text.extend_from_slice(mark);
-                text.extend_from_slice(&n.to_be_bytes());
-            }
-            Arc::<[u8]>::from(text)
-        };
-        let (down, up) = (document(&marks[0]), document(&marks[1]));
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("its address").port();
-        let read: Arc<Mutex<Vec<Reading>>> = Arc::default();
-        let visitors: Arc<AtomicUsize> = Arc::default();
-        let (send, kept, here) = (down.clone(), read.clone(), visitors.clone());
-        std::thread::spawn(move || {
-            for tcp in listener.incoming().flatten() {
-                here.fetch_add(1, Ordering::SeqCst);
-                let (send, kept, here) = (send.clone(), kept.clone(), here.clone());
-                std::thread::spawn(move || {
-                    let reading = exchange(&tcp, &send);
-                    lock(&kept).push(reading);
-                    here.fetch_sub(1, Ordering::SeqCst);
-                });
-            }
-        });
-        let marks = marks.iter().map(|m| Needle { name: "the document's mark".into(), bytes: m.clone() }).collect();
-        Self { port, down, up, marks, read, visitors }
-    }
-
-    /// What visitors sent, as it was read, since the last time it was asked; waits until all have gone. A connection
-    /// that a node opened in vain, before anybody was told of it, is none of them.
-    #[must_use]
-    pub fn readings(&self) -> Vec<Reading> {
-        wait_until("the site's visitors have gone", PATIENCE, || self.visitors.load(Ordering::SeqCst) == 0);
-        let mut readings = std::mem::take(&mut *lock(&self.read));
-        readings.retain(|r| !(r.in_order && r.bytes.is_empty()));
-        readings
-    }
-}
-
-/// Sends and reads at the same time. A reset is told once, to the writer or to the reader; whichever heard of it, the
-/// end was not in order.
-fn exchange(tcp: &TcpStream, send: &[u8]) -> Reading {
-    std::thread::scope(|scope| {
-        let sent = scope.spawn(|| {
-            (&mut &*tcp).write_all(send)?;
-            tcp.shutdown(Shutdown::Write)
-        });
-        let mut reading = Reading::of(tcp);
-        reading.in_order &= sent.join().expect("it does not panic").is_ok();
-        reading
-    })
-}
 
 struct Running {
     name: String,
