@@ -23,7 +23,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::egress;
 use crate::policy::Policies;
@@ -149,7 +149,9 @@ impl Service {
                 return self.sessions.carried_by(id, carrier);
             }
             Err(fault) => {
-                debug!(%fault, carrier, vouched = ?vouched.and_then(|v| v.id), "session refused");
+                // Its certificate does not hold, or the relay meddles: either way somebody should look.
+                let vouched = vouched.and_then(|v| v.id).map(|id| id.to_string());
+                warn!(reason = %fault, carrier, vouched, "session refused");
                 return refused_session(&fault);
             }
         };

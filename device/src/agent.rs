@@ -29,6 +29,8 @@ use crate::state::DeviceState;
 
 /// The core is asked for news this often, should a wake-up be lost.
 const POLL: Duration = Duration::from_secs(600);
+/// Between word from the core and the question: several words become one.
+const WAKE_PAUSE: Duration = Duration::from_millis(100);
 /// After a failed request.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -269,7 +271,8 @@ impl Agent {
                 }
             };
             tokio::select! {
-                () = self.inner.wake.notified() => {}
+                // A relay that cries wolf costs a request now and then, not a loop.
+                () = self.inner.wake.notified() => tokio::time::sleep(WAKE_PAUSE).await,
                 () = tokio::time::sleep(pause) => {}
             }
         }

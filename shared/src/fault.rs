@@ -172,6 +172,9 @@ impl Code {
     }
 }
 
+/// The longest explanation, bytes.
+const MAX_TEXT: usize = 200;
+
 /// A code with its explanation, as it travels in ANSWER, RESET, REFUSE and GO-AWAY.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, thiserror::Error)]
 pub struct Fault {
@@ -184,12 +187,12 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Makes a fault, cutting the text to 200 bytes.
+    /// Makes a fault, cutting the text to `MAX_TEXT` bytes.
     #[must_use]
     pub fn new(code: Code, text: impl Into<String>) -> Self {
         let mut text = text.into();
-        if text.len() > 200 {
-            let cut = (0..=200).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        if text.len() > MAX_TEXT {
+            let cut = (0..=MAX_TEXT).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
             text.truncate(cut);
         }
         Self { code, text }
@@ -198,10 +201,27 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write as _;
         if self.text.is_empty() {
-            f.write_str(self.code.label())
-        } else {
-            write!(f, "{} ({})", self.text, self.code.label())
+            return f.write_str(self.code.label());
         }
+        // A peer may have written it: whatever it put there, this stays one line of a log, and moves no cursor.
+        for c in self.text.chars().take(MAX_TEXT) {
+            f.write_char(if c.is_control() { ' ' } else { c })?;
+        }
+        write!(f, " ({})", self.code.label())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peers_words_stay_one_line_and_short() {
+        let text = format!("gone\u{1b}[2J\n2026-01-01 INFO forged\u{9b}{}", "x".repeat(500));
+        let shown = Fault { code: Code::Lost, text }.to_string();
+        assert!(!shown.contains(char::is_control), "{shown:?}");
+        assert!(shown.starts_with("gone [2J 2026") && shown.ends_with(" (lost)") && shown.len() < 250, "{shown}");
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod curl;
 pub mod fuzz;
+pub mod liar;
 pub mod nginx;
 pub mod process;
 pub mod ssh;
