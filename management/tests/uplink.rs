@@ -136,7 +136,7 @@ impl Relay {
         while let Some(chunk) = stream.read_chunk().await.unwrap() {
             request.extend_from_slice(&chunk);
         }
-        let mut reply = ServiceReply { fault: Fault::new(Code::Ok, ""), version: None };
+        let mut reply = ServiceReply::new(Fault::new(Code::Ok, ""));
         let ca = self.seen.borrow().ca.clone();
         match service {
             Service::RegisterCa => {
