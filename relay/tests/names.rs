@@ -168,9 +168,9 @@ async fn a_name_without_a_server_is_closed_and_its_limits_are_those_of_connect()
     assert!(is_closed(greet(&world, MAIL).await).await, "nothing serves it");
     let node = gateway(&world).await;
     let first = greet(&world, MAIL).await;
-    let _stream = arrived(&node).await;
+    let stream = arrived(&node).await;
     assert!(is_closed(greet(&world, MAIL).await).await, "one tunnel of one client at once");
-    drop(first);
+    drop((first, stream));
     eventually("the first has ended", || world.relay.relay().passes.live().is_empty()).await;
     let _second = greet(&world, MAIL).await;
     let _stream = arrived(&node).await;
