@@ -112,7 +112,8 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
     context.ready();
 
     context.draining().await;
-    drain(&sessions, &published, &uplink, Duration::from_secs(config.drain.seconds).min(context.drain_deadline())).await;
+    drain(&sessions, &published, &uplink, Duration::from_secs(config.drain.seconds).min(context.drain_deadline()))
+        .await;
     scope.cancel();
     Ok(())
 }
@@ -180,7 +181,10 @@ async fn drain(sessions: &Sessions, published: &Published, uplink: &Uplink, limi
         }
     };
     if tokio::time::timeout(limit, all_ended).await.is_err() {
-        info!(connections = sessions.open_connections() + published.open(), "the drain's time is over: the rest is cut");
+        info!(
+            connections = sessions.open_connections() + published.open(),
+            "the drain's time is over: the rest is cut"
+        );
     }
     sessions.cut_all(&message.fault);
     if let Some(link) = uplink.current() {

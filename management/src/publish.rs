@@ -14,10 +14,10 @@ use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::Role;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::verify::Version;
-use hedgerow_shared::wire::names::RegisteredName;
 use hedgerow_shared::wire::message::{
     CaRegistration, LinkOpen, OpenActivation, Registrations, Service, ServiceReply, Wake, address_hash,
 };
+use hedgerow_shared::wire::names::RegisteredName;
 use hedgerow_uem_core::{Actor, CoreError};
 use tokio::time::{Instant, timeout};
 

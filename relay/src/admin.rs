@@ -115,14 +115,7 @@ enum Session {
         age_s: u64,
     },
     /// A connection passed through by server name.
-    Name {
-        id: String,
-        tenant: String,
-        origin: &'static str,
-        name: String,
-        address: String,
-        age_s: u64,
-    },
+    Name { id: String, tenant: String, origin: &'static str, name: String, address: String, age_s: u64 },
 }
 
 async fn sessions(State(relay): Shared) -> Json<Vec<Session>> {
@@ -329,9 +322,10 @@ async fn names(State(relay): Shared) -> Json<Value> {
             TenantState::Active => "passed",
             TenantState::Blocked => "blocked",
         };
-        let held = t.names.iter().map(move |(name, origin)| {
-            json!({ "name": name, "tenant": t.id, "origin": origin, "state": state })
-        });
+        let held = t
+            .names
+            .iter()
+            .map(move |(name, origin)| json!({ "name": name, "tenant": t.id, "origin": origin, "state": state }));
         held.chain(t.withheld.iter().map(|name| json!({ "name": name, "tenant": t.id, "state": "removed" })))
     });
     Json(list.collect())

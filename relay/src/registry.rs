@@ -190,7 +190,8 @@ impl<H: Load> Registry<H> {
 
     /// Registers a session and displaces those whose place it takes.
     pub fn insert(&self, facts: Facts, handle: H, now: Instant) -> Inserted<H> {
-        let live = Arc::new(Live { facts, handle, draining: AtomicBool::new(false), serves_mdm: AtomicBool::new(false) });
+        let live =
+            Arc::new(Live { facts, handle, draining: AtomicBool::new(false), serves_mdm: AtomicBool::new(false) });
         let facts = &live.facts;
         let mut inner = self.inner.write();
         let of_tenant = inner.tenants.entry(facts.tenant.clone()).or_default();

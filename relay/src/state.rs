@@ -1,8 +1,8 @@
 //! What all connections of one relay share.
 
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use hedgerow_runtime::clock;

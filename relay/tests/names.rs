@@ -209,7 +209,9 @@ async fn p07_the_plain_port_takes_connect_to_bws_and_nothing_else() {
     let world = World::with(|c| c.listen.http = vec!["127.0.0.1:0".parse().unwrap()]).await;
     let core = Arc::new(world.core().await);
     let connect = |origin: &str| {
-        format!("CONNECT server01:18084 HTTP/1.1\r\nHost: x\r\nTenant-Id: S12345678\r\nOrigin-Server-Id: {origin}\r\n\r\n")
+        format!(
+            "CONNECT server01:18084 HTTP/1.1\r\nHost: x\r\nTenant-Id: S12345678\r\nOrigin-Server-Id: {origin}\r\n\r\n"
+        )
     };
     for (request, status, word) in [
         (connect("core"), "403", "origin bws only"),

@@ -112,7 +112,9 @@ async fn node(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
         // A token of a run that did not come to its end is of no use.
         let _ = std::fs::remove_file(&token);
         let token = token.display().to_string();
-        world.command(&["token", "create", "--name", "demo-node", "--origins", "proxy,gateway,mdm", "--out", &token]).await?;
+        world
+            .command(&["token", "create", "--name", "demo-node", "--origins", "proxy,gateway,mdm", "--out", &token])
+            .await?;
         world.command(&["node", "enroll", "--config", &config, "--token-file", &token]).await?;
         world.done(since, "node enrolled with a one-string token: certificate from the tenant's CA")?;
     }

@@ -52,7 +52,8 @@ impl World {
         let settings =
             TenantSettings { relays: vec!["relay.example:443".into()], relay_name: None, relay_ca_pem: None };
         let new = NewTenant { id: tenant(), name: "Test".into(), settings };
-        let app = App::open(state, new, &["relay.example".to_owned()], None, published(), Timers::default()).await.unwrap();
+        let app =
+            App::open(state, new, &["relay.example".to_owned()], None, published(), Timers::default()).await.unwrap();
         let new = NewUser { email: EMAIL.parse().unwrap(), display_name: "Anna".into() };
         let user = app.domain.add_user(&mut call(Actor::System), &app.tenant, new).await.unwrap().id;
         Self { app, scope: Scope::new(), user, _dir: dir }

@@ -37,8 +37,8 @@ use tokio_rustls::server::TlsStream;
 
 use crate::connect::Version;
 use crate::lane::{Carrier, Leg};
-use crate::state::Relay;
 use crate::pass::{self, Named};
+use crate::state::Relay;
 use crate::{connect, serve};
 use client_hello::Parsed;
 use prefixed::Prefixed;

@@ -18,7 +18,9 @@ use crate::store::{MAX_REGISTRATIONS, StoreError};
 
 /// The largest configuration with what is around it, and so many open activations and names.
 const MAX_REQUEST: usize =
-    if config::MAX_PAYLOAD > MAX_REGISTRATIONS * 48 { config::MAX_PAYLOAD } else { MAX_REGISTRATIONS * 48 } + MAX_NAMES * 264 + 64 * 1024;
+    if config::MAX_PAYLOAD > MAX_REGISTRATIONS * 48 { config::MAX_PAYLOAD } else { MAX_REGISTRATIONS * 48 }
+        + MAX_NAMES * 264
+        + 64 * 1024;
 
 /// Answers one request.
 pub(super) async fn serve(relay: &Arc<Relay>, live: &Arc<Live<Mux>>, incoming: Incoming, service: Service) {

@@ -185,9 +185,8 @@ mod tests {
         }
         assert!(world.put(A, &["mail.claimed.example"]).is_empty(), "its own domain");
         assert_eq!(world.put(B, &["twice.example", "twice.example"]).len(), 1);
-        let many: Vec<_> = (0..=MAX_NAMES)
-            .map(|n| RegisteredName { name: format!("n{n}.example"), origin: Origin::Mdm })
-            .collect();
+        let many: Vec<_> =
+            (0..=MAX_NAMES).map(|n| RegisteredName { name: format!("n{n}.example"), origin: Origin::Mdm }).collect();
         let refused = world.store.put_registrations(&B.parse().unwrap(), vec![], many, |_| false);
         assert!(matches!(refused, Err(StoreError::TooManyNames)));
         assert_eq!(world.holder("twice.example").as_deref(), Some(B), "nothing was changed");

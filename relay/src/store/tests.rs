@@ -29,7 +29,9 @@ fn tenants_survive_a_restart_with_everything_they_had() {
         store.claim_domain(&id, "Example.COM").unwrap();
         store.register_ca(&id, ca.der()).unwrap();
         store.put_config(&id, ca.relay_config(5, &[]), clock::now()).unwrap();
-        store.put_registrations(&id, vec![OpenActivation { hash: [7; 32], until: u64::MAX }], vec![], |_| false).unwrap();
+        store
+            .put_registrations(&id, vec![OpenActivation { hash: [7; 32], until: u64::MAX }], vec![], |_| false)
+            .unwrap();
         store.set_state(&id, TenantState::Blocked).unwrap();
         assert!(matches!(Store::open(folder.path()), Err(StoreError::InUse(_))));
     }

@@ -190,7 +190,9 @@ fn messages(all: &mut Collected) {
     all.chosen("message", "registrations-1", 8, &[&[0x81][..], &cbor(&open)].concat());
     all.cbor("registrations", 8, &Registrations { open, names: names.clone(), serves: vec![Origin::Mdm] });
     all.cbor("ca-registration", 9, &CaRegistration { certificate: fixture().authority.certificate().to_vec() });
-    for (what, wanted) in [("good", name("mail.example.com", Origin::Core)), ("address", name("192.0.2.1", Origin::Mdm))] {
+    for (what, wanted) in
+        [("good", name("mail.example.com", Origin::Core)), ("address", name("192.0.2.1", Origin::Mdm))]
+    {
         all.add("registrations", what, cbor(&Registrations { names: vec![wanted], ..Registrations::default() }));
     }
     let refused = RefusedName { name: "mail.example.com".into(), fault: fault.clone() };

@@ -637,8 +637,10 @@ pub(crate) async fn p02_server_names_are_kept_in_one_spelling_and_audited<S: Sto
     w.core.remove_name(call!(w), &w.tenant, "MAIL.example.com").await.unwrap();
     let gone = w.core.remove_name(call!(w), &w.tenant, "mail.example.com").await;
     assert!(matches!(gone, Err(CoreError::NotFound { kind: "name", .. })), "{gone:?}");
-    let told: Vec<_> = w.core.audit(&w.tenant, 0, 1000).await.unwrap().into_iter().map(|r| (r.action, r.subject)).collect();
-    let told: Vec<_> = told.iter().filter(|(a, _)| a.starts_with("name.")).map(|(a, s)| (a.as_str(), s.as_str())).collect();
+    let told: Vec<_> =
+        w.core.audit(&w.tenant, 0, 1000).await.unwrap().into_iter().map(|r| (r.action, r.subject)).collect();
+    let told: Vec<_> =
+        told.iter().filter(|(a, _)| a.starts_with("name.")).map(|(a, s)| (a.as_str(), s.as_str())).collect();
     assert_eq!(
         told,
         [("name.add", "mail.example.com"), ("name.add", "core.example.com"), ("name.remove", "mail.example.com")]
