@@ -57,35 +57,49 @@ def look():
             return {"error": "Chromium opened no page"}
         time.sleep(0.05)
     page = websocket.create_connection(pages[0]["webSocketDebuggerUrl"], timeout=30)
-    number = 0
-    seen = {}
+    number, seen, loaded = 0, {}, False
 
-    def send(method, **parameters):
+    def ask(method, **parameters):
+        """One command; what is told meanwhile is looked at. Its answer, or None when the time is over."""
         nonlocal number
         number += 1
         page.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        return number
+        while time.monotonic() < deadline:
+            message = json.loads(page.recv())
+            if message.get("id") == number:
+                return message
+            note(message)
+        return None
 
-    send("Network.enable")
-    send("Page.enable")
-    navigate = send("Page.navigate", url=url)
-    text = None
-    while time.monotonic() < deadline:
-        message = json.loads(page.recv())
-        if message.get("id") == navigate and message["result"].get("errorText"):
-            return {"error": message["result"]["errorText"]}
-        if message.get("method") == "Network.responseReceived" and message["params"]["type"] == "Document":
-            response = message["params"]["response"]
+    def note(message):
+        nonlocal seen, loaded
+        parameters = message.get("params", {})
+        if message.get("method") == "Network.responseReceived" and parameters["type"] == "Document":
+            response = parameters["response"]
             security = response.get("securityDetails", {})
             seen = {
-                "status": response["status"], "protocol": response.get("protocol"),
+                "request": parameters["requestId"], "status": response["status"], "protocol": response.get("protocol"),
                 "group": security.get("keyExchangeGroup"), "cipher": security.get("cipher"),
                 "subject": security.get("subjectName"), "issuer": security.get("issuer"),
             }
-        if message.get("method") == "Page.loadEventFired" and text is None:
-            text = send("Runtime.evaluate", expression="document.body.innerText")
-        if text is not None and message.get("id") == text:
-            return {**seen, "text": message["result"]["result"].get("value")}
+        if message.get("method") == "Network.loadingFinished" and parameters["requestId"] == seen.get("request"):
+            loaded = True
+
+    # Both are answered before the page is asked for: what it tells is not missed.
+    ask("Network.enable")
+    ask("Page.enable")
+    went = ask("Page.navigate", url=url)
+    if went is not None and went["result"].get("errorText"):
+        return {"error": went["result"]["errorText"]}
+    while time.monotonic() < deadline:
+        # The page's load event is not told when its renderer was changed on the way: it is asked for.
+        answer = ask("Runtime.evaluate", expression="location.href + ' ' + document.readyState + '\\n' + document.body.innerText")
+        text = (answer or {}).get("result", {}).get("result", {}).get("value", "")
+        state, _, text = text.partition("\n")
+        if loaded and state == f"{url} complete":
+            seen.pop("request")
+            return {**seen, "text": text}
+        time.sleep(0.05)
     return {"error": "no page within a minute"}
 
 
