@@ -59,6 +59,13 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
     let mut own: Vec<Target> =
         relays.iter().flat_map(|r| &r.addresses).filter_map(|a| Target::from_authority(a, None).ok()).collect();
     own.extend(Target::new(&admin.address().ip().to_string(), admin.address().port()));
+    let targets = config.published()?;
+    if let Some((origin, target)) = targets.iter().find(|(_, target)| own.contains(target)) {
+        let why = format!(
+            "publish.{origin}: {target} is the relay, or this node itself: connections would go round in a circle"
+        );
+        return Err(ConfigFault::new(why).into());
+    }
 
     let sessions = Sessions::new(config.limits);
     let policies = Arc::new(Policies::start(state, enrolled.clone(), own, sessions.clone()));
@@ -68,7 +75,7 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
     config_check.fail("no valid configuration from the core yet");
 
     let dialer = Dialer::new(config.hosts(), timers.connect);
-    let published = Published::new(config.published()?, dialer.clone(), config.publish.connections);
+    let published = Published::new(targets, dialer.clone(), config.publish.connections);
     let origins = origins(&enrolled.certificate.identity.origins, &published)?;
     let scope = context.scope.child();
     let service = Arc::new(Service {

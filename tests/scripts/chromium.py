@@ -56,16 +56,19 @@ def look():
         if time.monotonic() > deadline:
             return {"error": "Chromium opened no page"}
         time.sleep(0.05)
-    page = websocket.create_connection(pages[0]["webSocketDebuggerUrl"], timeout=30)
+    page = websocket.create_connection(pages[0]["webSocketDebuggerUrl"], timeout=15)
     number, seen, loaded = 0, {}, False
 
     def ask(method, **parameters):
-        """One command; what is told meanwhile is looked at. Its answer, or None when the time is over."""
+        """One command; what is told meanwhile is looked at. Its answer, or None when it does not come."""
         nonlocal number
         number += 1
         page.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while time.monotonic() < deadline:
-            message = json.loads(page.recv())
+            try:
+                message = json.loads(page.recv())
+            except websocket.WebSocketTimeoutException:
+                return None
             if message.get("id") == number:
                 return message
             note(message)

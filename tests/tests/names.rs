@@ -230,8 +230,33 @@ fn p02_a_node_publishes_only_what_its_certificate_allows() {
     let _ = world.hedgerow(&["token", "create", "--name", "plain", "--out", &token]);
     // The relay's name does not resolve here, so the token's address has to do.
     let _ = world.hedgerow(&["node", "enroll", "--config", &config, "--token-file", &token]);
+    // A server that leads back to the relay would make a circle.
+    let circle = format!("publish.gateway={}", world.text("relay.device"));
+    let output = world.try_hedgerow(&["node", "run", "--config", &config, "--set", &circle]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(78) && said.contains("circle"), "{said}");
     let output = world.try_hedgerow(&["node", "run", "--config", &config, "--set", "publish.gateway=127.0.0.1:1"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(78), "{said}");
     assert!(said.contains("publish.gateway") && said.contains("--origins proxy,gateway"), "{said}");
+}
+
+#[test]
+fn p02_a_core_publishes_mdm_beside_itself_and_a_dead_server_is_a_closed_connection() {
+    let nginx = Nginx::start(WORDS);
+    let server = format!("127.0.0.1:{}", nginx.tls_port);
+    let environment = vec![("HEDGEROW_CORE__PUBLISH__MDM".to_owned(), server)];
+    // Nothing listens where the node's gateway should be.
+    let publish = vec![format!("gateway=127.0.0.1:{}", hedgerow_tests::process::free_port())];
+    let world = World::start(&Options { publish, environment, ..Options::default() });
+    let published = Published { world, nginx };
+    published.add("mdm.names.test", "mdm");
+    published.add(MAIL, "gateway");
+    for door in DOORS {
+        assert!(text(&mut published.curl("mdm.names.test", door, "/page")).contains(WORDS));
+    }
+    assert!(published.is_closed(MAIL));
+    let refused = published.world.metric("node.admin", "hedgerow_proxy_published_refused_total", "gateway");
+    assert!(refused >= 2.0, "{}", published.world.get("node.admin", "/metrics"));
+    assert!(published.world.metric("core.admin", "hedgerow_proxy_published_total", "mdm") >= 2.0);
 }
