@@ -156,7 +156,9 @@ async fn bring_up_to_date(app: &App, state: &RelayState, link: &Link, told: &mut
         let wanted = Registrations { open, names: names.clone(), serves: app.published.origins() };
         if told.registrations.as_ref() != Some(&wanted) {
             let reply = ask(app, link, Service::PutRegistrations, &wanted).await?;
-            for refused in reply.refused.iter().flatten() {
+            // Asked for again every minute, told once.
+            let known = state.standing.lock().refused.clone();
+            for refused in reply.refused.iter().flatten().filter(|r| !known.contains(r)) {
                 tracing::warn!(relay = state.name, name = refused.name, reason = %refused.fault, "a name is not passed through");
             }
             told.refused = reply.refused.as_ref().is_some_and(|r| !r.is_empty());

@@ -194,6 +194,66 @@ async fn a_core_serves_mdm_only_when_it_says_so_and_nothing_else_beyond_its_own(
     assert_eq!(to.origin, Origin::Mdm);
 }
 
+#[tokio::test]
+async fn p02_a_client_that_does_not_read_holds_its_server_up_and_loses_nothing() {
+    const SENT: usize = 64 << 20;
+    let world = World::new().await;
+    let core = world.core().await;
+    let node = gateway(&world).await;
+    register(&core, &[(MAIL, Origin::Gateway)]).await;
+    let mut tcp = greet(&world, MAIL).await;
+    let mut stream = arrived(&node).await;
+    let written = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = written.clone();
+    world.scope.spawn(async move {
+        let chunk = Bytes::from(vec![7; 64 << 10]);
+        for _ in 0..SENT / chunk.len() {
+            stream.write_chunk(chunk.clone()).await.unwrap();
+            counted.fetch_add(chunk.len(), std::sync::atomic::Ordering::Relaxed);
+        }
+        stream.finish();
+    });
+    let so_far = || written.load(std::sync::atomic::Ordering::Relaxed);
+    // It stands still once windows and socket buffers are full.
+    let mut before = usize::MAX;
+    while so_far() != before || before == 0 {
+        before = so_far();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert!(before < SENT, "{before} bytes were taken from a client that reads none");
+    let mut read = 0;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match timeout(LONG, tcp.read(&mut buffer)).await.unwrap().unwrap() {
+            0 => break,
+            n => read += n,
+        }
+    }
+    assert_eq!(read, SENT);
+}
+
+#[tokio::test]
+async fn a_name_is_one_tenants_at_a_time_and_never_leads_to_another() {
+    let world = World::new().await;
+    let first = world.core().await;
+    let tenant: hedgerow_shared::TenantId = "S87654321".parse().unwrap();
+    let key = world.relay.relay().store.add(tenant.clone()).unwrap().srp_key.clone();
+    let second = world.dial(&Credentials::Srp { tenant: tenant.clone(), key }, 2).await.unwrap();
+    register(&first, &[("name.example", Origin::Core)]).await;
+    let refused = register(&second, &[("name.example", Origin::Core)]).await.refused.unwrap();
+    assert!(refused.len() == 1 && refused[0].fault.text.contains("another tenant holds"), "{refused:?}");
+    let arrives_at = async |core: &Link| {
+        let _tcp = greet(&world, "name.example").await;
+        let incoming = timeout(LONG, core.mux.accept()).await.unwrap().unwrap();
+        let LinkOpen::Through { to, .. } = incoming.read_header().unwrap() else { panic!("not a stream") };
+        to.tenant
+    };
+    assert_eq!(arrives_at(&first).await, world.tenant);
+    register(&first, &[]).await;
+    assert_eq!(register(&second, &[("name.example", Origin::Core)]).await.refused, Some(vec![]));
+    assert_eq!(arrives_at(&second).await, tenant);
+}
+
 /// One HTTP/1.1 exchange without TLS: everything the relay says.
 async fn plain(world: &World, request: &str) -> String {
     let mut tcp = TcpStream::connect(world.relay.http[0]).await.unwrap();

@@ -91,9 +91,10 @@ async fn carry_out(
                     own.store.put_registrations(&tenant, open, names, |n| own.config.is_own(n)).map_err(refusal)?;
                 live.announce_mdm(!serves.is_empty());
                 let cut = own.cut_lost_names();
-                if cut > 0 || !refused.is_empty() {
-                    tracing::info!(%tenant, refused = refused.len(), cut, "names registered");
+                if cut > 0 {
+                    tracing::info!(%tenant, cut, "names withdrawn");
                 }
+                tracing::debug!(%tenant, refused = refused.len(), "names registered");
                 reply.refused = Some(refused);
                 reply.web = own.web.get().cloned().unwrap_or_default();
             }
