@@ -3,6 +3,7 @@
 //! ```text
 //!   link ── stream to origin `proxy` ─┐
 //!   link ── LaneCall: dial the relay, preamble ─┴─► end-to-end session (mutual TLS) ── stream ─► egress
+//!   link ── stream to origin `gateway` or `mdm`, unopened TLS of a client ─► the published server
 //! ```
 //! Policy uses only the certificate of the end-to-end session; what the relay vouches for goes to the log.
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hedgerow_proxy::dial::Dialer;
+use hedgerow_proxy::publish::Published;
 use hedgerow_runtime::dial;
 use hedgerow_runtime::lane::{self, Endpoint, Served};
 use hedgerow_runtime::link::{Incoming, Link};
@@ -41,6 +43,7 @@ pub(crate) struct Service {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) handshakes: Arc<Semaphore>,
     pub(crate) dialer: Dialer,
+    pub(crate) published: Published,
     pub(crate) endpoint: Endpoint,
     pub(crate) timers: Timers,
     pub(crate) scope: Scope,
@@ -67,7 +70,12 @@ impl Service {
 
     fn link_stream(self: &Arc<Self>, incoming: Incoming) {
         let vouched = match self.wanted(&incoming) {
-            Ok(vouched) => vouched,
+            Ok((Origin::Proxy, vouched)) => vouched,
+            Ok((origin, vouched)) => {
+                let (published, from) = (self.published.clone(), vouched.map(|v| v.address).unwrap_or_default());
+                self.scope.spawn(async move { published.serve(origin, incoming, &from).await });
+                return;
+            }
             Err(fault) => {
                 refused_session(&fault);
                 return incoming.refuse(fault);
@@ -83,12 +91,13 @@ impl Service {
         });
     }
 
-    fn wanted(&self, incoming: &Incoming) -> Result<Option<Vouched>, Fault> {
+    fn wanted(&self, incoming: &Incoming) -> Result<(Origin, Option<Vouched>), Fault> {
         match incoming.read_header()? {
             LinkOpen::Through { to, vouched, .. }
-                if to.origin == Origin::Proxy && to.tenant == self.enrolled.record.tenant =>
+                if (to.origin == Origin::Proxy || self.published.serves(to.origin))
+                    && to.tenant == self.enrolled.record.tenant =>
             {
-                Ok(vouched)
+                Ok((to.origin, vouched))
             }
             LinkOpen::Through { to, .. } => {
                 Err(Fault::new(Code::NoRoute, format!("this node does not serve {} here", to.origin)))

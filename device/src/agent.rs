@@ -178,7 +178,7 @@ impl Agent {
             "tenant": identity.tenant, "device": identity.id, "instance": self.inner.instance.to_string(),
             "certificate_expires": self.inner.state.certificate.not_after,
             "link": link, "sessions": sessions, "config": config,
-            "tls": {"post_quantum": hedgerow_runtime::tls::post_quantum()},
+            "tls": hedgerow_runtime::tls::status(),
         })
     }
 

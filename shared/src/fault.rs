@@ -28,6 +28,8 @@ pub enum DropReason {
     HandshakeTimeout,
     /// A connection whose first bytes are neither TLS nor a lane preamble, or too long.
     UnknownFirstBytes,
+    /// A ClientHello for a server name that is neither the relay's nor a live tenant's.
+    UnknownName,
     /// A lane leg with a ticket that is unknown, used or expired.
     UnknownTicket,
     /// A lane leg whose other leg did not come in time.
@@ -52,6 +54,7 @@ impl DropReason {
         Self::RateLimited,
         Self::HandshakeTimeout,
         Self::UnknownFirstBytes,
+        Self::UnknownName,
         Self::UnknownTicket,
         Self::LaneLegAlone,
         Self::NoForwarder,
@@ -72,6 +75,7 @@ impl DropReason {
             Self::RateLimited => "rate_limited",
             Self::HandshakeTimeout => "handshake_timeout",
             Self::UnknownFirstBytes => "unknown_first_bytes",
+            Self::UnknownName => "unknown_name",
             Self::UnknownTicket => "unknown_ticket",
             Self::LaneLegAlone => "lane_leg_alone",
             Self::NoForwarder => "no_forwarder",

@@ -9,6 +9,9 @@
 //! Answers: 200, then bytes both ways. 400 a header is missing or wrong, 403 not without a certificate or tenant blocked,
 //! 404 unknown tenant, 405 another method, 429 too fast, 502 the endpoint refused, 503 nothing connected serves it,
 //! 504 no answer in time; one line of text says what to do. Never 407: the relay asks for no proxy credentials.
+//!
+//! The plain-HTTP port takes nothing but CONNECT to `bws`, whose clients bring TLS of their own: 403 for another origin,
+//! 405 for another method.
 
 mod lookup;
 
@@ -53,6 +56,8 @@ pub enum Version {
     One,
     /// HTTP/2.
     Two,
+    /// HTTP/1.1 without TLS: `bws` only.
+    Plain,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -87,7 +92,7 @@ where
     let idle = relay.timers.handshake;
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder = match version {
-        Version::One => builder.http1_only(),
+        Version::One | Version::Plain => builder.http1_only(),
         Version::Two => builder.http2_only(),
     };
     builder.http1().timer(TokioTimer::new()).header_read_timeout(idle).max_buf_size(MAX_FIRST_BYTES);
@@ -106,7 +111,7 @@ where
     let (own, own_activity) = (relay.clone(), activity.clone());
     let service = service_fn(move |request| {
         let (relay, busy) = (own.clone(), Busy::new(&own_activity));
-        async move { Ok::<_, Infallible>(answer(&relay, request, address, busy).await) }
+        async move { Ok::<_, Infallible>(answer(&relay, request, version, address, busy).await) }
     });
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
     tokio::pin!(connection);
@@ -136,9 +141,23 @@ async fn until_idle(activity: &Activity, limit: Duration) {
     }
 }
 
-async fn answer(relay: &Arc<Relay>, request: Request<Incoming>, address: SocketAddr, busy: Busy) -> Answer {
+async fn answer(
+    relay: &Arc<Relay>,
+    request: Request<Incoming>,
+    version: Version,
+    address: SocketAddr,
+    busy: Busy,
+) -> Answer {
     let answer = match (request.method(), request.uri().path()) {
-        (&Method::CONNECT, _) => connect(relay, request, address, busy).await,
+        (&Method::CONNECT, _) => connect(relay, request, version, address, busy).await,
+        _ if version == Version::Plain => {
+            let mut answer = text(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this port takes only CONNECT with Tenant-Id and Origin-Server-Id: bws; use https:// for the rest",
+            );
+            answer.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("CONNECT"));
+            answer
+        }
         (&Method::POST, "/lookup") => lookup::answer(relay, request, address).await,
         (_, "/lookup") => {
             let mut answer =
@@ -163,13 +182,23 @@ async fn answer(relay: &Arc<Relay>, request: Request<Incoming>, address: SocketA
     answer
 }
 
-async fn connect(relay: &Arc<Relay>, mut request: Request<Incoming>, address: SocketAddr, busy: Busy) -> Answer {
+async fn connect(
+    relay: &Arc<Relay>,
+    mut request: Request<Incoming>,
+    version: Version,
+    address: SocketAddr,
+    busy: Busy,
+) -> Answer {
     let to = match destination(request.headers()) {
         Ok(to) => to,
         Err(why) => return text(StatusCode::BAD_REQUEST, why),
     };
     if let Err(wait) = relay.connect_client.take(client_key(address.ip()), Instant::now()) {
         return too_fast(wait);
+    }
+    if version == Version::Plain && to.origin != Origin::Bws {
+        let fault = Fault::new(Code::Forbidden, "the plain-HTTP port serves origin bws only: use https:// for others");
+        return refused(&fault, StatusCode::FORBIDDEN);
     }
     if let Err(fault) = may(relay, &to) {
         return refused(&fault.1, fault.0);

@@ -130,7 +130,7 @@ async fn service(incoming: Incoming) -> Result<(), Fault> {
     let mut request = Vec::new();
     let lost = |e: std::io::Error| Fault::new(Code::Lost, e.to_string());
     stream.read_to_end(&mut request).await.map_err(lost)?;
-    let reply = ServiceReply { fault: Fault::new(Code::Ok, ""), version: None };
+    let reply = ServiceReply::new(Fault::new(Code::Ok, ""));
     stream.write_all(&minicbor::to_vec(reply).unwrap_or_default()).await.map_err(lost)?;
     stream.shutdown().await.map_err(lost)
 }
