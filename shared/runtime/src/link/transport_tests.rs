@@ -143,10 +143,10 @@ impl Network {
                 if !passes.load(Ordering::Relaxed) {
                     continue;
                 }
-                if !behind.contains_key(&from) {
+                if let std::collections::hash_map::Entry::Vacant(new) = behind.entry(from) {
                     let far = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
                     far.connect(port).await.unwrap();
-                    behind.insert(from, far.clone());
+                    new.insert(far.clone());
                     let (near, passes) = (socket.clone(), passes.clone());
                     scope.spawn(async move {
                         let mut buffer = vec![0; 65536];
@@ -191,12 +191,13 @@ async fn p01_streams_pass_over_quic_in_both_directions() {
     for (opener, other) in [(&ours, &theirs), (&theirs, &ours)] {
         let (mut a, mut b) = stream(opener, other).await;
         // More than every window, so that credit has to move.
-        let sent = tokio::spawn(async move {
+        let (done, sent) = tokio::sync::oneshot::channel();
+        relay.scope.spawn(async move {
             for n in 0..600u32 {
                 a.write_chunk(Bytes::from(vec![n as u8; 100_000])).await.unwrap();
             }
             a.finish();
-            a
+            done.send(a).unwrap();
         });
         let mut got = 0;
         while let Some(chunk) = b.read_chunk().await.unwrap() {
@@ -227,7 +228,8 @@ async fn a_reset_ends_both_directions_with_its_code() {
     let (ours, theirs) = pair(&mut relay).await;
     let (mut a, b) = stream(&ours, &theirs).await;
     let (mut read, write) = b.into_split();
-    let ended = tokio::spawn(async move { write.ended().await });
+    let (done, ended) = tokio::sync::oneshot::channel();
+    relay.scope.spawn(async move { done.send(write.ended().await).unwrap() });
     a.reset(Fault::new(Code::ConnectionReset, "the application went away"));
     assert_eq!(timeout(LONG, read.read_chunk()).await.unwrap().unwrap_err().code, Code::ConnectionReset);
     assert_eq!(timeout(LONG, ended).await.unwrap().unwrap().code, Code::ConnectionReset);

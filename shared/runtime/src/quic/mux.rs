@@ -504,10 +504,9 @@ impl Inner {
             // quinn makes room by dropping the oldest.
             dropped(DropReason::DatagramQueueFull);
         }
-        match self.connection.send_datagram(out.freeze()) {
-            Err(quinn::SendDatagramError::TooLarge) => dropped(DropReason::DatagramTooLarge),
-            // An ended link drops everything.
-            Ok(()) | Err(_) => {}
+        // An ended link drops everything.
+        if let Err(quinn::SendDatagramError::TooLarge) = self.connection.send_datagram(out.freeze()) {
+            dropped(DropReason::DatagramTooLarge);
         }
     }
 }
