@@ -187,3 +187,5 @@ fn unexpected(wanted: &str, got: &Frame) -> Fault {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod transport_tests;

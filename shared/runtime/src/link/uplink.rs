@@ -226,7 +226,7 @@ enum Turn {
     /// UDP stopped passing under it.
     Silent(Fault),
     /// QUIC works again and has a link.
-    Better(Link),
+    Better(Box<Link>),
     /// The relay will close.
     Away(GoAway),
 }
@@ -303,7 +303,7 @@ impl Keeper {
                 }
                 Turn::Better(newer) => {
                     self.let_go(link, Fault::new(Code::Displaced, "QUIC works again and took over"));
-                    link = newer;
+                    link = *newer;
                 }
                 Turn::Away(away) => {
                     metrics::counter!("hedgerow_link_goaways_total").increment(1);
@@ -338,7 +338,7 @@ impl Keeper {
             }
         });
         tokio::select! {
-            newer = &mut better => Turn::Better(newer),
+            newer = &mut better => Turn::Better(Box::new(newer)),
             fault = path.watch(link) => Turn::Silent(fault),
             fault = link.mux.closed() => Turn::Lost(fault),
             away = link.mux.peer_going_away() => {
@@ -347,7 +347,7 @@ impl Keeper {
                     && path.is_trying()
                     && let Ok(newer) = timeout(HANDOVER, better).await
                 {
-                    return Turn::Better(newer);
+                    return Turn::Better(Box::new(newer));
                 }
                 Turn::Away(away)
             }

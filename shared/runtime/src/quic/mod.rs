@@ -160,7 +160,7 @@ pub fn connection_fault(error: &quinn::ConnectionError) -> Fault {
 /// CRYPTO_ERROR of RFC 9001 section 4.8: 0x100 and the TLS alert. Alerts about certificates only.
 fn tls_alert(code: quinn::TransportErrorCode) -> Option<String> {
     let number = u64::from(code);
-    matches!(number, 0x12a..=0x131).then(|| format!("TLS alert {}", number - 0x100))
+    matches!(number, 0x12a..=0x131 | 0x133).then(|| format!("TLS alert {}", number - 0x100))
 }
 
 /// A fault code as QUIC's error code: the same number as in CBOR.

@@ -410,6 +410,8 @@ impl Mux {
         let stats = self.inner.connection.stats();
         let f = stats.frame_tx;
         let asked = f.stream + f.datagram + f.ping + f.max_data + f.max_stream_data + f.max_streams_bidi;
+        // IMMEDIATE_ACK is what quinn sends when an acknowledgement is overdue.
+        let asked = asked + f.immediate_ack;
         (asked + f.reset_stream + f.stop_sending + f.new_connection_id, stats.frame_rx.acks)
     }
 
@@ -504,10 +506,9 @@ impl Inner {
             // quinn makes room by dropping the oldest.
             dropped(DropReason::DatagramQueueFull);
         }
-        match self.connection.send_datagram(out.freeze()) {
-            Err(quinn::SendDatagramError::TooLarge) => dropped(DropReason::DatagramTooLarge),
-            // An ended link drops everything.
-            Ok(()) | Err(_) => {}
+        // An ended link drops everything.
+        if let Err(quinn::SendDatagramError::TooLarge) = self.connection.send_datagram(out.freeze()) {
+            dropped(DropReason::DatagramTooLarge);
         }
     }
 }
