@@ -40,7 +40,7 @@ async fn p01_a_node_on_quic_and_a_device_on_tls_reach_each_other() {
     let node = by_quic(&world, &world.credentials(Role::Node, 5), 5).await;
     assert_eq!(node.transport, Transport::Quic);
     let device = world.device(6).await;
-    let to = Destination { tenant: world.tenant.clone(), origin: Origin::Proxy, group: None, instance: None };
+    let to = Destination { tenant: world.tenant.clone(), origin: Origin::Proxy, group: None, instance: None, node: None };
     let header = LinkOpen::Through { to, vouched: None, trace: None };
     let (opened, served) = tokio::join!(device.mux.open(&header), async { node.mux.accept().await.unwrap().accept() });
     let (mut opened, mut served) = (opened.unwrap(), served);
@@ -124,7 +124,7 @@ async fn a_udp_port_that_is_taken_is_a_clear_start_error() {
     let world = World::new().await;
     let config = hedgerow_relay::RelayConfig {
         state: folder.path().join("state"),
-        listen: Listen { link: vec![taken], device: vec![], udp: true },
+        listen: Listen { link: vec![taken], device: vec![], udp: true, http: vec![] },
         ..world.relay.relay().config.clone()
     };
     let context = hedgerow_runtime::boot::Context::new(LONG);
