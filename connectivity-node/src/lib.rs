@@ -199,12 +199,21 @@ async fn watch_links(uplinks: Uplinks, check: hedgerow_runtime::admin::Check) {
     }
 }
 
-/// Finds out at once what stands on an address that is gone.
+/// Finds out at once what stands on an address, or with a relay, that is gone.
 async fn follow_network(uplinks: Uplinks, sessions: Arc<Sessions>, scope: Scope) {
     let mut changes = hedgerow_runtime::network::watch(&scope);
-    while changes.changed().await.is_ok() {
-        sessions.probe();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => match changed {
+                Ok(()) => sessions.probe(),
+                Err(_) => return,
+            },
+            // Whatever took a lane may have taken the link: over UDP nothing but silence would tell.
+            () = sessions.lane_lost() => {}
+        }
         uplinks.iter().for_each(|uplink| uplink.probe(&scope));
+        // One look a second, however many lanes end together.
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 

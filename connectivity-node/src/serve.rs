@@ -184,8 +184,15 @@ impl Service {
     async fn serve_session(self: &Arc<Self>, session: &lane::Session, registered: &Arc<Registered>) -> Fault {
         let look = (self.timers.session_idle * 2 / IDLE_CHECKS).max(Duration::from_millis(50));
         let mut used = Instant::now();
+        let mut is_carried = true;
         loop {
             tokio::select! {
+                Some(reason) = session.mux.suspended(), if is_carried => {
+                    is_carried = false;
+                    debug!(device = %session.peer.identity.id, %reason, "session waits for another lane");
+                    self.sessions.note_lane_lost();
+                }
+                () = session.mux.carried(), if !is_carried => is_carried = true,
                 incoming = session.mux.accept() => match incoming {
                     Some(incoming) => {
                         used = Instant::now();

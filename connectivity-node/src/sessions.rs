@@ -12,7 +12,7 @@ use hedgerow_shared::wire::message::GoAway;
 use hedgerow_shared::{EntityId, SessionId, UnixTime};
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Limits;
 use crate::policy::Policy;
@@ -23,6 +23,7 @@ pub(crate) struct Sessions {
     live: Mutex<Table>,
     connections: Arc<Semaphore>,
     next: AtomicU64,
+    lost: Notify,
 }
 
 #[derive(Default)]
@@ -88,6 +89,7 @@ impl Sessions {
             live: Mutex::default(),
             connections: Arc::new(Semaphore::new(limits.connections)),
             next: AtomicU64::new(0),
+            lost: Notify::new(),
         })
     }
 
@@ -163,6 +165,16 @@ impl Sessions {
                 live.streams.cancel();
             }
         }
+    }
+
+    /// A session waits for another lane.
+    pub(crate) fn note_lane_lost(&self) {
+        self.lost.notify_one();
+    }
+
+    /// Completes when a session has lost its lane since the last call.
+    pub(crate) async fn lane_lost(&self) {
+        self.lost.notified().await;
     }
 
     /// Asks every device for a sign of life.

@@ -77,6 +77,10 @@ pub struct Live<H> {
     /// The link.
     pub handle: H,
     draining: AtomicBool,
+    /// It ended by silence, which takes as long as a process takes to be called gone.
+    silent: AtomicBool,
+    /// Somebody asks it for a sign of life.
+    checked: AtomicBool,
     /// A core may say so after its link has come up.
     serves_mdm: AtomicBool,
 }
@@ -85,6 +89,22 @@ impl<H> Live<H> {
     /// No new streams go to it from now on.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// It does not answer any more.
+    pub fn silent(&self) {
+        self.silent.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the caller may ask it for a sign of life: one at a time.
+    #[must_use]
+    pub fn begin_check(&self) -> bool {
+        !self.checked.swap(true, Ordering::Relaxed)
+    }
+
+    /// The other end of `begin_check`.
+    pub fn end_check(&self) {
+        self.checked.store(false, Ordering::Relaxed);
     }
 
     /// A core says whether it serves `mdm` too.
@@ -202,8 +222,14 @@ impl<H: Load> Registry<H> {
 
     /// Registers a session and displaces those whose place it takes.
     pub fn insert(&self, facts: Facts, handle: H, now: Instant) -> Inserted<H> {
-        let live =
-            Arc::new(Live { facts, handle, draining: AtomicBool::new(false), serves_mdm: AtomicBool::new(false) });
+        let live = Arc::new(Live {
+            facts,
+            handle,
+            draining: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
+            checked: AtomicBool::new(false),
+            serves_mdm: AtomicBool::new(false),
+        });
         let facts = &live.facts;
         let mut inner = self.inner.write();
         let of_tenant = inner.tenants.entry(facts.tenant.clone()).or_default();
@@ -253,7 +279,8 @@ impl<H: Load> Registry<H> {
             inner.tenants.remove(tenant);
         }
         if departs && inner.departed.len() < MAX_DEPARTED {
-            inner.departed.insert((tenant.clone(), live.facts.instance), now);
+            let silent = if live.silent.load(Ordering::Relaxed) { GONE_AFTER } else { Duration::ZERO };
+            inner.departed.insert((tenant.clone(), live.facts.instance), now.checked_sub(silent).unwrap_or(now));
         }
         true
     }

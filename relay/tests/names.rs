@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{LONG, NAME, World, config_for_tests, eventually, service};
-use hedgerow_runtime::link::{Credentials, Link};
 use hedgerow_runtime::link::Stream;
+use hedgerow_runtime::link::{Credentials, Link};
 use hedgerow_runtime::tls::SigningKey;
 use hedgerow_shared::verify::certificate::Identity;
 use hedgerow_shared::wire::message::{LinkOpen, Registrations, Service, ServiceReply};

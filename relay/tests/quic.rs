@@ -40,7 +40,8 @@ async fn p01_a_node_on_quic_and_a_device_on_tls_reach_each_other() {
     let node = by_quic(&world, &world.credentials(Role::Node, 5), 5).await;
     assert_eq!(node.transport, Transport::Quic);
     let device = world.device(6).await;
-    let to = Destination { tenant: world.tenant.clone(), origin: Origin::Proxy, group: None, instance: None, node: None };
+    let to =
+        Destination { tenant: world.tenant.clone(), origin: Origin::Proxy, group: None, instance: None, node: None };
     let header = LinkOpen::Through { to, vouched: None, trace: None };
     let (opened, served) = tokio::join!(device.mux.open(&header), async { node.mux.accept().await.unwrap().accept() });
     let (mut opened, mut served) = (opened.unwrap(), served);

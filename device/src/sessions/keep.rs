@@ -61,6 +61,8 @@ impl Sessions {
     async fn resume(&self, carried: &mut Carried, why: &Fault) {
         let (mux, since) = (carried.session.mux.clone(), Instant::now());
         info!(group = %carried.group, reason = %why, "session to node lost what carried it");
+        // Whatever took the lane may have taken the link: over UDP nothing but silence would tell.
+        self.inner.uplink.probe(&self.inner.scope);
         let mut pause = FIRST;
         while mux.is_suspended() && !mux.is_closed() {
             let link = tokio::select! {

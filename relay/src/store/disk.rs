@@ -97,7 +97,8 @@ pub(super) fn read_tenant(path: &Path) -> Result<Tenant, StoreError> {
     })
 }
 
-pub(super) fn lookup_key(path: &Path) -> Result<[u8; 32], StoreError> {
+/// Reads a key, or makes it the first time.
+pub(super) fn key(path: &Path) -> Result<[u8; 32], StoreError> {
     if !path.exists() {
         let key = clock::random::<32>();
         write_secret(path, HEXLOWER.encode(&key).as_bytes())?;

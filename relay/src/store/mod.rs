@@ -25,7 +25,7 @@ use hedgerow_shared::{Origin, TenantId, UnixTime};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
-use disk::{OnDisk, io_error, lock, lookup_key, read_tenant, sync_folder};
+use disk::{OnDisk, io_error, key, lock, read_tenant, sync_folder};
 pub(crate) use disk::{read_secret, write_secret};
 
 /// Open activations one tenant may have registered.
@@ -156,6 +156,7 @@ struct Memory {
 pub struct Store {
     folder: PathBuf,
     lookup_key: [u8; 32],
+    reset_key: [u8; 32],
     memory: RwLock<Memory>,
     /// One writer at a time, held over the disk write; readers take `memory` only.
     writer: Mutex<()>,
@@ -174,7 +175,8 @@ impl Store {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("making", path))?;
         }
         let lock = lock(&state.join("lock"))?;
-        let lookup_key = lookup_key(&state.join("lookup.key"))?;
+        let lookup_key = key(&state.join("lookup.key"))?;
+        let reset_key = key(&state.join("reset.key"))?;
         let mut memory = Memory::default();
         for entry in fs::read_dir(&folder).map_err(io_error("listing", &folder))? {
             let path = entry.map_err(io_error("listing", &folder))?.path();
@@ -184,13 +186,19 @@ impl Store {
                 memory.tenants.insert(tenant.id.clone(), Arc::new(tenant));
             }
         }
-        Ok(Self { folder, lookup_key, memory: RwLock::new(memory), writer: Mutex::new(()), _lock: lock })
+        Ok(Self { folder, lookup_key, reset_key, memory: RwLock::new(memory), writer: Mutex::new(()), _lock: lock })
     }
 
     /// The key of `address_hash`.
     #[must_use]
     pub fn lookup_key(&self) -> &[u8; 32] {
         &self.lookup_key
+    }
+
+    /// The key of stateless resets; nobody but this relay knows it.
+    #[must_use]
+    pub fn reset_key(&self) -> &[u8; 32] {
+        &self.reset_key
     }
 
     /// One tenant.

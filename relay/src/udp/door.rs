@@ -32,7 +32,12 @@ pub fn open(
     let relay = &doors.relay;
     let config = quic_config(doors).map_err(std::io::Error::other)?;
     let tasks = Arc::new(quic::Tasks(relay.work.clone()));
-    let endpoint = Endpoint::new_with_abstract_socket(quic::endpoint_config(), Some(config), port.clone(), tasks)?;
+    let endpoint = Endpoint::new_with_abstract_socket(
+        quic::relay_endpoint_config(relay.store.reset_key()),
+        Some(config),
+        port.clone(),
+        tasks,
+    )?;
     // Links outlive the doors: the port is read until the relay itself ends.
     relay.work.spawn(async move { port.receive(forwarder.as_deref()).await });
     let (ends, ended) = (endpoint.clone(), relay.work.clone());

@@ -104,13 +104,22 @@ impl Channel {
         }
     }
 
-    /// Asks the peer for a sign of life: the network below may have changed. A link that stays silent ends, or its
-    /// transport is changed. Cancel safe.
+    /// Asks the peer for a sign of life: the network below may have changed, or the peer may be gone. A link that stays
+    /// silent for 3 s ends. Cancel safe.
     pub async fn probe(&self) {
+        if !self.is_alive().await {
+            self.close(Fault::new(Code::Lost, "the peer does not answer any more"));
+        }
+    }
+
+    /// As `probe`, but leaves the end to the caller; over TLS the link ends by itself, and this says `true` at once.
+    pub async fn is_alive(&self) -> bool {
         match self {
-            Self::Framed(mux) => mux.probe(),
-            // Whether it is answered is seen by those who watch the path.
-            Self::Quic(mux) => drop(mux.probe(PROBE).await),
+            Self::Framed(mux) => {
+                mux.probe();
+                true
+            }
+            Self::Quic(mux) => mux.probe(PROBE).await.is_ok(),
         }
     }
 

@@ -55,7 +55,10 @@ pub fn client_config(tls: Arc<rustls::ClientConfig>, timers: &Timers) -> Result<
     let crypto = QuicClientConfig::try_from(tls).map_err(internal)?;
     let mut config = ClientConfig::new(Arc::new(crypto));
     // The relay opens streams only after it has accepted us.
-    config.transport_config(Arc::new(transport(timers, 0)?));
+    let mut transport = transport(timers, 0)?;
+    // The dialler keeps the path open, and a relay that is gone is noticed by nothing but silence.
+    transport.keep_alive_interval(Some(timers.ping_interval / 3));
+    config.transport_config(Arc::new(transport));
     Ok(config)
 }
 
@@ -80,6 +83,16 @@ pub fn server_config(tls: &rustls::ServerConfig, timers: &Timers) -> Result<Serv
 #[must_use]
 pub fn endpoint_config() -> EndpointConfig {
     let mut config = EndpointConfig::default();
+    config.grease_quic_bit(false);
+    config
+}
+
+/// A relay's: with a key that outlives its process, so that after a restart the first packet of a peer is answered
+/// with a stateless reset (RFC 9000 section 10.3), and the peer need not find out by silence.
+#[must_use]
+pub fn relay_endpoint_config(reset_key: &[u8; 32]) -> EndpointConfig {
+    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, reset_key);
+    let mut config = EndpointConfig::new(Arc::new(key));
     config.grease_quic_bit(false);
     config
 }
