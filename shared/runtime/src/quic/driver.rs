@@ -36,8 +36,11 @@ pub(super) async fn run(inner: Arc<Inner>, mut send: SendStream, receive: RecvSt
         () = scope.cancelled() => Fault::new(Code::Draining, "this end is shutting down"),
     };
     if inner.connection.close_reason().is_none() {
-        // A peer that takes nothing any more has had its time.
-        let _ = timeout(CLOSE, say_goodbye(&inner, send, lingering, &fault)).await;
+        // Nobody is there to hear when the path is dead, and others wait to be told that it is.
+        if fault.code != Code::Lost {
+            // A peer that takes nothing any more has had its time.
+            let _ = timeout(CLOSE, say_goodbye(&inner, send, lingering, &fault)).await;
+        }
         close(&inner.connection, &fault);
     }
     let endpoint = inner.endpoint();
