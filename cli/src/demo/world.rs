@@ -300,7 +300,9 @@ fn choose_ports(file: &Path) -> anyhow::Result<BTreeMap<String, u16>> {
 fn free_port() -> anyhow::Result<TcpListener> {
     for _ in 0..1000 {
         let port = rand::random_range(14_000..32_000);
-        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+        // The relay takes the same number for UDP.
+        let udp = std::net::UdpSocket::bind(("127.0.0.1", port));
+        if let (Ok(listener), Ok(_)) = (TcpListener::bind(("127.0.0.1", port)), udp) {
             return Ok(listener);
         }
     }

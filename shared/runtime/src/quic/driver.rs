@@ -12,7 +12,8 @@ use hedgerow_shared::wire::message::{Control, GoAway};
 use quinn::{RecvStream, SendStream};
 use tokio::time::timeout;
 
-use super::mux::{INBOX, Incoming, Inner, Lingering, Place};
+use super::incoming::Incoming;
+use super::inner::{INBOX, Inner, Lingering, Place};
 use super::{close, connection_fault, stream};
 use crate::scope::Scope;
 use crate::telemetry::dropped;

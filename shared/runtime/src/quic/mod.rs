@@ -16,6 +16,8 @@
 
 mod driver;
 mod endpoint;
+mod incoming;
+mod inner;
 mod mux;
 mod stream;
 
@@ -30,8 +32,9 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, EndpointConfig, ServerConfig, TransportConfig, VarInt};
 
 pub use endpoint::{Tasks, client_endpoint};
+pub use incoming::Incoming;
+pub use mux::Mux;
 pub(crate) use mux::Opened;
-pub use mux::{Incoming, Mux};
 pub use stream::{ReadHalf, WriteHalf};
 
 /// What a stream's reader may leave unread: QUIC windows do not grow by themselves here, and links carry no bulk where

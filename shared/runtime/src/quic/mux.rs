@@ -1,13 +1,10 @@
 //! The handle of a QUIC link: what `crate::mux::Mux` is for the framed transport, with the same bounds.
 
-use std::collections::VecDeque;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use hedgerow_shared::fault::{Code, DropReason, Fault};
 use hedgerow_shared::limits;
 use hedgerow_shared::wire::frame::{self, Frame, kind};
@@ -17,6 +14,8 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::incoming::{Incoming, THIS_STREAM};
+use super::inner::{Inner, Place};
 use super::stream::{ReadHalf, WriteHalf, halves};
 use super::{connection_fault, driver};
 use crate::clock::random;
@@ -24,10 +23,6 @@ use crate::mux::Stats;
 use crate::scope::Scope;
 use crate::telemetry::dropped;
 
-/// What may wait for the application, as on the framed transport.
-pub(super) const INBOX: usize = 1024;
-/// The stream number in OPEN and ANSWER: QUIC has its own, so it says nothing.
-const THIS_STREAM: u32 = 1;
 /// A probe is sent again after this long.
 const PROBE_AGAIN: Duration = Duration::from_millis(250);
 
@@ -35,193 +30,6 @@ const PROBE_AGAIN: Duration = Duration::from_millis(250);
 #[derive(Clone)]
 pub struct Mux {
     inner: Arc<Inner>,
-}
-
-pub(super) struct Inner {
-    pub(super) connection: Connection,
-    pub(super) ours: Limits,
-    theirs: Limits,
-    pub(super) handshake: Duration,
-    pub(super) state: Mutex<State>,
-    /// The dialler's own socket; the acceptor's is shared.
-    endpoint: Mutex<Option<Endpoint>>,
-    scope: Scope,
-    accept: Notify,
-    control: Notify,
-    datagram: Notify,
-    /// There is something for the driver: frames to send, a stream to linger.
-    pub(super) driver: Notify,
-    /// The application wants the link to close.
-    pub(super) closing: Notify,
-    /// A control message was taken.
-    pub(super) control_taken: Notify,
-    pub(super) away: watch::Sender<Option<GoAway>>,
-    closed: watch::Sender<Option<Fault>>,
-    /// The word of the newest PONG.
-    pub(super) pong: watch::Sender<u64>,
-    open: AtomicUsize,
-    open_ours: AtomicUsize,
-    opened: AtomicU64,
-}
-
-pub(super) type Lingering = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-#[derive(Default)]
-pub(super) struct State {
-    incoming: VecDeque<Incoming>,
-    pub(super) control: VecDeque<Control>,
-    datagrams: VecDeque<Bytes>,
-    /// Frames for the control stream; of the first one, what has not been sent yet.
-    pub(super) out: VecDeque<Bytes>,
-    pub(super) out_bytes: usize,
-    pub(super) lingering: Vec<Lingering>,
-    draining: bool,
-    pub(super) closing: Option<Fault>,
-}
-
-/// A stream that counts as open.
-pub(super) struct Place {
-    link: Arc<Inner>,
-    ours: bool,
-}
-
-impl Place {
-    pub(super) fn new(link: Arc<Inner>, ours: bool) -> Self {
-        link.open.fetch_add(1, Ordering::Relaxed);
-        if ours {
-            link.open_ours.fetch_add(1, Ordering::Relaxed);
-        }
-        Self { link, ours }
-    }
-
-    pub(super) fn link(&self) -> &Inner {
-        &self.link
-    }
-
-    /// Counts as open until `arrived` completes.
-    pub(super) fn linger(self, arrived: impl Future<Output = ()> + Send + 'static) {
-        let link = self.link.clone();
-        let mut state = link.state.lock();
-        if !link.ended() {
-            state.lingering.push(Box::pin(async move {
-                arrived.await;
-                drop(self);
-            }));
-        }
-        drop(state);
-        link.driver.notify_one();
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.link.open.fetch_sub(1, Ordering::Relaxed);
-        if self.ours {
-            self.link.open_ours.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Inner {
-    /// Why the link ended, or is being ended.
-    pub(super) fn fault(&self) -> Option<Fault> {
-        let ended = self.closed.borrow().clone();
-        ended.or_else(|| self.state.lock().closing.clone()).or_else(|| self.told())
-    }
-
-    /// What the peer said in GOAWAY, when it was a fault.
-    pub(super) fn told(&self) -> Option<Fault> {
-        self.away.borrow().as_ref().map(|away| &away.fault).filter(|fault| fault.code != Code::Ok).cloned()
-    }
-
-    pub(super) fn ended(&self) -> bool {
-        self.closed.borrow().is_some()
-    }
-
-    pub(super) fn queue(&self, frame: Bytes) -> Result<(), Fault> {
-        let mut state = self.state.lock();
-        if state.out_bytes + frame.len() > limits::MAX_CONTROL_QUEUE {
-            dropped(DropReason::ControlQueueFull);
-            return Err(Fault::new(Code::Limited, "the peer does not read its control messages"));
-        }
-        state.out_bytes += frame.len();
-        state.out.push_back(frame);
-        drop(state);
-        self.driver.notify_one();
-        Ok(())
-    }
-
-    /// So many bytes of the first frame have been sent.
-    pub(super) fn written(&self, bytes: usize) {
-        let mut state = self.state.lock();
-        state.out_bytes = state.out_bytes.saturating_sub(bytes);
-        if let Some(first) = state.out.front_mut() {
-            first.advance(bytes.min(first.len()));
-            if first.is_empty() {
-                state.out.pop_front();
-            }
-        }
-    }
-
-    /// A stream of the peer's whose OPEN has been read.
-    pub(super) fn arrived(&self, mut incoming: Incoming) {
-        let mut state = self.state.lock();
-        let fault = if state.draining {
-            Fault::new(Code::Draining, "this connection takes no new streams")
-        } else if state.incoming.len() >= INBOX {
-            Fault::new(Code::Limited, "streams are opened faster than they are taken")
-        } else {
-            incoming.waits = true;
-            state.incoming.push_back(incoming);
-            drop(state);
-            return self.accept.notify_one();
-        };
-        drop(state);
-        incoming.refuse(fault);
-    }
-
-    /// A control message; whoever calls looks first whether there is room.
-    pub(super) fn controlled(&self, message: Control) {
-        self.state.lock().control.push_back(message);
-        self.control.notify_one();
-    }
-
-    pub(super) fn datagram(&self, bytes: Bytes) {
-        let mut state = self.state.lock();
-        if state.datagrams.len() >= INBOX {
-            state.datagrams.pop_front();
-            dropped(DropReason::DatagramQueueFull);
-        }
-        state.datagrams.push_back(bytes);
-        drop(state);
-        self.datagram.notify_one();
-    }
-
-    pub(super) fn going_away(&self, message: GoAway) {
-        self.state.lock().draining = true;
-        self.away.send_replace(Some(message));
-    }
-
-    /// Everything ends with this fault; the first one counts.
-    pub(super) fn end(&self, fault: &Fault) {
-        self.closed.send_if_modified(|c| c.is_none() && c.replace(fault.clone()).is_none());
-        let mut state = self.state.lock();
-        state.draining = true;
-        let incoming = std::mem::take(&mut state.incoming);
-        let lingering = std::mem::take(&mut state.lingering);
-        state.out.clear();
-        drop(state);
-        // Both hold streams, which hold this link.
-        drop((incoming, lingering));
-        self.endpoint.lock().take();
-        self.accept.notify_waiters();
-        self.control.notify_waiters();
-        self.datagram.notify_waiters();
-    }
-
-    pub(super) fn endpoint(&self) -> Option<Endpoint> {
-        self.endpoint.lock().clone()
-    }
 }
 
 /// What `Mux::start` needs beside the connection.
@@ -495,84 +303,8 @@ impl Mux {
     }
 }
 
-impl Inner {
-    /// A datagram of `kind`, padded to `length` bytes behind its kind byte.
-    pub(super) fn send_datagram(&self, kind: u8, bytes: &[u8], length: usize) {
-        let mut out = BytesMut::with_capacity(1 + length);
-        out.put_u8(kind);
-        out.put_slice(bytes);
-        out.resize(1 + length.max(bytes.len()), 0);
-        if self.connection.datagram_send_buffer_space() < out.len() {
-            // quinn makes room by dropping the oldest.
-            dropped(DropReason::DatagramQueueFull);
-        }
-        // An ended link drops everything.
-        if let Err(quinn::SendDatagramError::TooLarge) = self.connection.send_datagram(out.freeze()) {
-            dropped(DropReason::DatagramTooLarge);
-        }
-    }
-}
-
 impl std::fmt::Debug for Mux {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("QuicMux").field("stats", &self.stats()).finish()
-    }
-}
-
-/// A stream the peer opened, waiting for an answer. Dropping it refuses it.
-#[derive(Debug)]
-pub struct Incoming {
-    halves: Option<(ReadHalf, WriteHalf)>,
-    header: Bytes,
-    scope: Scope,
-    link: Arc<Inner>,
-    /// In the link's own queue, where nobody can answer it any more once the link has ended.
-    waits: bool,
-}
-
-impl std::fmt::Debug for Inner {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("QuicLink")
-    }
-}
-
-impl Incoming {
-    pub(super) fn new(link: Arc<Inner>, halves: (ReadHalf, WriteHalf), header: Bytes) -> Self {
-        Self { halves: Some(halves), header, scope: link.scope.clone(), link, waits: false }
-    }
-
-    /// The CBOR header of OPEN.
-    #[must_use]
-    pub fn header(&self) -> &Bytes {
-        &self.header
-    }
-
-    /// Opens it.
-    #[must_use]
-    pub fn accept(mut self) -> (ReadHalf, WriteHalf) {
-        let (read, write) = self.halves.take().expect("taken only here and in refuse, which consume self");
-        self.link.opened.fetch_add(1, Ordering::Relaxed);
-        write.answer(frame::cbor(kind::ANSWER, THIS_STREAM, &Fault::new(Code::Ok, "")), &self.scope);
-        (read, write)
-    }
-
-    /// Refuses it.
-    pub fn refuse(mut self, fault: Fault) {
-        self.answer_no(&fault);
-    }
-
-    fn answer_no(&mut self, fault: &Fault) {
-        if let Some((_, mut write)) = self.halves.take() {
-            write.answer(frame::cbor(kind::ANSWER, THIS_STREAM, fault), &self.scope);
-            write.finish();
-        }
-    }
-}
-
-impl Drop for Incoming {
-    fn drop(&mut self) {
-        if !self.waits {
-            self.answer_no(&Fault::new(Code::Internal, "the request was dropped"));
-        }
     }
 }

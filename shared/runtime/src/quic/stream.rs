@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use quinn::{ReadError, RecvStream, SendStream, StoppedError, WriteError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::mux::Place;
+use super::inner::Place;
 use super::{connection_fault, fault_of, number};
 use crate::scope::Scope;
 
