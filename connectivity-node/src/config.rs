@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hedgerow_proxy::target::Host;
 use hedgerow_runtime::config::ConfigFault;
+use hedgerow_runtime::dial::Outbound;
 use hedgerow_shared::limits::Timers;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,9 @@ pub struct NodeConfigFile {
     /// Relays, `host:port`, in order of preference; those named at enrolment when empty.
     #[serde(default)]
     pub relays: Vec<String>,
+    /// How to reach relays: proxies, networks that open TLS.
+    #[serde(default)]
+    pub outbound: Outbound,
     /// Addresses of names, asked before the system's resolver: `"intranet.example" = ["10.1.2.3"]`.
     #[serde(default)]
     pub hosts: BTreeMap<String, Vec<IpAddr>>,
@@ -116,6 +120,7 @@ impl NodeConfigFile {
         Self {
             state,
             relays: Vec::new(),
+            outbound: Outbound::default(),
             hosts: BTreeMap::new(),
             admin: Admin::default(),
             limits: Limits::default(),
@@ -129,7 +134,7 @@ impl NodeConfigFile {
     /// # Errors
     /// Every key that is wrong, and what to write there.
     pub fn check(&self) -> Result<(), ConfigFault> {
-        let mut problems = Vec::new();
+        let mut problems = self.outbound.network().err().map(|f| f.problems).unwrap_or_default();
         if !self.admin.listen.ip().is_loopback() {
             problems.push(
                 "admin.listen: expected a loopback address such as 127.0.0.1:9103: it shows who is connected"

@@ -4,6 +4,7 @@
 pub mod config;
 mod egress;
 mod enroll;
+mod leg;
 mod policy;
 mod serve;
 mod sessions;
@@ -20,6 +21,7 @@ use hedgerow_proxy::target::Target;
 use hedgerow_runtime::admin::Admin;
 use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::clock;
+use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus};
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
@@ -29,10 +31,11 @@ use tokio::sync::Semaphore;
 use tracing::info;
 
 pub use config::NodeConfigFile;
-pub use enroll::enroll;
+pub use enroll::{enroll, enroll_over};
 pub use sessions::SessionStatus;
 pub use state::{Enrolled, Record, State};
 
+use crate::leg::Legs;
 use crate::policy::Policies;
 use crate::serve::Service;
 use crate::sessions::Sessions;
@@ -47,7 +50,7 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
     let state = State::at(&config.state);
     let enrolled = Arc::new(state.load()?);
     let _lock = state.lock()?;
-    let relays = enrolled.record.relay_targets(&config.relays)?;
+    let relays = enrolled.record.relay_targets(&config.relays, &config.outbound.network()?)?;
     let admin = Admin::bind(config.admin.listen).await?;
     let timers = config.timers();
     let instance = InstanceId::from_random(clock::random());
@@ -70,6 +73,7 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         tls: tls::as_tenant(enrolled.ca.clone(), &[Role::Device], false, &enrolled.own, &[ALPN_SESSION])?,
         policies: policies.clone(),
         sessions: sessions.clone(),
+        legs: Legs::default(),
         handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
         dialer: Dialer::new(config.hosts(), timers.connect),
         instance,
@@ -173,7 +177,7 @@ fn routes(sessions: &Arc<Sessions>, policies: &Arc<Policies>, uplink: &Uplink, e
         let link = uplink.current().map(|l| {
             let stats = l.mux.stats();
             serde_json::json!({ "session": l.accept.session.to_string(), "relay": l.accept.relay, "address": l.address,
-                "transport": l.transport.label(), "rtt_ms": stats.rtt.map(|r| r.as_secs_f64() * 1000.0), "streams": stats.streams })
+                "proxy": l.at.as_ref().and_then(RelayTarget::proxy), "transport": l.transport.label(), "rtt_ms": stats.rtt.map(|r| r.as_secs_f64() * 1000.0), "streams": stats.streams })
         });
         Json(serde_json::json!({
             "id": record.id, "name": record.name, "tenant": record.tenant, "group": record.group, "link": link,

@@ -8,6 +8,7 @@ use hedgerow_proxy::acl;
 use hedgerow_proxy::target::Target;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::core_client::{self, CoreClient};
+use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::link::{Credentials, Link, Uplink, UplinkConfig, UplinkStatus};
 use hedgerow_runtime::mux::Stream;
 use hedgerow_runtime::scope::Scope;
@@ -75,7 +76,7 @@ impl Agent {
             key: state.own.key.clone(),
             origins: Vec::new(),
         };
-        let relays = vec![state.relay.target()?];
+        let relays = vec![state.relay.target()?.over(file.outbound.network()?)];
         let uplink = Uplink::start(UplinkConfig { relays, credentials, instance, timers }, scope);
         let sessions = Sessions::new(state.clone(), uplink.clone(), instance, timers, file.lanes, scope);
         let config = stored_config(&state, clock::now());
@@ -138,6 +139,7 @@ impl Agent {
                 "state": "up",
                 "relay": link.accept.relay,
                 "address": link.address,
+                "proxy": link.at.as_ref().and_then(RelayTarget::proxy),
                 "transport": link.transport.label(),
                 "session": link.accept.session.to_string(),
                 "rtt_ms": link.mux.stats().rtt.map(|r| r.as_secs_f64() * 1e3),

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use hedgerow_runtime::dial::Outbound;
 use hedgerow_shared::limits::Timers;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct DeviceConfigFile {
     /// The folder with key, certificate and configuration; mode 0700.
     pub state: PathBuf,
+    /// How to reach the relay: proxies, networks that open TLS.
+    #[serde(default)]
+    pub outbound: Outbound,
     /// Loopback listeners for applications.
     #[serde(default)]
     pub proxy: LocalProxy,

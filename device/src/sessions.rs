@@ -206,9 +206,7 @@ impl Sessions {
         let offer = self.request_lane(link, group).await?;
         let name = dial::server_name(&server_name(&offer.ticket, &link.accept.relay)).map_err(LaneFault::Broken)?;
         // The same relay process that gave the ticket, not just the same name.
-        let tcp = dial::tcp(std::slice::from_ref(&link.address), self.inner.timers.connect)
-            .await
-            .map_err(LaneFault::Broken)?;
+        let tcp = lane_wire(link, &self.inner.timers).await.map_err(LaneFault::Broken)?;
         let session = self.shake(tcp, Some(offer.node), Some(name)).await.map_err(LaneFault::Broken)?;
         if session.hello.instance != offer.instance {
             let fault = Fault::new(Code::Unauthenticated, "the lane leads to another process than the relay named");
@@ -290,6 +288,15 @@ impl Sessions {
             }
             sessions.forget(&group, &carried);
         });
+    }
+}
+
+/// A connection for the device's leg, by the link's own way. Where TLS is opened on the way none gets through.
+async fn lane_wire(link: &Link, timers: &Timers) -> Result<tokio::net::TcpStream, Fault> {
+    match &link.at {
+        Some(at) if !at.is_inspected() => at.connect(timers).await,
+        Some(_) => Err(Fault::new(Code::Unreachable, "TLS is opened on the way to the relay, which lanes do not bear")),
+        None => Err(Fault::new(Code::Internal, "the link does not know its relay")),
     }
 }
 

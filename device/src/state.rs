@@ -57,7 +57,7 @@ impl RelayFile {
                 RelayRoots::Ca(parsed.into_iter().map(|p| p.into_contents().into()).collect())
             }
         };
-        Ok(RelayTarget { addresses: self.addresses.clone(), name: self.name.clone(), roots })
+        Ok(RelayTarget::new(self.addresses.clone(), &self.name, roots))
     }
 }
 

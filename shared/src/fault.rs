@@ -171,13 +171,22 @@ impl Fault {
     /// Makes a fault, cutting the text to 200 bytes.
     #[must_use]
     pub fn new(code: Code, text: impl Into<String>) -> Self {
-        let mut text = text.into();
-        if text.len() > 200 {
-            let cut = (0..=200).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
-            text.truncate(cut);
-        }
-        Self { code, text }
+        Self { code, text: cut(text.into(), 200) }
     }
+
+    /// Makes a fault that is only shown here and never sent, so that its text may explain at length: up to 1000 bytes.
+    #[must_use]
+    pub fn explained(code: Code, text: impl Into<String>) -> Self {
+        Self { code, text: cut(text.into(), 1000) }
+    }
+}
+
+fn cut(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        let at = (0..=most).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        text.truncate(at);
+    }
+    text
 }
 
 impl fmt::Display for Fault {

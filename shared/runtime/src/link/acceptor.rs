@@ -99,7 +99,7 @@ where
     let config = MuxConfig::link(limits, peer.hello.limits, *timers);
     let Shaking { io, input } = shaking;
     let mux = Mux::start(Plain::new(io), Side::Acceptor, config, input.freeze(), scope);
-    Ok((Link { mux, peer: peer.hello.clone(), accept, transport: Transport::Tls, address }, peer))
+    Ok((Link { mux, peer: peer.hello.clone(), accept, transport: Transport::Tls, address, at: None }, peer))
 }
 
 fn refuse(fault: Fault) -> Refuse {

@@ -67,12 +67,12 @@ pub async fn connect(
     timers: &Timers,
     scope: &Scope,
 ) -> Result<Link, LinkError> {
-    let stream = dial::relay_tls(target, &[ALPN_LINK], timers).await?;
-    let (tcp, connection) = stream.get_ref();
+    let dial::Reached { stream, at } = dial::relay(target, &[ALPN_LINK], timers).await?;
+    let (_, connection) = stream.get_ref();
     if connection.alpn_protocol() != Some(ALPN_LINK) {
         return Err(Fault::new(Code::Protocol, "the server does not speak the link protocol: is it the relay?").into());
     }
-    let address = tcp.peer_addr().map(|a| a.to_string()).unwrap_or_default();
+    let address = at.addresses.first().cloned().unwrap_or_default();
     let exporter = tls::exporter(connection)?;
     let limits = Limits::default();
     let mut shaking = Shaking::new(stream);
@@ -83,7 +83,7 @@ pub async fn connect(
     let config = MuxConfig::link(limits, peer.limits, *timers);
     let Shaking { io, input } = shaking;
     let mux = Mux::start(Plain::new(io), Side::Dialler, config, input.freeze(), scope);
-    Ok(Link { mux, peer, accept, transport: Transport::Tls, address })
+    Ok(Link { mux, peer, accept, transport: Transport::Tls, address, at: Some(at) })
 }
 
 async fn shake<IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(

@@ -16,6 +16,7 @@ pub use acceptor::{Admit, Peer, answer};
 pub use dialler::{Credentials, connect};
 pub use uplink::{Uplink, UplinkConfig, UplinkStatus};
 
+use crate::dial::RelayTarget;
 use crate::mux::Mux;
 
 /// A link that is open.
@@ -29,8 +30,10 @@ pub struct Link {
     pub accept: Accept,
     /// Which transport carries it.
     pub transport: Transport,
-    /// Address and port of the other end.
+    /// Address and port of the other end; of a dialler behind a proxy, the relay's as the proxy was asked for it.
     pub address: String,
+    /// The very relay process and the way to it, for the lane legs that belong to this link; diallers only.
+    pub at: Option<RelayTarget>,
 }
 
 /// What a link runs on.
