@@ -2,9 +2,11 @@
 //! named after the rows of the system's description. Everything ends with the test.
 #![expect(clippy::missing_panics_doc, reason = "a test harness panics to fail the test")]
 
+pub mod corporate;
 pub mod curl;
 pub mod fuzz;
 pub mod nginx;
+pub mod office;
 pub mod process;
 pub mod tap;
 pub mod world;
