@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -49,6 +49,20 @@ pub(crate) struct Network {
     from: Option<IpAddr>,
 }
 
+impl Network {
+    fn to(relay: &RelayTarget) -> Self {
+        let relay = relay.addresses.first().cloned().unwrap_or_default();
+        // Connecting a datagram socket sends nothing: the system only says which address it would send from.
+        let from = relay.parse::<SocketAddr>().ok().and_then(|to| {
+            let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            let socket = UdpSocket::bind((any, 0)).ok()?;
+            socket.connect(to).ok()?;
+            Some(socket.local_addr().ok()?.ip())
+        });
+        Self { relay, from }
+    }
+}
+
 /// What became of a bare leg.
 enum Bare {
     /// The other end has spoken.
@@ -65,16 +79,11 @@ impl Legs {
         if relay.is_proxied() {
             return wrapped(relay, ticket, timers, None).await;
         }
-        let tcp = relay.connect(timers).await?;
-        let network = Network {
-            relay: relay.addresses.first().cloned().unwrap_or_default(),
-            from: tcp.local_addr().ok().map(|a| a.ip()),
-        };
+        let network = Network::to(relay);
         if self.refuses_bare(&network, Instant::now()) {
-            drop(tcp);
             return wrapped(relay, ticket, timers, None).await;
         }
-        match bare(tcp, ticket, timers).await {
+        match bare(relay.connect(timers).await?, ticket, timers).await {
             Bare::Passed(tcp) => Ok(Leg::Bare(tcp)),
             Bare::Cut => wrapped(relay, ticket, timers, Some((self.clone(), network))).await,
             Bare::Silent => Err(Fault::new(Code::TimedOut, "the other end of the lane did not come")),

@@ -76,7 +76,7 @@ impl CorporateProxy {
             "logoutput: {dir}/access.log\ninternal: 127.0.0.1 port = {port}\nexternal: 127.0.0.1\nsocksmethod: username\n\
              clientmethod: none\nuser.privileged: root\nuser.unprivileged: nobody\n\
              client pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}\n\
-             socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 command: connect log: connect error }}\n"
+             socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0\n command: connect\n log: connect error\n}}\n"
         );
         std::fs::write(folder.path().join("danted.conf"), config).expect("a configuration");
         let script = format!(

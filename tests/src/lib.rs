@@ -4,6 +4,7 @@
 
 pub mod corporate;
 pub mod curl;
+pub mod firewall;
 pub mod fuzz;
 pub mod nginx;
 pub mod office;

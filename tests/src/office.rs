@@ -24,6 +24,8 @@ const VARIABLES: [&str; 8] =
 pub struct Ways {
     /// `host:port` of the relay, as core, token and device are told.
     pub relay: Vec<String>,
+    /// Where the node finds the relay instead.
+    pub node_relay: Vec<String>,
     /// The section `[outbound]` by role; none for a role that is not named.
     pub outbound: BTreeMap<&'static str, String>,
     /// More variables, by role.
@@ -96,7 +98,8 @@ impl Office {
             self.path("relay/relay-ca.pem")
         );
         self.configure("core", &core);
-        self.configure("node", "[hosts]\n\"wiki.intranet.example.com\" = [\"127.0.0.1\"]\n");
+        let relays = &self.ways.node_relay;
+        self.configure("node", &format!("relays = {relays:?}\n[hosts]\n\"wiki.intranet.example.com\" = [\"127.0.0.1\"]\n"));
         self.configure_device();
         self.start("core");
         self.verb(&["user", "add", "anna@example.com", "--name", "Anna"]);
@@ -127,6 +130,19 @@ impl Office {
         let activate = ["device", "activate", "--email", "anna@example.com", "--relay", relay, "--relay-name", RELAY];
         let trust = ["--relay-ca", &ca, "--password-file", &password];
         try_run(&mut self.command("device", &[&activate[..], &trust].concat()), LIMIT)
+    }
+
+    /// Tries to activate another device, which gets out by this section `[outbound]`.
+    #[must_use]
+    pub fn try_activate_by(&self, outbound: &str) -> Output {
+        let config = self.path("other.toml");
+        let text = format!("state = {:?}\n[outbound]\n{outbound}\n", self.path("other"));
+        std::fs::write(&config, text).expect("a configuration");
+        let (password, ca) = (self.path("password"), self.path("relay/relay-ca.pem"));
+        let relay = self.ways.relay.last().expect("a relay");
+        let activate = ["device", "activate", "--email", "anna@example.com", "--relay", relay, "--relay-name", RELAY];
+        let trust = ["--relay-ca", &ca, "--password-file", &password, "--config", &config];
+        try_run(&mut self.command("other", &[&activate[..], &trust].concat()), LIMIT)
     }
 
     /// The device again, with another value for `lanes`.

@@ -1,8 +1,14 @@
 //! Out of a corporate network: through its proxies, with their passwords, by lane and by link.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::time::Duration;
+
 use hedgerow_tests::corporate::{CorporateProxy, PASSWORD, SQUID, USER, password_file};
+use hedgerow_tests::firewall::TlsOnly;
 use hedgerow_tests::office::{Office, RELAY, Ways};
+use hedgerow_tests::process::wait_until;
 
 /// Both ports of the relay, by a name that only proxies can resolve.
 fn relay() -> Vec<String> {
@@ -73,4 +79,83 @@ fn p11_every_role_reaches_the_relay_only_through_dante_with_a_password() {
     assert_eq!(node["address"], format!("{RELAY}:3101"), "SOCKS takes every port, in the order given");
     assert!(dante.log().contains(&office.address), "{}", dante.log());
     password_is_kept(&office);
+}
+
+#[test]
+fn p11_proxies_that_refuse_are_named_with_what_to_do() {
+    let mut office = Office::open();
+    let squid = CorporateProxy::squid(&format!("{} {RELAY}\n", office.address));
+    let password = password_file(&office.path("proxy.password"), PASSWORD);
+    office.move_in(Ways::all(&relay(), &outbound("http", squid.port, &password)));
+
+    let wrong = password_file(&office.path("wrong.password"), "battery staple");
+    let at = format!("127.0.0.1:{}", squid.port);
+    let portal = answering(b"HTTP/1.1 302 Found\r\nLocation: http://portal.corp.test/login\r\n\r\n");
+    let kerberos = answering(b"HTTP/1.1 407 Auth\r\nProxy-Authenticate: Negotiate\r\nContent-Length: 0\r\n\r\n");
+    let garbage = answering(b"220 mail.corp.test ESMTP\r\n");
+    let silent = answering(b"");
+    let cases = [
+        (outbound("http", squid.port, &wrong), at.as_str(), "user name or password is wrong"),
+        (format!("proxy = \"http://{at}\""), &at, "set outbound.proxy_user"),
+        (format!("proxy = \"http://{portal}\""), &portal, "redirection to portal.corp.test"),
+        (outbound("http", port(&kerberos), &password), &kerberos, "negotiate"),
+        (format!("proxy = \"http://{garbage}\""), &garbage, "no HTTP proxy"),
+        (format!("proxy = \"socks5://{garbage}\""), &garbage, "does not speak SOCKS5"),
+        (format!("proxy = \"http://{silent}\""), &silent, "did not answer"),
+        ("proxy = \"http://127.0.0.1:1\"".to_owned(), "127.0.0.1:1", "cannot be reached"),
+    ];
+    for (outbound, proxy, words) in cases {
+        let output = office.try_activate_by(&outbound);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{outbound} works");
+        assert!(said.contains(words) && said.contains(proxy), "{outbound}: {said}");
+        assert!(!said.contains("horse") && !said.contains("staple"), "{said}");
+    }
+}
+
+/// A small server that says the same to everybody; nothing at all when `words` is empty.
+fn answering(words: &'static [u8]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for mut io in listener.incoming().flatten() {
+            if !words.is_empty() {
+                let _ = io.read(&mut [0; 4096]);
+                let _ = io.write_all(words);
+                // Read to the client's end, so that nothing is reset before it has read the words.
+                let _ = io.set_read_timeout(Some(Duration::from_secs(5)));
+                let _ = io.shutdown(std::net::Shutdown::Write);
+                let _ = io.read(&mut [0; 4096]);
+            }
+            kept.push(io);
+        }
+    });
+    address
+}
+
+fn port(address: &str) -> u16 {
+    address.rsplit_once(':').unwrap().1.parse().unwrap()
+}
+
+#[test]
+fn p01_where_a_firewall_cuts_bare_legs_the_lane_comes_wrapped_and_that_is_remembered() {
+    let mut office = Office::open();
+    let direct = vec![format!("{}:443", office.address)];
+    let wall = TlsOnly::before(&format!("{}:3101", office.address));
+    let mut ways = Ways::all(&direct, "");
+    ways.node_relay = vec![wall.address.to_string()];
+    office.move_in(ways);
+
+    assert_eq!(office.load_page(), "lane", "the first lane works already");
+    assert_eq!(wall.counts().1, 1, "one bare leg was tried");
+    assert!(office.at_relay().iter().any(|s| s["path"] == "copy"), "wrapped: {:#?}", office.at_relay());
+    let refused = || office.metric("node", "hedgerow_node_lane_legs_refused_total", "");
+    wait_until("the node has learnt it", Duration::from_secs(5), || refused() > 0.0);
+    let before = wall.counts().0;
+
+    office.restart_device("auto");
+    assert_eq!(office.load_page(), "lane");
+    assert_eq!(wall.counts().1, 1, "no bare leg is tried again on this network");
+    assert!(wall.counts().0 > before);
 }
