@@ -8,6 +8,7 @@
 //! 4. Anything else is closed and counted.
 
 pub mod client_hello;
+pub mod inside;
 pub mod prefixed;
 mod waiting;
 
@@ -115,7 +116,7 @@ impl Doors {
             }
             Sorted::Http(tls, version) => {
                 drop(place);
-                connect::serve(&self.relay, *tls, version, address, permit).await;
+                connect::serve(&self.relay, *tls, version, address, permit, Some(&self)).await;
             }
         }
     }

@@ -94,6 +94,13 @@ impl RelayTarget {
         Err(faults.worst())
     }
 
+    /// The very relay process that answers at `address`, which was reached directly: for the lane legs of a link that
+    /// is no TCP connection.
+    #[must_use]
+    pub fn directly_at(&self, address: String) -> Self {
+        Self { addresses: vec![address], network: self.network.pinned(None), ..self.clone() }
+    }
+
     /// The very relay process behind `address`, by the same way.
     fn narrowed(&self, address: String, way: &Way) -> Self {
         Self { addresses: vec![address], network: self.network.pinned(way.proxy.clone()), ..self.clone() }
