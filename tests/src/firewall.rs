@@ -27,8 +27,7 @@ impl TlsOnly {
             cut: Arc::default(),
             ends: Arc::default(),
         };
-        let (target, passed, cut, ends) =
-            (target.to_owned(), wall.passed.clone(), wall.cut.clone(), wall.ends.clone());
+        let (target, passed, cut, ends) = (target.to_owned(), wall.passed.clone(), wall.cut.clone(), wall.ends.clone());
         std::thread::spawn(move || {
             for from in listener.incoming().flatten() {
                 if ends.load(Ordering::Relaxed) {

@@ -6,6 +6,7 @@ pub mod corporate;
 pub mod curl;
 pub mod firewall;
 pub mod fuzz;
+pub mod inspector;
 pub mod nginx;
 pub mod office;
 pub mod process;

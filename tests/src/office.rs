@@ -99,7 +99,10 @@ impl Office {
         );
         self.configure("core", &core);
         let relays = &self.ways.node_relay;
-        self.configure("node", &format!("relays = {relays:?}\n[hosts]\n\"wiki.intranet.example.com\" = [\"127.0.0.1\"]\n"));
+        self.configure(
+            "node",
+            &format!("relays = {relays:?}\n[hosts]\n\"wiki.intranet.example.com\" = [\"127.0.0.1\"]\n"),
+        );
         self.configure_device();
         self.start("core");
         self.verb(&["user", "add", "anna@example.com", "--name", "Anna"]);
@@ -132,14 +135,13 @@ impl Office {
         try_run(&mut self.command("device", &[&activate[..], &trust].concat()), LIMIT)
     }
 
-    /// Tries to activate another device, which gets out by this section `[outbound]`.
+    /// Tries to activate another device at `relay`, which gets out by this section `[outbound]`.
     #[must_use]
-    pub fn try_activate_by(&self, outbound: &str) -> Output {
+    pub fn try_activate_at(&self, relay: &str, outbound: &str) -> Output {
         let config = self.path("other.toml");
         let text = format!("state = {:?}\n[outbound]\n{outbound}\n", self.path("other"));
         std::fs::write(&config, text).expect("a configuration");
         let (password, ca) = (self.path("password"), self.path("relay/relay-ca.pem"));
-        let relay = self.ways.relay.last().expect("a relay");
         let activate = ["device", "activate", "--email", "anna@example.com", "--relay", relay, "--relay-name", RELAY];
         let trust = ["--relay-ca", &ca, "--password-file", &password, "--config", &config];
         try_run(&mut self.command("other", &[&activate[..], &trust].concat()), LIMIT)

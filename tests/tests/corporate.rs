@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hedgerow_tests::corporate::{CorporateProxy, PASSWORD, SQUID, USER, password_file};
 use hedgerow_tests::firewall::TlsOnly;
+use hedgerow_tests::inspector::{CA, Inspector};
 use hedgerow_tests::office::{Office, RELAY, Ways};
 use hedgerow_tests::process::wait_until;
 
@@ -105,7 +106,7 @@ fn p11_proxies_that_refuse_are_named_with_what_to_do() {
         ("proxy = \"http://127.0.0.1:1\"".to_owned(), "127.0.0.1:1", "cannot be reached"),
     ];
     for (outbound, proxy, words) in cases {
-        let output = office.try_activate_by(&outbound);
+        let output = office.try_activate_at(&relay()[1], &outbound);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{outbound} works");
         assert!(said.contains(words) && said.contains(proxy), "{outbound}: {said}");
@@ -158,4 +159,36 @@ fn p01_where_a_firewall_cuts_bare_legs_the_lane_comes_wrapped_and_that_is_rememb
     assert_eq!(office.load_page(), "lane");
     assert_eq!(wall.counts().1, 1, "no bare leg is tried again on this network");
     assert!(wall.counts().0 > before);
+}
+
+#[test]
+fn p11_a_network_that_opens_tls_is_noticed_and_its_issuer_named() {
+    let mut office = Office::open();
+    office.move_in(Ways::all(&[format!("{}:443", office.address)], ""));
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let inspector = Inspector::before(&format!("{}:443", office.address), &office.path(""), vec![version]);
+        let output = office.try_activate_at(&inspector.address.to_string(), "");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let words = [CA, RELAY, "bypass", &inspector.address.to_string(), "inspected_ok"];
+        assert!(!output.status.success() && words.iter().all(|w| said.contains(w)), "{version:?}: {said}");
+    }
+}
+
+#[test]
+fn p11_where_tls_is_opened_and_that_is_allowed_the_link_runs_inside_a_websocket() {
+    let mut office = Office::open();
+    let both = vec![&rustls::version::TLS13, &rustls::version::TLS12];
+    let inspector = Inspector::before(&format!("{}:443", office.address), &office.path(""), both);
+    let outbound = format!("inspected_ok = true\ninspection_ca_file = {:?}", inspector.ca);
+    office.move_in(Ways::all(&[inspector.address.to_string()], &outbound));
+
+    assert_eq!(office.load_page(), "link", "no lane gets through");
+    let inside = office.metric("relay", "hedgerow_relay_connections_total", "inside_websocket");
+    assert!(inside >= 5.0, "enrolment, activation and three links came inside: {inside}");
+    let plain = office.metric("relay", "hedgerow_relay_connections_total", "kind=\"link\"");
+    assert!(plain < 0.5, "a link came past the inspector");
+    assert!(inspector.has_read(b"GET /hedgerow-link HTTP/1.1"), "the inspector reads the outer TLS");
+    for secret in [&b"the page behind"[..], b"anna@example.com", b"S12345678", b"wiki.intranet"] {
+        assert!(!inspector.has_read(secret), "it reads the inner one too: {}", String::from_utf8_lossy(secret));
+    }
 }

@@ -24,8 +24,8 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 pub use key::{KeyError, SigningKey, read_certificates};
 pub use key_log::{KeyLogFile, SESSION_KEY_LOG};
-pub use verifiers::{Anyone, Foreign, PinnedRelay, TenantClient, TenantPin, TenantServer};
 use verifiers::Watched;
+pub use verifiers::{Anyone, Foreign, PinnedRelay, TenantClient, TenantPin, TenantServer};
 
 /// Which implementation of the algorithms is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -91,9 +91,24 @@ pub fn to_relay(roots: &RelayRoots, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>,
 /// # Errors
 /// As `to_relay`.
 pub fn to_relay_watched(roots: &RelayRoots, alpn: &[&[u8]]) -> Result<(Arc<ClientConfig>, Foreign), Fault> {
-    let builder = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(internal)?;
+    watched(roots, alpn, &[&rustls::version::TLS13])
+}
+
+/// As `to_relay_watched`, but as an ordinary client would ask, with TLS 1.2 and HTTP/1.1: only to see whose certificate
+/// comes where a hand-shake failed before one was shown.
+///
+/// # Errors
+/// As `to_relay`.
+pub fn to_look_at(roots: &RelayRoots) -> Result<(Arc<ClientConfig>, Foreign), Fault> {
+    watched(roots, &[b"http/1.1"], &[&rustls::version::TLS13, &rustls::version::TLS12])
+}
+
+fn watched(
+    roots: &RelayRoots,
+    alpn: &[&[u8]],
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> Result<(Arc<ClientConfig>, Foreign), Fault> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(versions).map_err(internal)?;
     let verifier: Arc<dyn ServerCertVerifier> = match roots {
         RelayRoots::Pin(pin) => Arc::new(PinnedRelay::new(*pin)),
         RelayRoots::System => of_roots(system_roots()?)?,

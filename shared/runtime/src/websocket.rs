@@ -146,8 +146,7 @@ mod tests {
     #[tokio::test]
     async fn bytes_of_any_number_go_both_ways_and_pings_are_no_bytes() {
         let (a, b) = tokio::io::duplex(10_000);
-        let mut dialler =
-            ByteStream::new(WebSocketStream::from_raw_socket(a, Role::Client, Some(config())).await);
+        let mut dialler = ByteStream::new(WebSocketStream::from_raw_socket(a, Role::Client, Some(config())).await);
         let mut relay = ByteStream::accepted(b).await;
         let sent: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
         let write = async {

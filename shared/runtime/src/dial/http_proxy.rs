@@ -34,7 +34,8 @@ pub(super) async fn connect<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let ended = |_| Fault::new(Code::Lost, format!("the proxy {proxy} ended the connection before it answered CONNECT"));
+    let ended =
+        |_| Fault::new(Code::Lost, format!("the proxy {proxy} ended the connection before it answered CONNECT"));
     io.write_all(&request(authority, credentials)).await.map_err(ended)?;
     let mut head = Vec::with_capacity(1024);
     loop {

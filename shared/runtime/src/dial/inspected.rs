@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
+use super::way::Way;
 use super::{RelayTarget, Wire, client_tls, network, server_name};
 use crate::tls;
 use crate::websocket::{self, ByteStream};
@@ -39,6 +40,15 @@ pub(super) fn fault(target: &RelayTarget, address: &str, leaf: &CertificateDer<'
         wanted = wanted.join(", "),
     );
     Fault::explained(Code::Unauthenticated, text)
+}
+
+/// Looks whose certificate an ordinary client gets, where our hand-shake was refused before one came.
+pub(super) async fn look(way: &Way, target: &RelayTarget, timers: &Timers) -> Option<Fault> {
+    let (config, foreign) = tls::to_look_at(&target.roots).ok()?;
+    let (tcp, _) = way.connect(timers).await.ok()?;
+    // The connection is of no use whatever comes of it.
+    let _ = client_tls(config, server_name(&target.name).ok()?, tcp, timers).await;
+    Some(fault(target, &way.address, &foreign.take()?))
 }
 
 fn readable(name: &str) -> String {

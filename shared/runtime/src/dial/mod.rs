@@ -153,7 +153,11 @@ async fn by(way: &Way, target: &RelayTarget, alpn: &[&[u8]], timers: &Timers) ->
                 Some(leaf) => inspected::fault(target, &way.address, leaf),
                 None => Fault::new(Code::Protocol, "the server shows no certificate"),
             },
-            Err(fault) => foreign.take().map_or(fault, |leaf| inspected::fault(target, &way.address, &leaf)),
+            Err(fault) => match foreign.take() {
+                Some(leaf) => inspected::fault(target, &way.address, &leaf),
+                None if fault.code == Code::Protocol => inspected::look(way, target, timers).await.unwrap_or(fault),
+                None => fault,
+            },
         };
         // An inspector may also not know TLS 1.3, or not our protocol's name: it ends the hand-shake then.
         let may_be_inspected = matches!(fault.code, Code::Unauthenticated | Code::Protocol | Code::Lost);
