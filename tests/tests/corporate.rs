@@ -192,3 +192,20 @@ fn p11_where_tls_is_opened_and_that_is_allowed_the_link_runs_inside_a_websocket(
         assert!(!inspector.has_read(secret), "it reads the inner one too: {}", String::from_utf8_lossy(secret));
     }
 }
+
+#[test]
+fn p11_a_node_where_tls_is_opened_still_brings_its_lane_legs_inside_a_websocket() {
+    let mut office = Office::open();
+    let direct = format!("{}:443", office.address);
+    let both = vec![&rustls::version::TLS13, &rustls::version::TLS12];
+    let inspector = Inspector::before(&direct, &office.path(""), both);
+    let mut ways = Ways::all(&[direct], "");
+    ways.node_relay = vec![inspector.address.to_string()];
+    let outbound = format!("inspected_ok = true\ninspection_ca_file = {:?}", inspector.ca);
+    ways.outbound.insert("node", outbound);
+    office.move_in(ways);
+
+    assert_eq!(office.load_page(), "lane", "the device's own leg is direct");
+    assert!(office.at_relay().iter().any(|s| s["path"] == "copy"), "{:#?}", office.at_relay());
+    assert!(!inspector.has_read(b"the page behind"));
+}
