@@ -9,6 +9,7 @@ use std::time::Duration;
 use hedgerow_proxy::target::Host;
 use hedgerow_runtime::config::ConfigFault;
 use hedgerow_runtime::dial::Outbound;
+use hedgerow_runtime::link::Choice;
 use hedgerow_shared::limits::Timers;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,9 @@ pub struct NodeConfigFile {
     /// How to reach relays: proxies, networks that open TLS.
     #[serde(default)]
     pub outbound: Outbound,
+    /// How links travel: `auto` takes QUIC where UDP passes and TLS where it does not, `tls` and `quic` one of them only.
+    #[serde(default)]
+    pub transport: Choice,
     /// Addresses of names, asked before the system's resolver: `"intranet.example" = ["10.1.2.3"]`.
     #[serde(default)]
     pub hosts: BTreeMap<String, Vec<IpAddr>>,
@@ -121,6 +125,7 @@ impl NodeConfigFile {
             state,
             relays: Vec::new(),
             outbound: Outbound::default(),
+            transport: Choice::default(),
             hosts: BTreeMap::new(),
             admin: Admin::default(),
             limits: Limits::default(),

@@ -21,8 +21,9 @@ use hedgerow_proxy::target::Target;
 use hedgerow_runtime::admin::Admin;
 use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::clock;
-use hedgerow_runtime::dial::RelayTarget;
-use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus};
+use hedgerow_runtime::lane::Endpoint;
+use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus, Uplinks};
+use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::wire::message::{ALPN_SESSION, GoAway};
@@ -76,7 +77,7 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         legs: Legs::default(),
         handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
         dialer: Dialer::new(config.hosts(), timers.connect),
-        instance,
+        endpoint: Endpoint::new(enrolled.ca.clone(), instance, timers, scope.clone()),
         timers,
         scope: scope.clone(),
     });
@@ -87,42 +88,48 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         key: enrolled.own.key.clone(),
         origins: vec![Origin::Proxy],
     };
-    let uplink = Uplink::start(UplinkConfig { relays: relays.clone(), credentials, instance, timers }, &scope);
+    let uplinks = Uplinks::start(
+        &UplinkConfig { relays: relays.clone(), credentials, instance, timers, transport: config.transport },
+        &scope,
+    );
     admin.serve(
         context.metrics.clone(),
         context.readiness.clone(),
-        routes(&sessions, &policies, &uplink, &enrolled),
+        routes(&sessions, &policies, &uplinks, &enrolled),
         &scope,
     );
 
-    scope.spawn(serve_links(service, uplink.clone(), link_check));
-    let (fresh, fresh_uplink, fresh_scope, scale) =
-        (policies.clone(), uplink.clone(), scope.clone(), config.timers.scale);
+    for uplink in uplinks.iter() {
+        scope.spawn(serve_links(service.clone(), uplink.clone()));
+    }
+    scope.spawn(watch_links(uplinks.clone(), link_check));
+    scope.spawn(follow_network(uplinks.clone(), sessions.clone(), scope.clone()));
+    let (fresh, fresh_uplinks, fresh_scope, scale) =
+        (policies.clone(), uplinks.clone(), scope.clone(), config.timers.scale);
     scope.spawn(async move {
         let show = |policy: &policy::Policy| match policy.version {
             Some(_) => config_check.pass(),
             None => config_check.fail("no valid configuration from the core: everything is denied"),
         };
-        fresh.keep_fresh(&fresh_uplink, &relays, &timers, scale, &fresh_scope, show).await;
+        fresh.keep_fresh(&fresh_uplinks, &relays, &timers, scale, &fresh_scope, show).await;
     });
     info!(node = %enrolled.record.id, tenant = %enrolled.record.tenant, group = %enrolled.record.group, "node runs");
     context.ready();
 
     context.draining().await;
-    drain(&sessions, &uplink, Duration::from_secs(config.drain.seconds).min(context.drain_deadline())).await;
+    drain(&sessions, &uplinks, Duration::from_secs(config.drain.seconds).min(context.drain_deadline())).await;
     scope.cancel();
     Ok(())
 }
 
 /// Serves every link that comes up; an old one that drains is served to its end beside the new one.
-async fn serve_links(service: Arc<Service>, uplink: Uplink, check: hedgerow_runtime::admin::Check) {
+async fn serve_links(service: Arc<Service>, uplink: Uplink) {
     let mut status = uplink.status();
     let mut last = None;
     loop {
         let now = status.borrow_and_update().clone();
         match now {
             UplinkStatus::Up(link) => {
-                check.pass();
                 if last.replace(link.accept.session) != Some(link.accept.session) {
                     // News may have been missed while the link was down.
                     service.policies.wake.notify_one();
@@ -130,10 +137,8 @@ async fn serve_links(service: Arc<Service>, uplink: Uplink, check: hedgerow_runt
                     scope.spawn(async move { serving.link(link).await });
                 }
             }
-            UplinkStatus::Connecting(fault) => {
-                check.fail(fault.map_or_else(|| "connecting to the relay".to_owned(), |f| f.to_string()))
-            }
-            UplinkStatus::Stopped => return check.fail("stopped"),
+            UplinkStatus::Connecting(_) => {}
+            UplinkStatus::Stopped => return,
         }
         if status.changed().await.is_err() {
             return;
@@ -141,14 +146,45 @@ async fn serve_links(service: Arc<Service>, uplink: Uplink, check: hedgerow_runt
     }
 }
 
+/// Ready while at least one relay is linked.
+async fn watch_links(uplinks: Uplinks, check: hedgerow_runtime::admin::Check) {
+    let mut statuses: Vec<_> = uplinks.iter().map(Uplink::status).collect();
+    loop {
+        let (mut up, mut fault) = (false, None);
+        // All of them are looked at: one left unseen would count as changed for ever.
+        for status in &mut statuses {
+            match &*status.borrow_and_update() {
+                UplinkStatus::Up(_) => up = true,
+                UplinkStatus::Connecting(Some(why)) => fault = fault.or_else(|| Some(why.to_string())),
+                UplinkStatus::Connecting(None) | UplinkStatus::Stopped => {}
+            }
+        }
+        match fault {
+            _ if up => check.pass(),
+            Some(fault) => check.fail(fault),
+            None => check.fail("connecting to the relay"),
+        }
+        Uplinks::changed(&mut statuses).await;
+    }
+}
+
+/// Finds out at once what stands on an address that is gone.
+async fn follow_network(uplinks: Uplinks, sessions: Arc<Sessions>, scope: Scope) {
+    let mut changes = hedgerow_runtime::network::watch(&scope);
+    while changes.changed().await.is_ok() {
+        sessions.probe();
+        uplinks.iter().for_each(|uplink| uplink.probe(&scope));
+    }
+}
+
 /// Tells relay and devices, then waits for connections to end.
-async fn drain(sessions: &Sessions, uplink: &Uplink, limit: Duration) {
+async fn drain(sessions: &Sessions, uplinks: &Uplinks, limit: Duration) {
     let message = GoAway {
         fault: Fault::new(Code::Draining, "the node shuts down"),
         return_after_ms: 0,
         alternatives: Vec::new(),
     };
-    if let Some(link) = uplink.current() {
+    for link in uplinks.links() {
         link.mux.go_away(&message);
     }
     sessions.go_away(&message);
@@ -161,26 +197,28 @@ async fn drain(sessions: &Sessions, uplink: &Uplink, limit: Duration) {
         info!(connections = sessions.open_connections(), "the drain's time is over: the rest is cut");
     }
     sessions.cut_all(&message.fault);
-    if let Some(link) = uplink.current() {
-        link.mux.close(message.fault);
-        let _ = tokio::time::timeout(Duration::from_secs(1), link.mux.closed()).await;
+    let links: Vec<_> = uplinks.iter().filter_map(Uplink::current).collect();
+    for link in &links {
+        link.mux.close(message.fault.clone());
     }
+    let all_closed = async {
+        for link in &links {
+            link.mux.closed().await;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), all_closed).await;
 }
 
 /// `/sessions` and `/node` of the admin listener.
-fn routes(sessions: &Arc<Sessions>, policies: &Arc<Policies>, uplink: &Uplink, enrolled: &Arc<Enrolled>) -> Router {
+fn routes(sessions: &Arc<Sessions>, policies: &Arc<Policies>, uplinks: &Uplinks, enrolled: &Arc<Enrolled>) -> Router {
     let listed = sessions.clone();
-    let (policies, uplink, record) = (policies.clone(), uplink.clone(), enrolled.record.clone());
+    let (policies, uplinks, record) = (policies.clone(), uplinks.clone(), enrolled.record.clone());
     let not_after = enrolled.certificate.not_after;
     let node = move || async move {
         let policy = policies.current();
-        let link = uplink.current().map(|l| {
-            let stats = l.mux.stats();
-            serde_json::json!({ "session": l.accept.session.to_string(), "relay": l.accept.relay, "address": l.address,
-                "proxy": l.at.as_ref().and_then(RelayTarget::proxy), "transport": l.transport.label(), "rtt_ms": stats.rtt.map(|r| r.as_secs_f64() * 1000.0), "streams": stats.streams })
-        });
+        let links: Vec<_> = uplinks.iter().filter_map(Uplink::current).map(|l| l.to_json()).collect();
         Json(serde_json::json!({
-            "id": record.id, "name": record.name, "tenant": record.tenant, "group": record.group, "link": link,
+            "id": record.id, "name": record.name, "tenant": record.tenant, "group": record.group, "link": links.first(), "links": links,
             "certificate_not_after": not_after,
             "configuration": policy.version.map(|v| serde_json::json!({ "version": v.to_string(), "expires": policy.expires })),
         }))

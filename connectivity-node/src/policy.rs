@@ -12,7 +12,7 @@ use hedgerow_proxy::target::Target;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::core_client::{self, CoreClient};
 use hedgerow_runtime::dial::{self, RelayTarget};
-use hedgerow_runtime::link::Uplink;
+use hedgerow_runtime::link::Uplinks;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
@@ -138,7 +138,7 @@ impl Policies {
     /// Keeps the policy fresh until the scope ends.
     pub(crate) async fn keep_fresh(
         &self,
-        uplink: &Uplink,
+        uplinks: &Uplinks,
         relays: &[RelayTarget],
         timers: &Timers,
         scale: f64,
@@ -159,7 +159,7 @@ impl Policies {
         let mut failures = 0u32;
         loop {
             let before = self.current().version;
-            let fetched = self.fetch(uplink, relays, &config, timers, scope).await;
+            let fetched = self.fetch(uplinks, relays, &config, timers, scope).await;
             let pause = match fetched.and_then(|signed| signed.map(|s| self.accept(&s, true)).transpose()) {
                 Ok(Some(version)) if before != Some(version) => {
                     info!(%version, "configuration in force");
@@ -194,7 +194,7 @@ impl Policies {
 
     async fn fetch(
         &self,
-        uplink: &Uplink,
+        uplinks: &Uplinks,
         relays: &[RelayTarget],
         config: &Arc<ClientConfig>,
         timers: &Timers,
@@ -202,7 +202,7 @@ impl Policies {
     ) -> anyhow::Result<Option<SignedConfig>> {
         let tenant = self.enrolled.record.tenant.clone();
         let have = self.current().version;
-        let link = uplink.link(timers.request).await?;
+        let link = uplinks.link(timers.request).await?;
         let answer = match core_client::open(&link, &tenant, timers).await {
             Ok(stream) => {
                 let mut core = CoreClient::handshake(config.clone(), stream, timers, scope).await?;

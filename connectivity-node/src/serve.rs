@@ -11,14 +11,13 @@ use std::time::Duration;
 
 use hedgerow_proxy::dial::Dialer;
 use hedgerow_runtime::dial::RelayTarget;
-use hedgerow_runtime::lane;
-use hedgerow_runtime::link::Link;
-use hedgerow_runtime::mux::Incoming;
+use hedgerow_runtime::lane::{self, Endpoint, Served};
+use hedgerow_runtime::link::{Incoming, Link};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::wire::message::{Control, LaneCall, LinkOpen, Vouched};
-use hedgerow_shared::{InstanceId, Origin, Ticket};
+use hedgerow_shared::{Origin, Ticket};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
@@ -43,7 +42,7 @@ pub(crate) struct Service {
     pub(crate) legs: Legs,
     pub(crate) handshakes: Arc<Semaphore>,
     pub(crate) dialer: Dialer,
-    pub(crate) instance: InstanceId,
+    pub(crate) endpoint: Endpoint,
     pub(crate) timers: Timers,
     pub(crate) scope: Scope,
 }
@@ -136,11 +135,15 @@ impl Service {
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let check = |device: &_| self.policies.current().admits(device);
-        let (tls, ca) = (self.tls.clone(), &self.enrolled.ca);
-        let opened = lane::server(io, tls, ca, check, self.instance, &self.timers, &self.scope).await;
+        let opened = self.endpoint.serve(io, self.tls.clone(), check, |id| self.sessions.find(id)).await;
         drop(permit);
         let session = match opened {
-            Ok(session) => session,
+            Ok(Served::New(session)) => session,
+            Ok(Served::Lane(id)) => {
+                metrics::counter!("hedgerow_node_session_lanes_total", "carrier" => carrier).increment(1);
+                debug!(session = %id, carrier, "a session goes on over another connection");
+                return self.sessions.carried_by(id, carrier);
+            }
             Err(fault) => {
                 debug!(%fault, carrier, vouched = ?vouched.and_then(|v| v.id), "session refused");
                 return refused_session(&fault);

@@ -6,12 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hedgerow_runtime::clock;
 use hedgerow_runtime::lane::Session;
-use hedgerow_runtime::mux::Mux;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::fault::{Code, Fault};
-use hedgerow_shared::verify::VerifiedCertificate;
 use hedgerow_shared::wire::message::GoAway;
-use hedgerow_shared::{EntityId, UnixTime};
+use hedgerow_shared::{EntityId, SessionId, UnixTime};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -30,13 +28,14 @@ pub(crate) struct Sessions {
 #[derive(Default)]
 struct Table {
     sessions: HashMap<u64, Live>,
+    ids: HashMap<SessionId, u64>,
     devices: HashMap<EntityId, Device>,
 }
 
 struct Live {
-    device: VerifiedCertificate,
-    mux: Mux,
+    session: Session,
     streams: Scope,
+    /// What brought it last.
     carrier: &'static str,
     since: UnixTime,
 }
@@ -53,8 +52,14 @@ pub struct SessionStatus {
     pub device: EntityId,
     /// Serial number of its certificate.
     pub certificate: String,
-    /// `lane` or `link`.
+    /// `lane` or `link`; what it had last while it is suspended.
     pub carrier: &'static str,
+    /// Connections that carry it now; 0 while it waits to be resumed.
+    pub lanes: usize,
+    /// How often it went on over another connection.
+    pub resumed: u64,
+    /// Bytes sent and kept until the device acknowledges them.
+    pub retained: u64,
     /// Since when, seconds since 1970.
     pub since: UnixTime,
     /// Connections open now.
@@ -102,6 +107,9 @@ impl Sessions {
         if table.sessions.len() >= self.limits.sessions {
             return Err(refused("sessions", "this node serves as many sessions as it may"));
         }
+        if table.ids.contains_key(&session.id) {
+            return Err(Fault::new(Code::Protocol, "a session of this id is open already"));
+        }
         let held = table.devices.entry(device).or_insert_with(|| Device {
             sessions: 0,
             connections: Arc::new(Semaphore::new(self.limits.connections_per_device)),
@@ -112,21 +120,32 @@ impl Sessions {
         held.sessions += 1;
         let device_connections = held.connections.clone();
         let key = self.next.fetch_add(1, Ordering::Relaxed);
-        let live = Live {
-            device: session.peer.clone(),
-            mux: session.mux.clone(),
-            streams: streams.clone(),
-            carrier,
-            since: clock::now(),
-        };
+        let live = Live { session: session.clone(), streams: streams.clone(), carrier, since: clock::now() };
+        table.ids.insert(session.id, key);
         table.sessions.insert(key, live);
         metrics::gauge!("hedgerow_node_sessions").set(table.sessions.len() as f64);
         Ok(Registered { sessions: self.clone(), key, device, device_connections, streams })
     }
 
+    /// The session of an id, for a device that goes on with it.
+    pub(crate) fn find(&self, id: SessionId) -> Option<Session> {
+        let table = self.live.lock();
+        table.ids.get(&id).and_then(|key| table.sessions.get(key)).map(|live| live.session.clone())
+    }
+
+    /// A session has another connection now.
+    pub(crate) fn carried_by(&self, id: SessionId, carrier: &'static str) {
+        let mut table = self.live.lock();
+        if let Some(key) = table.ids.get(&id).copied()
+            && let Some(live) = table.sessions.get_mut(&key)
+        {
+            live.carrier = carrier;
+        }
+    }
+
     /// Ends the sessions that a policy no longer admits, with everything that runs in them, now.
     pub(crate) fn enforce(&self, policy: &Policy) {
-        self.cut(|live| policy.admits(&live.device).err());
+        self.cut(|live| policy.admits(&live.session.peer).err());
     }
 
     /// Ends every session.
@@ -137,19 +156,26 @@ impl Sessions {
     fn cut(&self, unwanted: impl Fn(&Live) -> Option<Fault>) {
         for live in self.live.lock().sessions.values() {
             if let Some(fault) = unwanted(live) {
-                tracing::info!(device = %live.device.identity.id, reason = %fault, "session cut");
+                tracing::info!(device = %live.session.peer.identity.id, reason = %fault, "session cut");
                 metrics::counter!("hedgerow_node_sessions_cut_total", "reason" => fault.code.label()).increment(1);
-                live.mux.close(fault);
+                live.session.mux.close(fault);
                 // The connections inside are reset now, whatever the device does with the session's last word.
                 live.streams.cancel();
             }
         }
     }
 
+    /// Asks every device for a sign of life.
+    pub(crate) fn probe(&self) {
+        for live in self.live.lock().sessions.values() {
+            live.session.mux.probe();
+        }
+    }
+
     /// Tells every device that this node goes away.
     pub(crate) fn go_away(&self, message: &GoAway) {
         for live in self.live.lock().sessions.values() {
-            live.mux.go_away(message);
+            live.session.mux.go_away(message);
         }
     }
 
@@ -161,11 +187,14 @@ impl Sessions {
     /// For `/sessions`.
     pub(crate) fn status(&self) -> Vec<SessionStatus> {
         let show = |live: &Live| {
-            let stats = live.mux.stats();
+            let stats = live.session.mux.stats();
             SessionStatus {
-                device: live.device.identity.id,
-                certificate: live.device.serial.clone(),
+                device: live.session.peer.identity.id,
+                certificate: live.session.peer.serial.clone(),
                 carrier: live.carrier,
+                lanes: stats.lanes,
+                resumed: stats.resumed,
+                retained: stats.retained,
                 since: live.since,
                 streams: stats.streams,
                 bytes_in: stats.bytes_in,
@@ -196,7 +225,9 @@ impl Drop for Registered {
     fn drop(&mut self) {
         self.streams.cancel();
         let mut table = self.sessions.live.lock();
-        table.sessions.remove(&self.key);
+        if let Some(live) = table.sessions.remove(&self.key) {
+            table.ids.remove(&live.session.id);
+        }
         if let Some(held) = table.devices.get_mut(&self.device) {
             held.sessions -= 1;
             if held.sessions == 0 {

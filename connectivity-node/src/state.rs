@@ -22,6 +22,7 @@ use hedgerow_runtime::dial::{Network, RelayTarget};
 use hedgerow_runtime::tls::{Own, RelayRoots, SigningKey, read_certificates};
 use hedgerow_shared::verify::certificate::verify_signature;
 use hedgerow_shared::verify::{SignedConfig, TenantCa, Usage, VerifiedCertificate, Version};
+use hedgerow_shared::wire::core_api;
 use hedgerow_shared::{EntityId, GroupName, Origin, Role, TenantId};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
@@ -242,11 +243,11 @@ impl Record {
         };
         let addresses = if instead.is_empty() { &self.relays } else { instead };
         ensure!(!addresses.is_empty(), "no relay is known: add `relays = [\"host:port\"]` to the node's configuration");
-        let target = |address: &String| {
-            let host = relay_host(address).with_context(|| format!("the relay {address:?} is not host:port"))?;
-            let name = self.relay_name.clone().unwrap_or(host);
-            Ok(RelayTarget::new(vec![address.clone()], name, roots.clone()).over(network.clone()))
-        };
-        addresses.iter().map(target).collect()
+        for address in addresses {
+            relay_host(address).with_context(|| format!("the relay {address:?} is not host:port"))?;
+        }
+        let relays = core_api::relays_of(self.relay_name.as_deref(), addresses);
+        let target = |(name, addresses)| RelayTarget::new(addresses, name, roots.clone()).over(network.clone());
+        Ok(relays.into_iter().map(target).collect())
     }
 }

@@ -221,7 +221,7 @@ fn keep(
     let name =
         core_api::relay_name(reply.relay_name.as_deref(), &reply.relays).ok_or_else(|| wrong("it names no relay"))?;
     let relay = RelayFile { addresses: reply.relays, name, ca: reply.relay_ca_pem };
-    relay.target().map_err(|e| wrong(&format!("{e:#}")))?;
+    relay.targets().map_err(|e| wrong(&format!("{e:#}")))?;
 
     let pem = |der: &[u8]| pem::encode(&pem::Pem::new("CERTIFICATE", der));
     let relay_json = serde_json::to_vec_pretty(&relay).map_err(|e| Fault::new(Code::Internal, e.to_string()))?;

@@ -76,8 +76,10 @@ impl Agent {
             key: state.own.key.clone(),
             origins: Vec::new(),
         };
-        let relays = vec![state.relay.target()?.over(file.outbound.network()?)];
-        let uplink = Uplink::start(UplinkConfig { relays, credentials, instance, timers }, scope);
+        let network = file.outbound.network()?;
+        let relays = state.relay.targets()?.into_iter().map(|relay| relay.over(network.clone())).collect();
+        let uplink =
+            Uplink::start(UplinkConfig { relays, credentials, instance, timers, transport: file.transport }, scope);
         let sessions = Sessions::new(state.clone(), uplink.clone(), instance, timers, file.lanes, scope);
         let config = stored_config(&state, clock::now());
         let inner = Inner {
@@ -93,6 +95,7 @@ impl Agent {
         let agent = Self { inner: Arc::new(inner) };
         scope.spawn(agent.clone().listen());
         scope.spawn(agent.clone().keep_config());
+        scope.spawn(agent.clone().follow_network());
         Ok(agent)
     }
 
@@ -141,6 +144,7 @@ impl Agent {
                 "address": link.address,
                 "proxy": link.at.as_ref().and_then(RelayTarget::proxy),
                 "transport": link.transport.label(),
+                "transport_reason": link.reason.label(),
                 "session": link.accept.session.to_string(),
                 "rtt_ms": link.mux.stats().rtt.map(|r| r.as_secs_f64() * 1e3),
             }),
@@ -154,10 +158,11 @@ impl Agent {
             .sessions
             .list()
             .into_iter()
-            .map(|(group, carried)| {
+            .map(|carried| {
                 let stats = carried.session.mux.stats();
                 json!({
-                    "group": group, "path": carried.path, "node": carried.session.peer.identity.id,
+                    "group": carried.group, "path": carried.path, "relay": carried.link.accept.relay,
+                    "lanes": stats.lanes, "resumed": stats.resumed, "retained": stats.retained, "node": carried.session.peer.identity.id,
                     "streams": stats.streams, "bytes_in": stats.bytes_in, "bytes_out": stats.bytes_out,
                     "rtt_ms": stats.rtt.map(|r| r.as_secs_f64() * 1e3),
                 })
@@ -186,7 +191,7 @@ impl Agent {
 
     /// Lets open connections finish, at most until `deadline`, then says goodbye to nodes.
     pub async fn drain(&self, deadline: Duration) {
-        let busy = || self.inner.sessions.list().iter().any(|(_, c)| c.session.mux.open_streams() > 0);
+        let busy = || self.inner.sessions.list().iter().any(|c| c.session.mux.open_streams() > 0);
         let until = tokio::time::Instant::now() + deadline;
         while busy() && tokio::time::Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -219,6 +224,15 @@ impl Agent {
             if status.changed().await.is_err() {
                 return;
             }
+        }
+    }
+
+    /// Finds out at once what stands on an address that is gone.
+    async fn follow_network(self) {
+        let mut changes = hedgerow_runtime::network::watch(&self.inner.scope);
+        while changes.changed().await.is_ok() {
+            self.inner.sessions.probe();
+            self.inner.uplink.probe(&self.inner.scope);
         }
     }
 

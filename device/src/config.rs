@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use hedgerow_runtime::dial::Outbound;
+use hedgerow_runtime::link::Choice;
 use hedgerow_shared::limits::Timers;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,10 @@ pub struct DeviceConfigFile {
     /// The loopback listener with health, metrics and status.
     #[serde(default)]
     pub admin: Admin,
+    /// How to reach the relay: `auto` takes QUIC where UDP passes and TLS where it does not, `tls` and `quic` one of
+    /// them only.
+    #[serde(default)]
+    pub transport: Choice,
     /// How work streams travel.
     #[serde(default)]
     pub lanes: Lanes,

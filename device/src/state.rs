@@ -19,6 +19,7 @@ use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::tls::{Own, RelayRoots, SigningKey, read_certificates};
 use hedgerow_shared::verify::certificate::read_leaf;
 use hedgerow_shared::verify::{Identity, SignedConfig, TenantCa, VerifiedCertificate};
+use hedgerow_shared::wire::core_api;
 use serde::{Deserialize, Serialize};
 
 /// Private key.
@@ -45,11 +46,12 @@ pub struct RelayFile {
 }
 
 impl RelayFile {
-    /// As a dialler takes it.
+    /// As a dialler takes them: addresses of one host are one relay. A name that follows from the first address is that
+    /// relay's; any other is the name of all.
     ///
     /// # Errors
     /// The CA certificates do not parse.
-    pub fn target(&self) -> anyhow::Result<RelayTarget> {
+    pub fn targets(&self) -> anyhow::Result<Vec<RelayTarget>> {
         let roots = match &self.ca {
             None => RelayRoots::System,
             Some(text) => {
@@ -57,7 +59,9 @@ impl RelayFile {
                 RelayRoots::Ca(parsed.into_iter().map(|p| p.into_contents().into()).collect())
             }
         };
-        Ok(RelayTarget::new(self.addresses.clone(), &self.name, roots))
+        let follows = core_api::relay_name(None, &self.addresses).is_some_and(|n| n == self.name);
+        let relays = core_api::relays_of((!follows).then_some(self.name.as_str()), &self.addresses);
+        Ok(relays.into_iter().map(|(name, addresses)| RelayTarget::new(addresses, name, roots.clone())).collect())
     }
 }
 

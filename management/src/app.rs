@@ -80,6 +80,8 @@ pub(crate) struct RelayState {
 pub(crate) struct Standing {
     /// Whether the link is up, and since when.
     pub(crate) up: Option<UnixTime>,
+    /// Transport of the link, and why that one.
+    pub(crate) transport: Option<(&'static str, &'static str)>,
     /// What went wrong last; cleared when the relay is up to date.
     pub(crate) fault: Option<Fault>,
     /// Whether it has our CA.

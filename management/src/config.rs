@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hedgerow_runtime::config::{ConfigFault, SecretFile};
 use hedgerow_runtime::dial::{Outbound, RelayTarget};
+use hedgerow_runtime::link::Choice;
 use hedgerow_runtime::tls::{self, RelayRoots};
 use hedgerow_shared::TenantId;
 use hedgerow_shared::limits::Timers;
@@ -35,6 +36,10 @@ pub struct CoreConfig {
     /// How to reach them: proxies, networks that open TLS.
     #[serde(default)]
     pub outbound: Outbound,
+    /// How to reach the relays: `auto` takes QUIC where UDP passes and TLS where it does not, `tls` and `quic` one of
+    /// them only.
+    #[serde(default)]
+    pub transport: Choice,
     /// What nodes and devices are told about the relays.
     #[serde(default)]
     pub advertise: Advertise,

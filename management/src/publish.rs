@@ -50,7 +50,11 @@ pub(crate) async fn keep(app: Arc<App>, relay: usize, uplink: Uplink, scope: Sco
         let now = status.borrow_and_update().clone();
         match now {
             UplinkStatus::Up(link) => {
-                *state.standing.lock() = Standing { up: Some(clock::now()), ..Standing::default() };
+                *state.standing.lock() = Standing {
+                    up: Some(clock::now()),
+                    transport: Some((link.transport.label(), link.reason.label())),
+                    ..Standing::default()
+                };
                 // The old link's streams end by themselves when a relay drains: each link has its own task.
                 scope.spawn(services::accept(app.clone(), link.mux.clone(), scope.clone()));
                 tokio::select! {

@@ -14,6 +14,7 @@ use hedgerow_runtime::admin::{self, Admin};
 use hedgerow_runtime::boot;
 use hedgerow_runtime::clock::random;
 use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus};
+use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls::{self, Own, SigningKey};
 use hedgerow_shared::InstanceId;
 use hedgerow_shared::fault::{Code, Fault};
@@ -78,15 +79,30 @@ pub async fn start(config: CoreConfig, context: &boot::Context) -> anyhow::Resul
     let instance = InstanceId::from_random(random());
     let mut uplinks = Vec::new();
     for (i, target) in config.targets()?.into_iter().enumerate() {
-        let config = UplinkConfig { relays: vec![target], credentials: credentials.clone(), instance, timers };
-        let uplink = Uplink::start(config, &context.scope);
+        let uplink = UplinkConfig {
+            relays: vec![target],
+            credentials: credentials.clone(),
+            instance,
+            timers,
+            transport: config.transport,
+        };
+        let uplink = Uplink::start(uplink, &context.scope);
         context.scope.spawn(publish::keep(app.clone(), i, uplink.clone(), context.scope.clone()));
         uplinks.push(uplink);
     }
     context.scope.spawn(publish::housekeep(app.clone()));
     context.scope.spawn(watch_links(uplinks.clone(), link));
+    context.scope.spawn(follow_network(uplinks.clone(), context.scope.clone()));
     tracing::info!(tenant = %app.tenant, admin = %address, control = %socket.display(), ca = app.ca.pin(), "core started");
     Ok(Running { app, admin: address, control: socket, uplinks })
+}
+
+/// Finds out at once what stands on an address that is gone.
+async fn follow_network(uplinks: Vec<Uplink>, scope: Scope) {
+    let mut changes = hedgerow_runtime::network::watch(&scope);
+    while changes.changed().await.is_ok() {
+        uplinks.iter().for_each(|uplink| uplink.probe(&scope));
+    }
 }
 
 impl Running {

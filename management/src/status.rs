@@ -18,6 +18,8 @@ pub(crate) async fn show(app: &App) -> Result<Value, CoreError> {
                 "name": relay.name,
                 "up": standing.up.is_some(),
                 "since": standing.up,
+                "transport": standing.transport.map(|(transport, _)| transport),
+                "transport_reason": standing.transport.map(|(_, reason)| reason),
                 "error": standing.fault.map(|f| f.to_string()),
                 "ca_registered": standing.ca,
                 "config": standing.config.map(|v| v.to_string()),

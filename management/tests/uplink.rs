@@ -15,8 +15,8 @@ use hedgerow_management::{CoreConfig, Running, start};
 use hedgerow_runtime::admin::control;
 use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::clock;
+use hedgerow_runtime::link::Incoming;
 use hedgerow_runtime::link::{self, Admit, Link, Peer};
-use hedgerow_runtime::mux::Incoming;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
@@ -167,9 +167,9 @@ impl Relay {
     }
 
     /// A stream to the core, as a client's CONNECT becomes one.
-    async fn through(&self, origin: Origin) -> Result<hedgerow_runtime::mux::Stream, Fault> {
+    async fn through(&self, origin: Origin) -> Result<hedgerow_runtime::link::Stream, Fault> {
         let link = self.seen.borrow().link.clone().unwrap();
-        let to = Destination { tenant: tenant(), origin, group: None, instance: None };
+        let to = Destination { tenant: tenant(), origin, group: None, instance: None, node: None };
         let vouched = Some(Vouched { role: None, id: None, address: "192.0.2.1:5".into() });
         link.mux.open(&LinkOpen::Through { to, vouched, trace: None }).await
     }
@@ -281,7 +281,13 @@ async fn streams_for_others_are_refused() {
     let world = World::new().await;
     assert_eq!(world.relay.through(Origin::Proxy).await.unwrap_err().code, Code::NoRoute);
     let link = world.relay.seen.borrow().link.clone().unwrap();
-    let to = Destination { tenant: "S99999999".parse().unwrap(), origin: Origin::Core, group: None, instance: None };
+    let to = Destination {
+        tenant: "S99999999".parse().unwrap(),
+        origin: Origin::Core,
+        group: None,
+        instance: None,
+        node: None,
+    };
     let refused = link.mux.open(&LinkOpen::Through { to, vouched: None, trace: None }).await.unwrap_err();
     assert_eq!(refused.code, Code::NoRoute);
 }

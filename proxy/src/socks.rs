@@ -102,7 +102,7 @@ fn reply(code: Code) -> ReplyError {
             ReplyError::ConnectionNotAllowed
         }
         Code::NameNotFound | Code::Unreachable => ReplyError::HostUnreachable,
-        Code::NoRoute | Code::Lost | Code::Draining | Code::Displaced => ReplyError::NetworkUnreachable,
+        Code::NoRoute | Code::Lost | Code::Draining | Code::Displaced | Code::Gone => ReplyError::NetworkUnreachable,
         Code::ConnectionRefused | Code::ConnectionReset => ReplyError::ConnectionRefused,
         Code::TimedOut => ReplyError::TtlExpired,
         Code::Ok | Code::Internal | Code::Limited | Code::Protocol | Code::Version => ReplyError::GeneralFailure,

@@ -23,7 +23,7 @@ use axum::{Json, Router};
 use data_encoding::HEXLOWER;
 use hedgerow_runtime::admin::control::Problem;
 use hedgerow_runtime::clock;
-use hedgerow_runtime::mux::Mux;
+use hedgerow_runtime::link::Channel;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::{SessionId, TenantId, UnixTime};
@@ -112,7 +112,7 @@ async fn sessions(State(relay): Shared) -> Json<Vec<Session>> {
     Json(links.chain(lanes.iter().map(|lane| lane_entry(lane, now))).collect())
 }
 
-fn link_entry(live: &Live<Mux>, now: UnixTime) -> Session {
+fn link_entry(live: &Live<Channel>, now: UnixTime) -> Session {
     let (facts, stats) = (&live.facts, live.handle.stats());
     Session::Link {
         id: facts.id.to_string(),

@@ -39,7 +39,7 @@ pub struct RelayConfig {
     pub drain: Drain,
 }
 
-/// TCP addresses. Each takes every kind of connection; two lists only because firewalls know two ports.
+/// Addresses. Each takes every kind of connection; two lists only because firewalls know two ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listen {
@@ -47,6 +47,13 @@ pub struct Listen {
     pub link: Vec<SocketAddr>,
     /// For devices, port 443 by convention.
     pub device: Vec<SocketAddr>,
+    /// QUIC links and tunnel datagrams, over UDP on the same addresses.
+    #[serde(default = "yes")]
+    pub udp: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Certificate and key in PEM files; without them the relay makes a CA of its own (`STATE/relay-ca.pem`).
@@ -277,7 +284,7 @@ mod tests {
         let cases: &[(&str, Break)] = &[
             ("name", |c| c.name = "10.0.0.1".into()),
             ("name", |c| c.name = String::new()),
-            ("listen", |c| c.listen = Listen { link: vec![], device: vec![] }),
+            ("listen", |c| c.listen = Listen { link: vec![], device: vec![], udp: true }),
             ("tls", |c| c.tls.certificate = Some("x".into())),
             ("admin.listen", |c| c.admin.listen = "0.0.0.0:1".parse().unwrap()),
             ("limits", |c| c.limits.handshakes = 0),

@@ -3,7 +3,7 @@
 //! holds what is being written and nothing else; back-pressure is the streams' own.
 
 use bytes::{Bytes, BytesMut};
-use hedgerow_runtime::mux::{ReadHalf, Stream, WriteHalf};
+use hedgerow_runtime::link::{ReadHalf, Stream, WriteHalf};
 use hedgerow_shared::fault::{Code, Fault};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 

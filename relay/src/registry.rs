@@ -17,6 +17,12 @@ use parking_lot::RwLock;
 
 /// Over how long mutual displacements are counted, and how long the back-off lasts.
 const DISPLACEMENT_WINDOW: Duration = Duration::from_secs(60);
+/// A process whose last link was lost so long ago is gone: it would have been back.
+const GONE_AFTER: Duration = Duration::from_secs(3);
+/// How long it is remembered that a process was here: longer than any session waits to be resumed.
+const REMEMBERED: Duration = Duration::from_secs(120);
+/// Processes that are remembered at most; one that is forgotten counts as one that may still come.
+const MAX_DEPARTED: usize = 10_000;
 /// So many of them in the window start the back-off (the seeds' rule).
 const DISPLACEMENTS: usize = 5;
 
@@ -132,6 +138,8 @@ struct Displacements {
 struct Inner<H> {
     tenants: HashMap<TenantId, OfTenant<H>>,
     displacements: HashMap<(TenantId, EntityId), Displacements>,
+    /// Processes that served something and have no link now, and since when.
+    departed: HashMap<(TenantId, InstanceId), Instant>,
 }
 
 /// All live sessions.
@@ -145,7 +153,11 @@ pub struct Registry<H> {
 impl<H> Default for Registry<H> {
     fn default() -> Self {
         Self {
-            inner: RwLock::new(Inner { tenants: HashMap::new(), displacements: HashMap::new() }),
+            inner: RwLock::new(Inner {
+                tenants: HashMap::new(),
+                displacements: HashMap::new(),
+                departed: HashMap::new(),
+            }),
             rotation: AtomicUsize::new(0),
         }
     }
@@ -207,12 +219,13 @@ impl<H: Load> Registry<H> {
                 );
             }
         }
+        inner.departed.remove(&(facts.tenant.clone(), facts.instance));
         drop(inner);
         Inserted { live, displaced }
     }
 
     /// Forgets a session. Whether it was there.
-    pub fn remove(&self, tenant: &TenantId, id: SessionId) -> bool {
+    pub fn remove(&self, tenant: &TenantId, id: SessionId, now: Instant) -> bool {
         let mut inner = self.inner.write();
         let Some(of_tenant) = inner.tenants.get_mut(tenant) else { return false };
         let Some(live) = of_tenant.all.remove(&id) else { return false };
@@ -221,8 +234,12 @@ impl<H: Load> Registry<H> {
         if let Some(entity) = live.facts.entity {
             drop_id(&mut of_tenant.holders, &entity, id);
         }
+        let departs = !live.facts.origins.is_empty() && !of_tenant.instances.contains_key(&live.facts.instance);
         if of_tenant.all.is_empty() {
             inner.tenants.remove(tenant);
+        }
+        if departs && inner.departed.len() < MAX_DEPARTED {
+            inner.departed.insert((tenant.clone(), live.facts.instance), now);
         }
         true
     }
@@ -238,14 +255,34 @@ impl<H: Load> Registry<H> {
             facts.origins.contains(&to.origin)
                 && to.group.as_ref().is_none_or(|g| facts.group.as_ref() == Some(g))
                 && to.instance.is_none_or(|i| facts.instance == i)
-                && !live.is_draining()
+                // Sessions of a process that drains still come back to it.
+                && (to.instance.is_some() || !live.is_draining())
                 && !except.contains(&facts.id)
         };
-        let candidates: Vec<_> = servers.iter().filter(fits).map(|l| (l.handle.load(), l)).collect();
+        let candidates: Vec<_> = servers.iter().filter(fits).map(|l| ((l.is_draining(), l.handle.load()), l)).collect();
         let least = candidates.iter().map(|(load, _)| *load).min()?;
         let best: Vec<_> = candidates.into_iter().filter(|(load, _)| *load == least).collect();
         let turn = self.rotation.fetch_add(1, Ordering::Relaxed) % best.len();
         Some(best[turn].1.clone())
+    }
+
+    /// Whether the process that a destination names will not come back: its link is lost for longer than a network
+    /// takes to recover, or another process has its node's certificate. `false` also for one never seen here: after
+    /// a restart of the relay everybody is still to come.
+    #[must_use]
+    pub fn is_gone(&self, to: &Destination, now: Instant) -> bool {
+        let Some(instance) = to.instance else { return false };
+        let inner = self.inner.read();
+        let of_tenant = inner.tenants.get(&to.tenant);
+        if of_tenant.is_some_and(|t| t.instances.contains_key(&instance)) {
+            return false;
+        }
+        let left = inner.departed.get(&(to.tenant.clone(), instance));
+        let replaced = || {
+            let holders = of_tenant.zip(to.node).and_then(|(t, node)| t.holders.get(&node));
+            holders.is_some_and(|ids| !ids.is_empty())
+        };
+        left.is_some_and(|at| now.saturating_duration_since(*at) >= GONE_AFTER) || replaced()
     }
 
     /// The sessions for which `which` holds, of one tenant or of all.
@@ -270,7 +307,9 @@ impl<H: Load> Registry<H> {
 
     /// Forgets displacements that no longer count; call now and then.
     pub fn tidy(&self, now: Instant) {
-        self.inner.write().displacements.retain(|_, d| {
+        let mut inner = self.inner.write();
+        inner.departed.retain(|_, at| now.saturating_duration_since(*at) < REMEMBERED);
+        inner.displacements.retain(|_, d| {
             d.forget_old(now);
             !d.losers.is_empty() || d.back_off_until.is_some_and(|until| until > now)
         });
@@ -340,7 +379,7 @@ mod tests {
     }
 
     fn to(origin: Origin) -> Destination {
-        Destination { tenant: "S12345678".parse().unwrap(), origin, group: None, instance: None }
+        Destination { tenant: "S12345678".parse().unwrap(), origin, group: None, instance: None, node: None }
     }
 
     #[test]
@@ -369,8 +408,32 @@ mod tests {
         let live = registry.insert(facts(1, Some(1), 1, &[Origin::Proxy]), Fixed(0), Instant::now()).live;
         live.drain();
         assert!(registry.pick(&to(Origin::Proxy), &[]).is_none());
-        assert!(registry.remove(&live.facts.tenant, live.facts.id));
-        assert!(!registry.remove(&live.facts.tenant, live.facts.id) && registry.is_empty());
+        let own = Destination { instance: Some(live.facts.instance), ..to(Origin::Proxy) };
+        assert!(registry.pick(&own, &[]).is_some(), "but its own sessions may come back to it");
+        let now = Instant::now();
+        assert!(registry.remove(&live.facts.tenant, live.facts.id, now));
+        assert!(!registry.remove(&live.facts.tenant, live.facts.id, now) && registry.is_empty());
+    }
+
+    #[test]
+    fn a_process_is_gone_when_it_left_and_stays_away_or_another_has_its_certificate() {
+        let (registry, now) = (Registry::default(), Instant::now());
+        let asked = |instance| Destination {
+            instance: Some(InstanceId::from_random([instance; 16])),
+            node: Some(EntityId::from_random([1; 16])),
+            ..to(Origin::Proxy)
+        };
+        assert!(!registry.is_gone(&asked(1), now), "never seen: this relay may have just started");
+        let first = registry.insert(facts(1, Some(1), 1, &[Origin::Proxy]), Fixed(0), now).live;
+        assert!(!registry.is_gone(&asked(1), now));
+        registry.remove(&first.facts.tenant, first.facts.id, now);
+        assert!(!registry.is_gone(&asked(1), now + GONE_AFTER / 2), "it may be on its way back");
+        assert!(registry.is_gone(&asked(1), now + GONE_AFTER));
+        registry.insert(facts(2, Some(1), 1, &[Origin::Proxy]), Fixed(0), now);
+        assert!(!registry.is_gone(&asked(1), now + GONE_AFTER), "it is back");
+        assert!(registry.is_gone(&asked(9), now), "another process has the certificate");
+        registry.tidy(now + REMEMBERED);
+        assert!(!registry.is_gone(&asked(1), now + REMEMBERED));
     }
 
     #[test]
@@ -419,7 +482,7 @@ mod tests {
         // The one inside may re-dial; the other may enter when the place is free, or when the time is over.
         assert!(enter(1, later).is_ok() && enter(2, later).is_err());
         assert!(enter(2, later + DISPLACEMENT_WINDOW).is_ok());
-        registry.remove(&tenant, SessionId::from_random([106; 16]));
+        registry.remove(&tenant, SessionId::from_random([106; 16]), Instant::now());
         assert!(enter(2, later).is_ok());
         registry.tidy(later + DISPLACEMENT_WINDOW);
         assert!(registry.inner.read().displacements.is_empty());

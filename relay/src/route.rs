@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     fn to(tenant: &str, origin: Origin) -> Destination {
-        Destination { tenant: tenant.parse().unwrap(), origin, group: None, instance: None }
+        Destination { tenant: tenant.parse().unwrap(), origin, group: None, instance: None, node: None }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Start: read and check everything, then bind, then serve; a start that fails has bound nothing that answers. End: not
 //! ready, doors closed, every peer told when and where to come back, streams and lanes given their time, then closed.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use hedgerow_runtime::admin::{Admin, AdminError, control};
 use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::scope::Scope;
 use parking_lot::RwLock;
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -22,6 +23,7 @@ use crate::config::{ConfigError, RelayConfig};
 use crate::identity::{self, IdentityError};
 use crate::state::Relay;
 use crate::store::{Store, StoreError};
+use crate::udp::{self, Port};
 
 /// Connections that the kernel keeps for us: all nodes come back at once after an outage.
 const BACKLOG: u32 = 4096;
@@ -55,6 +57,17 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// A UDP port.
+    #[error(
+        "cannot use UDP on {address}; is another process there, or is it a port that needs a privilege? `listen.udp = false` does without QUIC and tunnels"
+    )]
+    BindUdp {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// The operator's listener.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -79,6 +92,8 @@ pub struct Running {
     pub ca_pin: Option<[u8; 32]>,
     /// The relay's own certificate, for SIGHUP.
     pub certificate: Certificate,
+    /// The UDP ports, when there are.
+    pub udp: Vec<Arc<Port>>,
     relay: Arc<Relay>,
     doors: Scope,
 }
@@ -123,8 +138,8 @@ pub async fn run(config: RelayConfig, context: &Context) -> Result<Running, Star
     describe_metrics();
     let store = Store::open(&config.state)?;
     let identity = identity::load(&config)?;
-    let (link_listeners, link) = bind(&config.listen.link)?;
-    let (device_listeners, device) = bind(&config.listen.device)?;
+    let (link_listeners, link) = bind(&config.listen.link, config.listen.udp)?;
+    let (device_listeners, device) = bind(&config.listen.device, config.listen.udp)?;
     let operator = Admin::bind(config.admin.listen).await?;
     let admin_address = operator.address();
     let control_path = config.state.join("control.sock");
@@ -148,8 +163,16 @@ pub async fn run(config: RelayConfig, context: &Context) -> Result<Running, Star
     let certificate = Certificate { relay: relay.clone(), tls: doors.tls.clone() };
     control::serve(&control_path, admin::control(relay.clone(), &identity), &context.scope).await?;
     operator.serve(context.metrics.clone(), context.readiness.clone(), admin::reading(relay.clone()), &context.scope);
-    for listener in link_listeners.into_iter().chain(device_listeners) {
-        doors.open(listener, &doors_scope);
+    let mut ports = Vec::new();
+    for Bound { tcp, udp } in link_listeners.into_iter().chain(device_listeners) {
+        doors.open(tcp, &doors_scope);
+        if let Some((address, socket)) = udp {
+            let failed = |source| StartError::BindUdp { address, source };
+            let port = Port::new(socket).map_err(failed)?;
+            // The forwarder of tunnel datagrams goes here.
+            udp::open(&doors, port.clone(), None, &doors_scope).map_err(failed)?;
+            ports.push(port);
+        }
     }
     relay.work.spawn(relay.clone().keep_house());
     relay.work.spawn(certificate.clone().keep_fresh());
@@ -163,22 +186,59 @@ pub async fn run(config: RelayConfig, context: &Context) -> Result<Running, Star
         ca: identity.ca,
         ca_pin: identity.ca_pin,
         certificate,
+        udp: ports,
         relay,
         doors: doors_scope,
     })
 }
 
-fn bind(addresses: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketAddr>), StartError> {
+/// A TCP listener, and the UDP socket beside it.
+struct Bound {
+    tcp: TcpListener,
+    udp: Option<(SocketAddr, UdpSocket)>,
+}
+
+/// Addresses with port 0 take a port that is free for both.
+const TRIES: usize = 16;
+
+fn bind(addresses: &[SocketAddr], udp: bool) -> Result<(Vec<Bound>, Vec<SocketAddr>), StartError> {
     let (mut listeners, mut bound) = (Vec::new(), Vec::new());
     for address in addresses.iter().copied() {
-        let failed = |source| StartError::Bind { address, source };
         // `[::]:443` serves IPv4 too, unless the list gives IPv4 an address of its own.
         let beside = addresses.iter().any(|a| a.is_ipv4() && a.port() == address.port() && a.port() != 0);
-        let listener = listen(address, beside).map_err(failed)?;
-        bound.push(listener.local_addr().map_err(failed)?);
-        listeners.push(listener);
+        let tries = if address.port() == 0 { TRIES } else { 1 };
+        let mut both = bind_both(address, beside, udp);
+        for _ in 1..tries {
+            if both.is_ok() {
+                break;
+            }
+            both = bind_both(address, beside, udp);
+        }
+        let (both, at) = both?;
+        bound.push(at);
+        listeners.push(both);
     }
     Ok((listeners, bound))
+}
+
+fn bind_both(address: SocketAddr, only_v6: bool, udp: bool) -> Result<(Bound, SocketAddr), StartError> {
+    let failed = |source| StartError::Bind { address, source };
+    let tcp = listen(address, only_v6).map_err(failed)?;
+    let at = tcp.local_addr().map_err(failed)?;
+    let udp = match udp {
+        true => Some((at, datagrams(at, only_v6).map_err(|source| StartError::BindUdp { address: at, source })?)),
+        false => None,
+    };
+    Ok((Bound { tcp, udp }, at))
+}
+
+fn datagrams(address: SocketAddr, only_v6: bool) -> std::io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket.into())
 }
 
 /// How many files and sockets this process may have open.
@@ -249,6 +309,7 @@ fn open_streams(relay: &Relay) -> usize {
 fn describe_metrics() {
     use metrics::{describe_counter as counter, describe_gauge as gauge};
     counter!("hedgerow_relay_accepts_total", "TCP connections accepted");
+    counter!("hedgerow_relay_quic_accepts_total", "QUIC connections accepted");
     counter!("hedgerow_relay_accept_errors_total", "Failed accepts: descriptors or memory are short");
     counter!("hedgerow_relay_connections_total", "Connections by what they turned out to be (kind)");
     counter!("hedgerow_relay_tls_failures_total", "TLS hand-shakes with the relay's own name that failed");

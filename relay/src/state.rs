@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use hedgerow_runtime::clock;
-use hedgerow_runtime::mux::{Mux, Stream};
+use hedgerow_runtime::link::{Channel, Stream};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
@@ -33,7 +33,7 @@ pub struct Relay {
     /// Its tenants.
     pub store: Store,
     /// Who is connected.
-    pub registry: Registry<Mux>,
+    pub registry: Registry<Channel>,
     /// Joined connections.
     pub lanes: Lanes,
     /// This run.
@@ -51,7 +51,7 @@ pub struct Relay {
     draining: AtomicBool,
 }
 
-impl Load for Mux {
+impl Load for Channel {
     fn load(&self) -> usize {
         self.open_streams()
     }
@@ -92,7 +92,7 @@ impl Relay {
     ) -> Result<Stream, Fault> {
         let header = LinkOpen::Through { to: to.clone(), vouched: Some(vouched), trace };
         let mut tried: Vec<SessionId> = not.into_iter().collect();
-        let mut last = no_route(to);
+        let mut last = self.no_route(to);
         for _ in 0..ATTEMPTS {
             let Some(live) = self.registry.pick(to, &tried) else { break };
             match timeout(self.timers.connect, live.handle.open(&header)).await {
@@ -104,6 +104,15 @@ impl Relay {
             tried.push(live.facts.id);
         }
         Err(last)
+    }
+
+    /// Why nobody serves a destination now.
+    #[must_use]
+    pub fn no_route(&self, to: &Destination) -> Fault {
+        if self.registry.is_gone(to, Instant::now()) {
+            return Fault::new(Code::Gone, format!("the process that served {} is gone, and its sessions", to.origin));
+        }
+        no_route(to)
     }
 
     /// Closes every link and lane that may not be here any more: revoked, expired, its tenant blocked or removed.
@@ -195,11 +204,9 @@ fn tenant_active(tenant: &Tenant) -> Result<(), Fault> {
     }
 }
 
-/// Nobody serves the destination.
-#[must_use]
-pub fn no_route(to: &Destination) -> Fault {
+fn no_route(to: &Destination) -> Fault {
     let text = match (&to.instance, &to.group) {
-        (Some(_), _) => format!("the node that served {} is gone", to.origin),
+        (Some(_), _) => format!("the process that served {} is not connected, or not yet", to.origin),
         (None, Some(group)) => format!("no node of group {group} that serves {} is connected", to.origin),
         (None, None) => format!("nothing that serves {} is connected", to.origin),
     };

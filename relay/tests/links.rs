@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 fn to(world: &World, origin: Origin) -> Destination {
-    Destination { tenant: world.tenant.clone(), origin, group: None, instance: None }
+    Destination { tenant: world.tenant.clone(), origin, group: None, instance: None, node: None }
 }
 
 fn through(to: Destination) -> LinkOpen {

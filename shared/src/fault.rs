@@ -32,6 +32,12 @@ pub enum DropReason {
     UnknownTicket,
     /// A lane leg whose other leg did not come in time.
     LaneLegAlone,
+    /// A tunnel datagram at a relay that forwards none.
+    NoForwarder,
+    /// A UDP datagram that is neither QUIC nor tunnel: it is empty.
+    EmptyDatagram,
+    /// Datagrams for QUIC that came faster than it takes them.
+    QuicQueueFull,
 }
 
 impl DropReason {
@@ -48,6 +54,9 @@ impl DropReason {
         Self::UnknownFirstBytes,
         Self::UnknownTicket,
         Self::LaneLegAlone,
+        Self::NoForwarder,
+        Self::EmptyDatagram,
+        Self::QuicQueueFull,
     ];
 
     /// The metric label.
@@ -65,6 +74,9 @@ impl DropReason {
             Self::UnknownFirstBytes => "unknown_first_bytes",
             Self::UnknownTicket => "unknown_ticket",
             Self::LaneLegAlone => "lane_leg_alone",
+            Self::NoForwarder => "no_forwarder",
+            Self::EmptyDatagram => "empty_datagram",
+            Self::QuicQueueFull => "quic_queue_full",
         }
     }
 }
@@ -127,6 +139,9 @@ pub enum Code {
     /// The application's own connection was reset.
     #[n(17)]
     ConnectionReset,
+    /// The process that was asked for is gone, and its sessions with it.
+    #[n(18)]
+    Gone,
 }
 
 impl Code {
@@ -152,6 +167,7 @@ impl Code {
             Self::Draining => "draining",
             Self::Displaced => "displaced",
             Self::ConnectionReset => "connection_reset",
+            Self::Gone => "gone",
         }
     }
 }

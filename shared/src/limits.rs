@@ -10,6 +10,10 @@ pub const INITIAL_STREAM_WINDOW: u64 = 256 * 1024;
 pub const MAX_STREAM_WINDOW: u64 = 4 * 1024 * 1024;
 /// Unread data over all streams of one link or session: what one peer can make us hold.
 pub const CONNECTION_WINDOW: u64 = 32 * 1024 * 1024;
+/// A stream that has carried so much is bulk: it leaves a session's first lane when there is another.
+pub const BULK: u64 = 4 * 1024 * 1024;
+/// Bytes that all sessions of a process together keep until acknowledged.
+pub const RETAIN_BUDGET: u64 = 1024 * 1024 * 1024;
 /// Streams a peer may have open at once on one link or session.
 pub const MAX_STREAMS: u32 = 16 * 1024;
 /// Control messages (and answers, resets, pings) waiting to be sent; a peer that lets more pile up is cut.
@@ -30,6 +34,8 @@ pub struct Timers {
     pub ping_interval: Duration,
     /// Time a ping may stay unanswered; after two such the peer is dead.
     pub ping_timeout: Duration,
+    /// The same when the network below may have changed, or a stream waits for acknowledgements: one such time.
+    pub probe: Duration,
     /// How long a relay keeps the first leg of a lane.
     pub lane_wait: Duration,
     /// How long a session may have no open stream before its lane closes.
@@ -38,6 +44,10 @@ pub struct Timers {
     pub connect: Duration,
     /// How long a drain waits for streams to end.
     pub drain: Duration,
+    /// How long a session without a lane waits to be resumed before its streams end.
+    pub resume: Duration,
+    /// How long after UDP was found dead a dialler tries QUIC again; doubles with every failure.
+    pub udp_retry: Duration,
     /// How long one attempt of a request to the core (activation, enrolment, configuration) may take.
     pub request: Duration,
 }
@@ -48,10 +58,13 @@ impl Default for Timers {
             handshake: Duration::from_secs(10),
             ping_interval: Duration::from_secs(15),
             ping_timeout: Duration::from_secs(15),
+            probe: Duration::from_secs(3),
             lane_wait: Duration::from_secs(10),
             session_idle: Duration::from_secs(60),
             connect: Duration::from_secs(10),
             drain: Duration::from_secs(30),
+            resume: Duration::from_secs(30),
+            udp_retry: Duration::from_secs(30),
             request: Duration::from_secs(30),
         }
     }
@@ -69,10 +82,14 @@ impl Timers {
             handshake: self.handshake,
             ping_interval: scale(self.ping_interval),
             ping_timeout: scale(self.ping_timeout).max(Duration::from_millis(500)),
+            probe: self.probe,
             lane_wait: scale(self.lane_wait).max(Duration::from_secs(1)),
             session_idle: scale(self.session_idle),
             connect: self.connect,
             drain: scale(self.drain),
+            // Long enough for a process to be started again.
+            resume: scale(self.resume).max(Duration::from_secs(3)),
+            udp_retry: scale(self.udp_retry),
             request: self.request,
         }
     }

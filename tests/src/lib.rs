@@ -10,5 +10,6 @@ pub mod inspector;
 pub mod nginx;
 pub mod office;
 pub mod process;
+pub mod ssh;
 pub mod tap;
 pub mod world;

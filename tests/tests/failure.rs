@@ -45,7 +45,7 @@ fn site_answers(world: &World) -> bool {
 }
 
 #[test]
-fn p01_a_killed_node_is_an_error_within_4_s_and_the_next_request_uses_the_other_node() {
+fn p01_a_killed_node_is_an_error_within_6_s_and_the_next_request_uses_the_other_node() {
     let port = ticking_server();
     for without_lanes in [false, true] {
         let world =
@@ -57,7 +57,8 @@ fn p01_a_killed_node_is_an_error_within_4_s_and_the_next_request_uses_the_other_
         signal(first, libc::SIGKILL);
         let (after, error) = until_it_ends(&mut tcp);
         assert!(error, "a cut connection looked like its proper end");
-        assert!(after < Duration::from_secs(4), "{after:?}");
+        // The relay says "gone" when the process is not back within 3 s.
+        assert!(after < Duration::from_secs(6), "{after:?}");
         let since = Instant::now();
         let page = text(curl().args(["--proxy", &world.socks(), &world.text("intranet.url")]));
         assert!(page.contains("behind the hedge"));
@@ -94,17 +95,16 @@ fn second_node(world: &World) -> Process {
 }
 
 #[test]
-fn p01_after_a_relay_restart_links_come_back_without_help_and_open_streams_end_with_an_error() {
+fn p01_after_a_relay_restart_links_come_back_without_help_and_open_streams_go_on() {
     let port = ticking_server();
     let world = World::start(&Options { allow: vec![format!("127.0.0.1:{port}")], ..Options::default() });
     let mut tcp = world.connect(port);
     tcp.read_exact(&mut [0; 3]).unwrap();
     let before = world.pid("relay");
     signal(before, libc::SIGKILL);
-    let (after, error) = until_it_ends(&mut tcp);
-    assert!(error && after < Duration::from_secs(4), "{after:?}");
     // The demo starts it again; nobody helps the links.
     wait_until("the relay runs again", Duration::from_secs(20), || world.pid("relay") != before);
+    tcp.read_exact(&mut [0; 1000]).expect("the stream goes on, past whatever was on its way");
     wait_until("the site answers again", Duration::from_secs(40), || site_answers(&world));
     for role in ["core", "node", "device"] {
         world.wait_ready(role, Duration::from_secs(30));

@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use hedgerow_runtime::clock;
 use hedgerow_runtime::dial::{self, RelayTarget};
+use hedgerow_runtime::link::Stream;
 use hedgerow_runtime::link::{Credentials, Link, connect};
-use hedgerow_runtime::mux::Stream;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls::{RelayRoots, SESSION_KEY_LOG, SigningKey, read_certificates};
 use hedgerow_shared::limits::Timers;
@@ -425,7 +425,7 @@ fn target(scene: &Scene, tap: &Tap) -> RelayTarget {
 
 fn destination(scene: &Scene) -> Destination {
     let tenant = scene.world.text("tenant").parse().unwrap();
-    Destination { tenant, origin: Origin::Proxy, group: Some("default".parse().unwrap()), instance: None }
+    Destination { tenant, origin: Origin::Proxy, group: Some("default".parse().unwrap()), instance: None, node: None }
 }
 
 /// The next control message that is about a lane: the core wakes peers now and then.

@@ -294,7 +294,7 @@ impl World {
     }
 
     fn to_proxy() -> Destination {
-        Destination { tenant: TENANT.parse().unwrap(), origin: Origin::Proxy, group: None, instance: None }
+        Destination { tenant: TENANT.parse().unwrap(), origin: Origin::Proxy, group: None, instance: None, node: None }
     }
 
     /// A device's session over a stream of the node's link.
@@ -322,7 +322,9 @@ impl World {
     {
         let config = tls::to_tenant(self.tenant.ca.clone(), Role::Node, None, Some(device), &[ALPN_SESSION])?;
         let instance = InstanceId::from_random(clock::random());
-        lane::client(io, config, tls::any_name(), &self.tenant.ca, instance, &Timers::default(), &self.scope).await
+        lane::Endpoint::new(self.tenant.ca.clone(), instance, Timers::default(), self.scope.clone())
+            .open(io, config, tls::any_name())
+            .await
     }
 }
 

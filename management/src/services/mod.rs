@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use ::http::StatusCode;
 use bytes::Bytes;
-use hedgerow_runtime::mux::{Incoming, Mux, Stream};
+use hedgerow_runtime::link::{Channel, Incoming, Stream};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
@@ -37,7 +37,7 @@ use activate::Stage;
 use http::{Answer, Request};
 
 /// Serves what the relay brings until the link ends.
-pub(crate) async fn accept(app: Arc<App>, mux: Mux, scope: Scope) {
+pub(crate) async fn accept(app: Arc<App>, mux: Channel, scope: Scope) {
     while let Some(incoming) = mux.accept().await {
         let (to, vouched) = match incoming.read_header::<LinkOpen>() {
             Ok(LinkOpen::Through { to, vouched, .. }) => (to, vouched),

@@ -52,6 +52,12 @@ impl Waiting {
         Place { number, shown_out, inner: self.inner.clone() }
     }
 
+    /// Whether more than one place in `part` is taken.
+    #[must_use]
+    pub fn is_crowded(&self, part: usize) -> bool {
+        self.inner.lock().places.len() > self.most / part.max(1)
+    }
+
     /// Shows the oldest `count` out: descriptors are short.
     pub fn shed(&self, count: usize) {
         let mut inner = self.inner.lock();

@@ -36,7 +36,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::accept::{Doors, inside};
 use crate::limit::client_key;
 use crate::route::{self, Asker};
-use crate::state::{Relay, no_route};
+use crate::state::Relay;
 use crate::store::TenantState;
 use crate::{pump, state};
 
@@ -235,7 +235,7 @@ fn destination(headers: &HeaderMap) -> Result<Destination, &'static str> {
     let tenant: TenantId = tenant.parse().map_err(|_| "Tenant-Id is not a tenant id, such as S12345678")?;
     let origin: Origin =
         origin.to_ascii_lowercase().parse().map_err(|_| "Origin-Server-Id is not known here: use core or bws")?;
-    Ok(Destination { tenant, origin, group: None, instance: None })
+    Ok(Destination { tenant, origin, group: None, instance: None, node: None })
 }
 
 fn one<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -266,7 +266,7 @@ fn may(relay: &Relay, to: &Destination) -> Result<(), (StatusCode, Fault)> {
         return Err((StatusCode::SERVICE_UNAVAILABLE, relay.farewell().fault));
     }
     if relay.registry.pick(to, &[]).is_none() {
-        return Err((StatusCode::SERVICE_UNAVAILABLE, no_route(to)));
+        return Err((StatusCode::SERVICE_UNAVAILABLE, relay.no_route(to)));
     }
     Ok(())
 }
@@ -284,6 +284,7 @@ fn status(fault: &Fault) -> StatusCode {
         | Code::ConnectionRefused
         | Code::ConnectionReset
         | Code::Unreachable
+        | Code::Gone
         | Code::Protocol
         | Code::Version => StatusCode::BAD_GATEWAY,
     }

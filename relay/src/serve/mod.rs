@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hedgerow_runtime::clock;
-use hedgerow_runtime::link::{self, Admit, Link, LinkError, Peer};
-use hedgerow_runtime::mux::{Incoming, Mux};
+use hedgerow_runtime::link::{self, Admit, Channel, Incoming, Link, LinkError, Peer};
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_shared::fault::{Code, DropReason, Fault};
 use hedgerow_shared::secret::Secret;
@@ -18,7 +17,7 @@ use hedgerow_shared::wire::message::{
     Accept, Claim, Control, Destination, GoAway, LaneCall, LaneOffer, LaneRefused, LaneRequest, Limits, LinkOpen,
     Refuse, Wake,
 };
-use hedgerow_shared::{Role, TenantId};
+use hedgerow_shared::{InstanceId, Role, TenantId};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -27,7 +26,7 @@ use tokio_rustls::server::TlsStream;
 use crate::accept::Place;
 use crate::registry::{Facts, Live};
 use crate::route::Asker;
-use crate::state::{Relay, count_refusal, no_route};
+use crate::state::{Relay, count_refusal};
 use crate::{admit, lane, pump, route};
 
 /// Requests of one link that may wait for an endpoint's answer at once: a peer that opens and resets streams without
@@ -50,6 +49,24 @@ where
     let _end = scope.guard();
     let door = Door { relay };
     let shake = link::answer(tls, address.to_string(), &door, Limits::default(), relay.instance, &relay.timers, &scope);
+    admitted(relay, shake, address, place).await;
+}
+
+/// As `link`, on a QUIC connection.
+pub async fn quic_link(relay: &Arc<Relay>, connection: quinn::Connection, address: SocketAddr, place: Place) {
+    let scope = relay.work.child();
+    let _end = scope.guard();
+    let door = Door { relay };
+    let shake = link::answer_quic(connection, &door, Limits::default(), relay.instance, &relay.timers, &scope);
+    admitted(relay, shake, address, place).await;
+}
+
+async fn admitted(
+    relay: &Arc<Relay>,
+    shake: impl Future<Output = Result<(Link, Peer), LinkError>>,
+    address: SocketAddr,
+    place: Place,
+) {
     let opened = tokio::select! {
         opened = shake => opened,
         () = place.shown_out() => return,
@@ -123,20 +140,20 @@ impl Admit for Door<'_> {
 /// An open link: registered for as long as this future lives.
 struct Registered {
     relay: Arc<Relay>,
-    live: Arc<Live<Mux>>,
+    live: Arc<Live<Channel>>,
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
         let facts = &self.live.facts;
-        self.relay.registry.remove(&facts.tenant, facts.id);
+        self.relay.registry.remove(&facts.tenant, facts.id, Instant::now());
         self.relay.lanes.session_ended(facts.id);
         metrics::gauge!("hedgerow_relay_links", "role" => facts.role.as_str()).decrement(1.0);
     }
 }
 
 async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr) {
-    let mux = link.mux;
+    let (mux, transport) = (link.mux, link.transport.label());
     let certificate = peer.certificate.as_ref();
     let facts = Facts {
         id: peer.session,
@@ -152,13 +169,13 @@ async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr) {
         build: peer.hello.build.chars().filter(|c| c.is_ascii_graphic()).take(64).collect(),
         since: clock::now(),
     };
-    tracing::info!(tenant = %facts.tenant, role = %facts.role, id = ?facts.entity, session = %facts.id, "link is up");
+    tracing::info!(tenant = %facts.tenant, role = %facts.role, id = ?facts.entity, session = %facts.id, transport, "link is up");
     metrics::gauge!("hedgerow_relay_links", "role" => facts.role.as_str()).increment(1.0);
     let inserted = relay.registry.insert(facts, mux.clone(), Instant::now());
     let registered = Registered { relay: relay.clone(), live: inserted.live };
     let live = &registered.live;
     for old in inserted.displaced {
-        displace(relay, &old);
+        displace(relay, &old, registered.live.facts.instance);
     }
     // Whoever was revoked, and a relay that began to drain, between the hand-shake's questions and this line.
     if let Err(fault) = relay.may_stay(&live.facts) {
@@ -192,13 +209,22 @@ async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr) {
     tracing::info!(tenant = %live.facts.tenant, role = %live.facts.role, session = %live.facts.id, %reason, "link is down");
 }
 
-fn displace(relay: &Arc<Relay>, old: &Arc<Live<Mux>>) {
+/// A link makes room for a newer one. That of the same process has only moved (to the other transport, or after its
+/// address changed): lanes that were offered on it may still be joined, and nobody has to come back later.
+fn displace(relay: &Arc<Relay>, old: &Arc<Live<Channel>>, by: InstanceId) {
+    let moved = old.facts.instance == by;
     let fault = Fault::new(Code::Displaced, "a newer link of the same process or certificate took this one's place");
-    metrics::counter!("hedgerow_relay_displacements_total").increment(1);
-    tracing::info!(tenant = %old.facts.tenant, session = %old.facts.id, address = %old.facts.address, "link displaced");
-    old.handle.go_away(&GoAway { fault: fault.clone(), return_after_ms: RETRY_DISPLACED_MS, alternatives: vec![] });
-    let (old, limit) = (old.clone(), relay.timers.drain);
+    if !moved {
+        metrics::counter!("hedgerow_relay_displacements_total").increment(1);
+    }
+    tracing::info!(tenant = %old.facts.tenant, session = %old.facts.id, address = %old.facts.address, moved, "link displaced");
+    let return_after_ms = if moved { 0 } else { RETRY_DISPLACED_MS };
+    old.handle.go_away(&GoAway { fault: fault.clone(), return_after_ms, alternatives: vec![] });
+    let (old, least, limit) = (old.clone(), relay.timers.lane_wait, relay.timers.drain);
     relay.work.spawn(async move {
+        if moved {
+            let _ = tokio::time::timeout(least, old.handle.closed()).await;
+        }
         // Its streams may end first.
         let _ = tokio::time::timeout(limit, async {
             while old.handle.open_streams() > 0 && !old.handle.is_closed() {
@@ -210,7 +236,7 @@ fn displace(relay: &Arc<Relay>, old: &Arc<Live<Mux>>) {
     });
 }
 
-async fn stream(relay: &Arc<Relay>, live: &Arc<Live<Mux>>, incoming: Incoming, permit: OwnedSemaphorePermit) {
+async fn stream(relay: &Arc<Relay>, live: &Arc<Live<Channel>>, incoming: Incoming, permit: OwnedSemaphorePermit) {
     let header: LinkOpen = match incoming.read_header() {
         Ok(header) => header,
         Err(fault) => return incoming.refuse(fault),
@@ -223,7 +249,7 @@ async fn stream(relay: &Arc<Relay>, live: &Arc<Live<Mux>>, incoming: Incoming, p
 
 async fn through(
     relay: &Relay,
-    live: &Live<Mux>,
+    live: &Live<Channel>,
     incoming: Incoming,
     opening: OwnedSemaphorePermit,
     to: &Destination,
@@ -254,7 +280,7 @@ impl<'a> Asker<'a> {
     }
 }
 
-fn control(relay: &Relay, live: &Live<Mux>, message: Control) {
+fn control(relay: &Relay, live: &Live<Channel>, message: Control) {
     match message {
         Control::LaneRequest(request) => {
             let id = request.request;
@@ -271,9 +297,9 @@ fn control(relay: &Relay, live: &Live<Mux>, message: Control) {
     }
 }
 
-fn offer_lane(relay: &Relay, live: &Live<Mux>, LaneRequest { request, to }: LaneRequest) -> Result<(), Fault> {
+fn offer_lane(relay: &Relay, live: &Live<Channel>, LaneRequest { request, to }: LaneRequest) -> Result<(), Fault> {
     route::lane(Asker::of(&live.facts), &to)?;
-    let node = relay.registry.pick(&to, &[live.facts.id]).ok_or_else(|| no_route(&to))?;
+    let node = relay.registry.pick(&to, &[live.facts.id]).ok_or_else(|| relay.no_route(&to))?;
     let uncertified = || Fault::new(Code::Forbidden, "lanes join devices and nodes, which have certificates");
     let device_end = end(&live.facts).ok_or_else(uncertified)?;
     let node_end = end(&node.facts).ok_or_else(uncertified)?;
@@ -299,7 +325,7 @@ fn end(facts: &Facts) -> Option<lane::End> {
 }
 
 /// To every live session of the tenant that the core names; the message carries nothing but the wish.
-fn forward_wake(relay: &Relay, live: &Live<Mux>, wake: Wake) {
+fn forward_wake(relay: &Relay, live: &Live<Channel>, wake: Wake) {
     if live.facts.role != Role::Core {
         live.handle.close(Fault::new(Code::Protocol, "only cores wake others"));
         return;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hedgerow_runtime::clock;
-use hedgerow_runtime::mux::{Incoming, Mux, Stream};
+use hedgerow_runtime::link::{Channel, Incoming, Stream};
 use hedgerow_shared::Role;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::verify::config;
@@ -20,7 +20,7 @@ const MAX_REQUEST: usize =
     if config::MAX_PAYLOAD > MAX_REGISTRATIONS * 48 { config::MAX_PAYLOAD } else { MAX_REGISTRATIONS * 48 } + 64 * 1024;
 
 /// Answers one request.
-pub(super) async fn serve(relay: &Arc<Relay>, live: &Live<Mux>, incoming: Incoming, service: Service) {
+pub(super) async fn serve(relay: &Arc<Relay>, live: &Live<Channel>, incoming: Incoming, service: Service) {
     if live.facts.role != Role::Core {
         let fault = Fault::new(Code::Forbidden, "this service of the relay is for cores");
         count_refusal(&fault);
@@ -60,7 +60,7 @@ async fn read(stream: &mut Stream, limit: Duration) -> Result<Bytes, Fault> {
 /// The store waits for the disk, so it is asked off the async threads.
 async fn carry_out(
     relay: &Arc<Relay>,
-    live: &Live<Mux>,
+    live: &Live<Channel>,
     service: Service,
     request: Bytes,
 ) -> Result<ServiceReply, Fault> {

@@ -55,7 +55,7 @@ impl World {
         let mut config = RelayConfig {
             name: NAME.into(),
             state: folder.path().join("state"),
-            listen: Listen { link: vec![loopback], device: vec![loopback] },
+            listen: Listen { link: vec![loopback], device: vec![loopback], udp: true },
             tls: Tls::default(),
             lanes: LaneConfig::default(),
             admin: Admin { listen: loopback },

@@ -10,6 +10,13 @@ pub fn now() -> UnixTime {
     UnixTime(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()))
 }
 
+/// Anything from half of `most` to all of it, so that those who lost the same thing do not come back in step.
+#[must_use]
+pub fn jitter(most: std::time::Duration) -> std::time::Duration {
+    let dice = f64::from(u32::from_be_bytes(random())) / f64::from(u32::MAX);
+    most.mul_f64(0.5 + dice / 2.0)
+}
+
 /// Random bytes from the system.
 #[must_use]
 pub fn random<const N: usize>() -> [u8; N] {

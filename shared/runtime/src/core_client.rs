@@ -22,8 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::link::Link;
-use crate::mux::Stream;
+use crate::link::{Link, Stream};
 use crate::scope::Scope;
 use crate::{dial, tls};
 
@@ -118,7 +117,7 @@ impl CoreClient {
 /// # Errors
 /// Why the relay opens none.
 pub async fn open(link: &Link, tenant: &TenantId, timers: &Timers) -> Result<Stream, Fault> {
-    let to = Destination { tenant: tenant.clone(), origin: Origin::Core, group: None, instance: None };
+    let to = Destination { tenant: tenant.clone(), origin: Origin::Core, group: None, instance: None, node: None };
     let header = LinkOpen::Through { to, vouched: None, trace: None };
     timeout(timers.request, link.mux.open(&header))
         .await

@@ -10,6 +10,8 @@ pub mod dial;
 pub mod lane;
 pub mod link;
 pub mod mux;
+pub mod network;
+pub mod quic;
 pub mod scope;
 pub mod telemetry;
 #[cfg(test)]

@@ -117,7 +117,12 @@ impl Metrics {
 
 /// Counts one drop.
 pub fn dropped(reason: DropReason) {
-    metrics::counter!(DROPPED, "reason" => reason.label()).increment(1);
+    dropped_many(reason, 1);
+}
+
+/// Counts several at once.
+pub fn dropped_many(reason: DropReason, count: u64) {
+    metrics::counter!(DROPPED, "reason" => reason.label()).increment(count);
 }
 
 /// The product's version.

@@ -12,9 +12,11 @@
 //! Time is a `Duration` since any fixed start.
 
 mod mux;
+mod retained;
 mod stream;
 
-pub use mux::{Event, Mux, MuxConfig, Side};
+pub use mux::{Event, Lane, MAX_LANES, Mux, MuxConfig, Side};
+pub use retained::RetainBudget;
 pub use stream::{Read, Room};
 
 #[cfg(test)]

@@ -2,19 +2,25 @@
 //! pings, and the end. The wire is `wire::frame`; the contract for driving it is in the module above.
 
 mod application;
+mod lanes;
 mod output;
+mod resume;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::retained::{RetainBudget, Retained};
 use super::stream::{Finish, Receiving, Sending};
 use crate::fault::{Code, DropReason, Fault};
 use crate::limits;
-use crate::wire::frame::{self, Decoder, FrameError, StreamId, kind};
+use crate::wire::frame::{self, FrameError, StreamId};
 use crate::wire::message::{Control, GoAway, Limits};
+use lanes::Wire;
+pub use lanes::{Lane, MAX_LANES};
 
 /// A stream's turn in the round before the next stream sends.
 const QUANTUM: u64 = 4 * frame::MAX_DATA as u64;
@@ -43,8 +49,12 @@ pub struct MuxConfig {
     pub theirs: Limits,
     /// What a stream's window may grow to.
     pub max_stream_window: u64,
+    /// What a stream sends on the first lane before it moves to another, if there is one.
+    pub bulk: u64,
     /// Keep sent bytes until acknowledged, for a replay after a resumption, at most so many over all streams.
     pub retain: Option<u64>,
+    /// What all sessions of this process may keep together.
+    pub budget: Option<Arc<RetainBudget>>,
     /// Timers; `ping_interval` and `ping_timeout` count.
     pub timers: limits::Timers,
 }
@@ -53,7 +63,15 @@ impl MuxConfig {
     /// A link's: nothing is retained.
     #[must_use]
     pub fn link(ours: Limits, theirs: Limits, timers: limits::Timers) -> Self {
-        Self { ours, theirs, max_stream_window: limits::MAX_STREAM_WINDOW, retain: None, timers }
+        Self {
+            ours,
+            theirs,
+            max_stream_window: limits::MAX_STREAM_WINDOW,
+            bulk: limits::BULK,
+            retain: None,
+            budget: None,
+            timers,
+        }
     }
 
     /// An end-to-end session's: unacknowledged bytes are kept.
@@ -90,8 +108,12 @@ struct Stream {
     receiving: Receiving,
     /// Header of a stream of ours that is not yet announced.
     open: Option<Bytes>,
+    /// The same, kept until the answer where OPEN may have to be sent again.
+    header: Option<Bytes>,
     /// Our answer to a stream of theirs, not yet sent.
     answer: Option<Fault>,
+    /// We opened a stream of theirs.
+    accepted: bool,
     /// Their answer to a stream of ours.
     answered: Option<Fault>,
     /// Set by either end; the reason both directions ended.
@@ -110,7 +132,9 @@ impl Stream {
             sending: Sending::new(theirs.stream_window),
             receiving: Receiving::new(ours.stream_window, now),
             open: None,
+            header: None,
             answer: None,
+            accepted: false,
             answered: None,
             reset: None,
             reset_due: false,
@@ -126,7 +150,7 @@ impl Stream {
 pub struct Mux {
     side: Side,
     config: MuxConfig,
-    decoder: Decoder,
+    lanes: Vec<Wire>,
     streams: BTreeMap<StreamId, Stream>,
     next_local: u32,
     highest_remote: u32,
@@ -135,18 +159,21 @@ pub struct Mux {
 
     control: VecDeque<Bytes>,
     control_bytes: usize,
-    pong: Option<u64>,
+    /// Our GOAWAY, to be said again on a new lane.
+    farewell: Option<Bytes>,
     refusals: VecDeque<StreamId>,
     /// Streams with OPEN, ANSWER, WINDOW or RESET to send.
     outbox: VecDeque<StreamId>,
     datagrams: VecDeque<Bytes>,
-    /// Streams with data or FINISH to send, in turn.
-    round: VecDeque<StreamId>,
 
     sent: u64,
     send_limit: u64,
-    retained: u64,
+    retained: Retained,
     received: u64,
+    /// `received` when the current lane began: offsets on the wire count from there.
+    received_before: u64,
+    /// Something was received since the peer was last told.
+    unacknowledged: bool,
     consumed: u64,
     receive_limit: u64,
     grant_due: bool,
@@ -154,9 +181,6 @@ pub struct Mux {
     grown: u64,
 
     events: VecDeque<Event>,
-    heard: Duration,
-    ping_due: Duration,
-    ping: Option<(u64, Duration)>,
     ping_count: u64,
     rtt: Option<Duration>,
     draining: bool,
@@ -167,11 +191,12 @@ impl Mux {
     /// A multiplexer after HELLO was exchanged.
     #[must_use]
     pub fn new(side: Side, config: MuxConfig, now: Duration) -> Self {
+        let retained = Retained::new(config.retain, config.budget.clone());
         let (send_limit, receive_limit) = (config.theirs.connection_window, config.ours.connection_window);
         Self {
             side,
             config,
-            decoder: Decoder::default(),
+            lanes: vec![Wire::new(now)],
             streams: BTreeMap::new(),
             next_local: match side {
                 Side::Dialler => 2,
@@ -182,59 +207,25 @@ impl Mux {
             local_open: 0,
             control: VecDeque::new(),
             control_bytes: 0,
-            pong: None,
+            farewell: None,
             refusals: VecDeque::new(),
             outbox: VecDeque::new(),
             datagrams: VecDeque::new(),
-            round: VecDeque::new(),
             sent: 0,
             send_limit,
-            retained: 0,
+            retained,
             received: 0,
+            received_before: 0,
+            unacknowledged: false,
             consumed: 0,
             receive_limit,
             grant_due: false,
             grown: 0,
             events: VecDeque::new(),
-            heard: now,
-            ping_due: now,
-            ping: None,
             ping_count: 0,
             rtt: None,
             draining: false,
             dead: false,
-        }
-    }
-
-    /// When `handle_timeout` wants to be called.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Duration {
-        match self.ping {
-            Some((_, at)) => at.max(self.heard) + 2 * self.config.timers.ping_timeout,
-            None => self.ping_due,
-        }
-    }
-
-    /// Sends a ping when one is due.
-    ///
-    /// # Errors
-    /// `Lost` when the peer left two pings' time unanswered.
-    pub fn handle_timeout(&mut self, now: Duration) -> Result<(), Fault> {
-        match self.ping {
-            Some(_) if now >= self.poll_timeout() => {
-                let silent = now.saturating_sub(self.heard);
-                Err(Fault::new(Code::Lost, format!("the peer has been silent for {:.1} s", silent.as_secs_f64())))
-            }
-            Some(_) => Ok(()),
-            None if now >= self.ping_due => {
-                self.ping_count += 1;
-                self.ping = Some((self.ping_count, now));
-                self.ping_due = now + self.config.timers.ping_interval;
-                // A full control queue means that nothing is read at the other end; the timeout will say so.
-                let _ = self.queue_control(frame::raw(kind::PING, 0, &self.ping_count.to_be_bytes()));
-                Ok(())
-            }
-            None => Ok(()),
         }
     }
 
@@ -272,7 +263,10 @@ impl Mux {
     /// Whether everything asked for has been handed out.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
-        self.control.is_empty() && self.outbox.is_empty() && self.round.is_empty() && self.refusals.is_empty()
+        self.control.is_empty()
+            && self.outbox.is_empty()
+            && self.lanes.iter().all(|l| l.round.is_empty())
+            && self.refusals.is_empty()
     }
 
     fn consume(&mut self, bytes: u64) {
@@ -310,7 +304,10 @@ impl Mux {
             && stream.sending.ready()
         {
             stream.sending.queued = true;
-            self.round.push_back(id);
+            // A stream is on a lane that exists: losing one puts every stream back on the first.
+            if let Some(lane) = self.lanes.get_mut(usize::from(stream.sending.lane)) {
+                lane.round.push_back(id);
+            }
         }
     }
 
@@ -318,9 +315,7 @@ impl Mux {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let waiting = stream.receiving.clear();
         let unacknowledged = stream.sending.clear();
-        if self.config.retain.is_some() {
-            self.retained = self.retained.saturating_sub(unacknowledged);
-        }
+        self.retained.give_back(unacknowledged);
         self.consume(waiting);
     }
 
@@ -329,7 +324,11 @@ impl Mux {
         let Some(stream) = self.streams.get(&id) else { return };
         let reset = stream.reset.is_some() && !stream.reset_due && stream.answer.is_none() && stream.open.is_none();
         let over = reset
-            || (ended_cleanly(stream) && stream.sending.held() == 0 && stream.answer.is_none() && !stream.window_due);
+            || (ended_cleanly(stream)
+                && resume::is_acknowledged(stream.sending.finish, self.config.retain.is_some())
+                && stream.sending.held() == 0
+                && stream.answer.is_none()
+                && !stream.window_due);
         if !over || !stream.released {
             return;
         }
@@ -343,13 +342,24 @@ impl Mux {
         }
     }
 
+    /// Counts anew what is kept, after streams went back.
+    fn recount_retained(&mut self) {
+        self.retained.set(self.streams.values().map(|s| s.sending.unacknowledged()).sum());
+    }
+
+    /// Bytes kept for a replay.
+    #[must_use]
+    pub fn retained(&self) -> u64 {
+        self.retained.own()
+    }
+
     fn dropped(&mut self, reason: DropReason) {
         self.events.push_back(Event::Dropped(reason));
     }
 }
 
 fn ended_cleanly(stream: &Stream) -> bool {
-    stream.sending.finish == Finish::Sent && stream.receiving.finished()
+    matches!(stream.sending.finish, Finish::Sent | Finish::Acknowledged) && stream.receiving.finished()
 }
 
 /// Why a stream is reset that its application let go of.

@@ -1,5 +1,6 @@
-//! Two multiplexers over a wire that splits and delays, against a model of what was promised: every byte that was
-//! written arrives once and in order, or the stream says why not. The same seed gives the same run, byte for byte.
+//! Two multiplexers over wires that split, delay and, for sessions, are cut at any moment, against a model of what was
+//! promised: every byte that was written arrives once and in order, or the stream says why not. The same seed gives
+//! the same run, byte for byte.
 //!
 //! One seed: `HEDGEROW_SEED=42 cargo test -p hedgerow-shared simulation`.
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Event, Mux, MuxConfig, Read, Room, Side};
+use super::{Event, Lane, Mux, MuxConfig, Read, Room, Side};
 use crate::fault::{Code, Fault};
 use crate::limits::Timers;
 use crate::wire::frame::StreamId;
@@ -36,6 +37,7 @@ impl Dice {
 struct Model {
     written: u64,
     read: u64,
+    answered: bool,
     finished: bool,
     saw_finish: bool,
     reset_by_us: bool,
@@ -45,8 +47,8 @@ struct Model {
 struct End {
     mux: Mux,
     models: BTreeMap<StreamId, Model>,
-    /// Bytes on their way to the other end, with the time they arrive.
-    wire: VecDeque<(Duration, Bytes)>,
+    /// Bytes on their way to the other end by each lane, with the time they arrive.
+    wires: Vec<VecDeque<(Duration, Bytes)>>,
 }
 
 /// The byte every stream carries at an offset: a receiver can check it without the sender.
@@ -62,16 +64,21 @@ fn run(seed: u64) -> String {
         connection_window: 1 << (14 + dice.below(6)),
         datagram: 1200,
     };
-    let config = if dice.below(2) == 0 {
-        MuxConfig::link(limits, limits, Timers::default())
+    let is_session = dice.below(3) > 0;
+    let config = if is_session {
+        let bulk = 1 + dice.below(100_000);
+        // So small that it is met: a slow peer must not make a sender keep more than it wants to.
+        let retain = Some((1 << 15) + dice.below(1 << 20));
+        MuxConfig { bulk, retain, ..MuxConfig::session(limits, limits, Timers::default()) }
     } else {
-        MuxConfig::session(limits, limits, Timers::default())
+        MuxConfig::link(limits, limits, Timers::default())
     };
+    let cuts = if is_session { dice.below(20) } else { 0 };
     let mut now = Duration::ZERO;
     let end = |side| End {
         mux: Mux::new(side, config.clone(), Duration::ZERO),
         models: BTreeMap::new(),
-        wire: VecDeque::new(),
+        wires: vec![VecDeque::new()],
     };
     let mut ends = [end(Side::Dialler), end(Side::Acceptor)];
     let mut trace = String::new();
@@ -85,18 +92,30 @@ fn run(seed: u64) -> String {
         } else {
             wind_down(&mut ends[side], now);
         }
+        if is_session && dice.below(600) < cuts {
+            trace.push_str("cut\n");
+            cut(&mut ends, &mut dice, now, calm, &mut opened);
+        }
+        if is_session && dice.below(100) == 0 {
+            for end in &mut ends {
+                if end.mux.attach(now).is_some() {
+                    end.wires.push(VecDeque::new());
+                }
+            }
+        }
         for s in 0..2 {
             read_some(&mut ends, s, &mut dice, now, calm);
             transmit(&mut ends[s], &mut dice, now);
             deliver(&mut ends, s, now, &mut trace);
         }
-        if calm && ends.iter().all(|e| e.mux.open_streams() == 0 && e.wire.is_empty()) {
+        if calm && ends.iter().all(|e| e.mux.open_streams() == 0 && e.wires.iter().all(VecDeque::is_empty)) {
             break;
         }
     }
     for (s, end) in ends.iter().enumerate() {
         assert_eq!(end.mux.open_streams(), 0, "seed {seed}: streams left at end {s}: {:?}", end.models);
         assert_eq!(end.mux.held(), 0, "seed {seed}: bytes left at end {s}");
+        assert_eq!(end.mux.retained(), 0, "seed {seed}: end {s} counts bytes that it does not keep");
         for (id, model) in &end.models {
             let Some(other) = ends[1 - s].models.get(id) else {
                 // Refused: the other end still held as many streams as it takes.
@@ -104,6 +123,8 @@ fn run(seed: u64) -> String {
                 continue;
             };
             let reset = model.reset_by_us || other.reset_by_us;
+            let is_ours = id.0 % 2 == s as u32;
+            assert!(reset || !is_ours || model.answered, "seed {seed}: {id:?} was never answered");
             assert!(model.read <= other.written, "seed {seed}: {id:?} read more than was written");
             if !reset && other.finished {
                 assert_eq!(model.read, other.written, "seed {seed}: {id:?} lost bytes");
@@ -186,30 +207,57 @@ fn read_some(ends: &mut [End; 2], side: usize, dice: &mut Dice, now: Duration, c
     }
 }
 
+/// Both lanes are gone with everything on them; after a while in which both applications go on, the session resumes.
+fn cut(ends: &mut [End; 2], dice: &mut Dice, now: Duration, calm: bool, opened: &mut u32) {
+    for end in ends.iter_mut() {
+        end.wires = vec![VecDeque::new()];
+        end.mux.suspend(now);
+    }
+    let told = [ends[0].mux.resumption(), ends[1].mux.resumption()];
+    for _ in 0..dice.below(20) {
+        let side = dice.below(2) as usize;
+        if !calm {
+            act(ends, side, dice, now, opened);
+        }
+        read_some(ends, side, dice, now, calm);
+    }
+    for (end, theirs) in ends.iter_mut().zip(told.iter().rev()) {
+        // As it travels: in frames.
+        let mut whole = crate::wire::message::Resume { streams: vec![], ..theirs.clone() };
+        let mut decoder = crate::wire::frame::Decoder::default();
+        for frame in theirs.clone().into_frames() {
+            let read = |frame| {
+                let crate::wire::frame::Frame::Resume(body) = frame else { panic!("{frame:?}") };
+                let part: crate::wire::message::Resume = minicbor::decode(&body).unwrap();
+                whole.streams.extend(part.streams);
+                Ok::<_, crate::wire::frame::FrameError>(())
+            };
+            decoder.feed(frame, read).unwrap();
+        }
+        assert_eq!(&whole, theirs);
+        end.mux.resume(&whole, now).expect("an honest peer resumes where it stands");
+    }
+}
+
 fn transmit(end: &mut End, dice: &mut Dice, now: Duration) {
-    let mut bytes = Vec::new();
-    end.mux.transmit(1 + dice.below(60_000) as usize, |parts| bytes.extend(parts.concat()));
-    let mut bytes = Bytes::from(bytes);
-    let mut at = end.wire.back().map_or(now, |(t, _)| *t);
-    while !bytes.is_empty() {
-        at += Duration::from_micros(dice.below(500));
-        let cut = (1 + dice.below(9000) as usize).min(bytes.len());
-        end.wire.push_back((at, bytes.split_to(cut)));
+    for lane in 0..end.wires.len() {
+        let mut bytes = Vec::new();
+        let budget = 1 + dice.below(60_000) as usize;
+        end.mux.transmit_on(lane as Lane, budget, |parts| bytes.extend(parts.concat()));
+        let mut bytes = Bytes::from(bytes);
+        let wire = &mut end.wires[lane];
+        let mut at = wire.back().map_or(now, |(t, _)| *t);
+        while !bytes.is_empty() {
+            at += Duration::from_micros(dice.below(500));
+            let cut = (1 + dice.below(9000) as usize).min(bytes.len());
+            wire.push_back((at, bytes.split_to(cut)));
+        }
     }
 }
 
 fn deliver(ends: &mut [End; 2], from: usize, now: Duration, trace: &mut String) {
-    while ends[from].wire.front().is_some_and(|(at, _)| *at <= now) {
-        let (_, bytes) = ends[from].wire.pop_front().unwrap();
-        let to = &mut ends[1 - from];
-        to.mux.handle(bytes, now).expect("an honest peer breaks no rule");
-        while let Some(event) = to.mux.poll_event() {
-            trace.push_str(&format!("{now:?} {} {event:?}\n", 1 - from));
-            if let Event::Incoming(id, _) = event {
-                to.mux.answer(id, Fault::new(Code::Ok, ""));
-                to.models.insert(id, Model::default());
-            }
-        }
+    for lane in 0..ends[from].wires.len() {
+        deliver_lane(ends, from, lane, now, trace);
     }
     let end = &mut ends[from];
     if end.mux.poll_timeout() <= now {
@@ -217,6 +265,30 @@ fn deliver(ends: &mut [End; 2], from: usize, now: Duration, trace: &mut String) 
     }
     while let Some(event) = end.mux.poll_event() {
         trace.push_str(&format!("{now:?} {from} {event:?}\n"));
+        note(end, event);
+    }
+}
+
+fn deliver_lane(ends: &mut [End; 2], from: usize, lane: usize, now: Duration, trace: &mut String) {
+    while ends[from].wires[lane].front().is_some_and(|(at, _)| *at <= now) {
+        let (_, bytes) = ends[from].wires[lane].pop_front().unwrap();
+        let to = &mut ends[1 - from];
+        to.mux.handle_on(lane as Lane, bytes, now).expect("an honest peer breaks no rule");
+        while let Some(event) = to.mux.poll_event() {
+            trace.push_str(&format!("{now:?} {} {event:?}\n", 1 - from));
+            note(to, event);
+        }
+    }
+}
+
+fn note(end: &mut End, event: Event) {
+    match event {
+        Event::Incoming(id, _) => {
+            end.mux.answer(id, Fault::new(Code::Ok, ""));
+            end.models.insert(id, Model::default());
+        }
+        Event::Answered(id) => end.models.entry(id).or_default().answered = true,
+        _ => {}
     }
 }
 

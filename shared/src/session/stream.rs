@@ -48,6 +48,10 @@ pub(super) struct Sending {
     /// Offset the peer allows.
     limit: u64,
     pub(super) finish: Finish,
+    /// Which connection of the session carries it.
+    pub(super) lane: u8,
+    /// The lane it goes to as soon as everything sent is acknowledged; nothing is sent until then.
+    pub(super) moving: Option<u8>,
     /// The application found `Room::Full` and wants an event.
     pub(super) wants_room: bool,
     /// In the round of streams with something to send.
@@ -62,6 +66,8 @@ pub(super) enum Finish {
     /// Asked for by the application, not yet sent.
     Wanted,
     Sent,
+    /// The other end has seen it.
+    Acknowledged,
 }
 
 impl Sending {
@@ -84,12 +90,12 @@ impl Sending {
 
     /// Bytes that may be sent now, by this stream's own credit.
     pub(super) fn sendable(&self) -> u64 {
-        self.end.min(self.limit) - self.sent
+        if self.moving.is_some() { 0 } else { self.end.min(self.limit).saturating_sub(self.sent) }
     }
 
     /// Whether there is data or a FINISH to send.
     pub(super) fn ready(&self) -> bool {
-        self.sendable() > 0 || (self.finish == Finish::Wanted && self.sent == self.end)
+        self.moving.is_none() && (self.sendable() > 0 || (self.finish == Finish::Wanted && self.sent == self.end))
     }
 
     /// Calls `with` with up to `most` unsent bytes as slices, and counts them as sent. `retain` keeps them for a replay.
@@ -145,13 +151,44 @@ impl Sending {
         self.base - before
     }
 
-    /// A WINDOW from the peer. `Err` when it acknowledges what was never sent.
+    /// A WINDOW from the peer. `Err` when it acknowledges what was never sent. FINISH counts as one byte more.
     pub(super) fn window(&mut self, delivered: u64, limit: u64) -> Result<u64, ()> {
         if delivered > self.sent {
-            return Err(());
+            if delivered != self.sent + 1 || !matches!(self.finish, Finish::Sent | Finish::Acknowledged) {
+                return Err(());
+            }
+            self.finish = Finish::Acknowledged;
         }
         self.limit = self.limit.max(limit);
         Ok(self.forget_below(delivered))
+    }
+
+    /// Goes back to what the other end expects next. `Err` when that was acknowledged already, or never sent.
+    pub(super) fn rewind(&mut self, expected: u64, limit: u64, finished: bool) -> Result<(), ()> {
+        let was_sent = matches!(self.finish, Finish::Sent | Finish::Acknowledged);
+        if expected < self.base || expected > self.sent || (finished && !(was_sent && expected == self.end)) {
+            return Err(());
+        }
+        self.forget_below(expected);
+        self.at_chunk = 0;
+        self.at_byte = usize::try_from(expected - self.base).map_err(|_| ())?;
+        self.sent = expected;
+        self.limit = self.limit.max(limit);
+        if was_sent {
+            self.finish = if finished { Finish::Acknowledged } else { Finish::Wanted };
+        }
+        Ok(())
+    }
+
+    /// The other end has everything, FINISH included.
+    pub(super) fn all_acknowledged(&mut self) {
+        self.clear();
+        self.finish = Finish::Acknowledged;
+    }
+
+    /// Bytes sent and not acknowledged, as far as they are kept.
+    pub(super) fn unacknowledged(&self) -> u64 {
+        self.sent - self.base
     }
 
     /// Bytes not yet sent, whatever the credit.
@@ -186,6 +223,8 @@ pub(super) struct Receiving {
     window: u64,
     granted_at: Duration,
     end: Option<u64>,
+    /// What the sender was last told that we have.
+    told: u64,
     /// The reader found nothing and wants an event.
     pub(super) wants_data: bool,
 }
@@ -200,6 +239,7 @@ impl Receiving {
             window,
             granted_at: now,
             end: None,
+            told: 0,
             wants_data: true,
         }
     }
@@ -260,6 +300,17 @@ impl Receiving {
 
     pub(super) fn limit(&self) -> u64 {
         self.limit
+    }
+
+    /// What a WINDOW says now: all that was received, FINISH counting as one byte more, and the limit.
+    pub(super) fn acknowledge(&mut self) -> (u64, u64) {
+        self.told = self.received;
+        (self.received + u64::from(self.end.is_some()), self.limit)
+    }
+
+    /// Whether bytes were received that the sender has not been told of.
+    pub(super) fn is_unacknowledged(&self) -> bool {
+        self.told < self.received
     }
 
     pub(super) fn window_size(&self) -> u64 {

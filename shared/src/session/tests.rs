@@ -315,6 +315,29 @@ fn a_silent_peer_is_dead_after_two_misses_and_an_answer_gives_the_round_trip_tim
 }
 
 #[test]
+fn a_probe_finds_a_dead_peer_sooner_and_leaves_a_live_one() {
+    let timers = Timers::default();
+    let (mut a, mut b) = pair();
+    settle(&mut a, &mut b);
+    let now = Duration::from_secs(1);
+    a.probe(now);
+    a.handle_timeout(now).unwrap();
+    assert!(!wire(&mut a).is_empty());
+    assert_eq!(a.poll_timeout(), now + timers.probe);
+    a.handle_timeout(now + timers.probe / 2).unwrap();
+    assert_eq!(a.handle_timeout(now + timers.probe).unwrap_err().code, Code::Lost);
+
+    let (mut a, mut b) = pair();
+    a.handle_timeout(T0).unwrap();
+    let ping = wire(&mut a);
+    a.probe(now);
+    assert_eq!(a.poll_timeout(), now + timers.probe, "the ping under way has less time too");
+    b.handle(ping.into(), now).unwrap();
+    a.handle(wire(&mut b).into(), now).unwrap();
+    a.handle_timeout(now + timers.probe).unwrap();
+}
+
+#[test]
 fn a_ping_flood_costs_one_pong() {
     let (_, mut b) = pair();
     let flood: Vec<u8> = (0..10_000u64).flat_map(|n| frame::raw(kind::PING, 0, &n.to_be_bytes()).to_vec()).collect();

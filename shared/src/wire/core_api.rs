@@ -147,6 +147,28 @@ pub fn relay_name(given: Option<&str>, addresses: &[String]) -> Option<String> {
     Some(host.trim_start_matches('[').trim_end_matches(']').to_owned())
 }
 
+/// The relays behind a list of `host:port`, in its order: addresses of one host are one relay, for nobody holds two
+/// links to a relay. Each with its TLS name: the one given, else its host.
+#[must_use]
+pub fn relays_of(given: Option<&str>, addresses: &[String]) -> Vec<(String, Vec<String>)> {
+    let host = |address: &str| {
+        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase()
+    };
+    let mut relays: Vec<(String, Vec<String>)> = Vec::new();
+    for address in addresses {
+        let own = host(address);
+        match relays.iter_mut().find(|(first, _)| *first == own) {
+            Some((_, of_relay)) => of_relay.push(address.clone()),
+            None => relays.push((own, vec![address.clone()])),
+        }
+    }
+    if let Some(given) = given {
+        relays.iter_mut().for_each(|(name, _)| *name = given.to_owned());
+    }
+    relays
+}
+
 /// `#[serde(with = "bytes")]`: bytes as base64 text.
 mod bytes {
     use super::{Deserialize, Deserializer, Serializer};

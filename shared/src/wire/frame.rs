@@ -30,9 +30,11 @@
 //!
 //! Kinds from 0x80 are optional: a reader that does not know one skips it. Any other unknown kind ends the link,
 //! by name. Flags are zero when sent and ignored when read. Stream ids: the dialler's are even from 2, the
-//! acceptor's odd from 1, each end counting up without gaps. Offsets are absolute over the life of a stream (WINDOW on
+//! acceptor's odd from 1, each end counting up without gaps (after a resumption, streams that ended before their OPEN
+//! could be sent again are left out). Offsets are absolute over the life of a stream (WINDOW on
 //! stream 0: over all DATA bytes of the link, in one direction, since HELLO or RESUME). `delivered` acknowledges: the sender may
-//! forget bytes below it. Data beyond `limit`, at a gap, or after FINISH ends the link; data below what has been
+//! forget bytes below it; once FINISH was seen it is one more than the end. PING asks for a WINDOW on every stream with
+//! unacknowledged bytes, before PONG (sessions). Data beyond `limit`, at a gap, or after FINISH ends the link; data below what has been
 //! received is dropped (it is a replay after a resumption).
 //!
 //! Version history: 1 = this page.

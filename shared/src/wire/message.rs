@@ -76,12 +76,16 @@ pub struct Resumption {
     /// Which session.
     #[n(0)]
     pub session: SessionId,
-    /// In a first HELLO, this end's half of the resumption secret; in a resuming HELLO, a MAC over both nonces.
+    /// In a first HELLO, this end's half of the resumption secret; in a resuming HELLO of the node, `resumption_mac`;
+    /// in one of the device, zeros: it proves itself in RESUME, when it knows both nonces.
     #[cbor(n(1), with = "minicbor::bytes")]
     pub secret: [u8; 32],
     /// Whether this HELLO resumes.
     #[n(2)]
     pub resumes: bool,
+    /// Adds a lane to a session that has its first one, instead of replacing them all.
+    #[n(3)]
+    pub adds: bool,
 }
 
 impl std::fmt::Debug for Resumption {
@@ -312,9 +316,12 @@ pub struct ResumeStream {
     /// RESET seen or sent.
     #[n(4)]
     pub reset: bool,
+    /// ANSWER seen, or sent.
+    #[n(5)]
+    pub answered: bool,
 }
 
-/// The first frame of each end after a resuming HELLO.
+/// The first frames of each end after a resuming HELLO: the last has `more` unset.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Resume {
     /// Every stream this end holds.
@@ -326,6 +333,59 @@ pub struct Resume {
     /// The highest stream id of the other end that this end has seen; 0 = none.
     #[n(2)]
     pub highest_accepted: u32,
+    /// Another RESUME with more streams follows.
+    #[n(3)]
+    pub more: bool,
+    /// The device's proof, in its first RESUME: `resumption_mac` as `Prover::Dialler`.
+    #[cbor(n(4), with = "minicbor::bytes")]
+    pub mac: Option<[u8; 32]>,
+}
+
+impl Resume {
+    /// Streams in one RESUME frame: each takes at most 36 bytes of its 16 KiB.
+    pub const STREAMS_PER_FRAME: usize = 400;
+
+    /// The same in frames that fit the wire.
+    #[must_use]
+    pub fn into_frames(self) -> Vec<Bytes> {
+        let mut parts: Vec<_> = self.streams.chunks(Self::STREAMS_PER_FRAME).map(<[_]>::to_vec).collect();
+        if parts.is_empty() {
+            parts.push(Vec::new());
+        }
+        let count = parts.len();
+        let part = |(at, streams)| Self {
+            streams,
+            more: at + 1 < count,
+            mac: self.mac.filter(|_| at == 0),
+            highest_opened: self.highest_opened,
+            highest_accepted: self.highest_accepted,
+        };
+        parts.into_iter().enumerate().map(part).map(|p| frame::cbor(frame::kind::RESUME, 0, &p)).collect()
+    }
+}
+
+/// The secret that both halves of a first HELLO make: what a later resumption must know.
+#[must_use]
+pub fn resumption_secret(session: SessionId, device_half: &[u8; 32], node_half: &[u8; 32]) -> [u8; 32] {
+    let text = [b"hedgerow session resumption v1\0", session.as_bytes().as_slice(), node_half].concat();
+    keyed_hash(device_half, &text)
+}
+
+/// What proves, inside a new lane's TLS, that an end knows a session's resumption secret.
+#[must_use]
+pub fn resumption_mac(
+    secret: &[u8; 32],
+    prover: Role,
+    session: SessionId,
+    device_nonce: &[u8; 32],
+    node_nonce: &[u8; 32],
+) -> [u8; 32] {
+    let mut text = b"hedgerow session resume v1\0".to_vec();
+    for part in [prover.as_str().as_bytes(), session.as_bytes(), device_nonce, node_nonce] {
+        text.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+        text.extend_from_slice(part);
+    }
+    keyed_hash(secret, &text)
 }
 
 /// What the relay says of the peer behind a stream or a lane. **For logs only**: endpoints decide by the end-to-end
@@ -358,6 +418,9 @@ pub struct Destination {
     /// Served by this process only.
     #[n(3)]
     pub instance: Option<InstanceId>,
+    /// The node whose process that is, so that a relay can tell when another process took its place.
+    #[n(4)]
+    pub node: Option<EntityId>,
 }
 
 /// The header in OPEN on a link.
@@ -590,6 +653,24 @@ mod tests {
         ] {
             assert_ne!(base, other);
         }
+    }
+
+    #[test]
+    fn a_resumption_proof_fits_one_end_one_session_and_one_pair_of_nonces() {
+        let session = |n| SessionId::from_random([n; 16]);
+        let secret = resumption_secret(session(1), &[1; 32], &[2; 32]);
+        let base = resumption_mac(&secret, Role::Device, session(1), &[3; 32], &[4; 32]);
+        for other in [
+            resumption_mac(&secret, Role::Node, session(1), &[3; 32], &[4; 32]),
+            resumption_mac(&secret, Role::Device, session(2), &[3; 32], &[4; 32]),
+            resumption_mac(&secret, Role::Device, session(1), &[0; 32], &[4; 32]),
+            resumption_mac(&secret, Role::Device, session(1), &[3; 32], &[0; 32]),
+            resumption_mac(&[0; 32], Role::Device, session(1), &[3; 32], &[4; 32]),
+        ] {
+            assert_ne!(base, other);
+        }
+        assert_ne!(secret, resumption_secret(session(1), &[2; 32], &[1; 32]));
+        assert_ne!(secret, resumption_secret(session(2), &[1; 32], &[2; 32]));
     }
 
     #[test]

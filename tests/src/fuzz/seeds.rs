@@ -89,7 +89,7 @@ fn id(n: u8) -> EntityId {
 
 fn destination() -> Destination {
     let group = "berlin".parse().ok();
-    Destination { tenant: fixture().tenant.clone(), origin: Origin::Proxy, group, instance: None }
+    Destination { tenant: fixture().tenant.clone(), origin: Origin::Proxy, group, instance: None, node: None }
 }
 
 fn vouched() -> Vouched {
@@ -102,7 +102,8 @@ fn through() -> LinkOpen {
 
 fn hello() -> Hello {
     let claim = Some(Claim { role: Role::Node, tenant: fixture().tenant.clone() });
-    let resumption = Resumption { session: SessionId::from_random([4; 16]), secret: [5; 32], resumes: true };
+    let resumption =
+        Resumption { session: SessionId::from_random([4; 16]), secret: [5; 32], resumes: true, adds: false };
     let hello = Hello::new(InstanceId::from_random([1; 16]), [2; 32], Limits::default());
     Hello { claim, resumption: Some(resumption), build: "hedgerow/0".into(), ..hello }
 }
@@ -171,7 +172,7 @@ fn messages(all: &mut Collected) {
         config: Some(Version { epoch: 1, version: 7 }),
         time: NOW.0,
     };
-    let stream = ResumeStream { stream: 2, expected: 10, limit: 4096, finished: false, reset: true };
+    let stream = ResumeStream { stream: 2, expected: 10, limit: 4096, finished: false, reset: true, answered: true };
     let open = vec![OpenActivation { hash: [8; 32], until: NOW.0 }];
     all.cbor("hello", 0, &hello());
     all.cbor("proof-srp", 1, &mac);
@@ -179,7 +180,11 @@ fn messages(all: &mut Collected) {
     all.cbor("accept", 2, &accept);
     all.cbor("refuse", 3, &Refuse { fault: fault.clone(), retry_after_ms: 500 });
     all.cbor("goaway", 4, &goaway());
-    all.cbor("resume", 5, &Resume { streams: vec![stream], highest_opened: 2, highest_accepted: 3 });
+    all.cbor(
+        "resume",
+        5,
+        &Resume { streams: vec![stream], highest_opened: 2, highest_accepted: 3, more: false, mac: Some([6; 32]) },
+    );
     all.cbor("open-through", 6, &through());
     all.cbor("open-service", 6, &LinkOpen::Service { service: Service::PutConfig });
     all.cbor("open-session", 7, &SessionOpen { host: "intranet.example".into(), port: 443, trace: None });

@@ -1,5 +1,7 @@
 //! The relay's end of a link's hand-shake.
 
+use std::time::Duration;
+
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::secret::Secret;
@@ -12,14 +14,18 @@ use hedgerow_shared::{InstanceId, Origin, Role, SessionId, TenantId};
 use rustls::pki_types::CertificateDer;
 use subtle::ConstantTimeEq;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::server::TlsStream;
 
-use super::{Link, LinkError, Shaking, Transport, read, unexpected};
+use super::{Channel, Link, LinkError, Reason, Shaking, Transport, read, unexpected};
 use crate::clock::random;
 use crate::mux::{Mux, Plain};
+use crate::quic;
 use crate::scope::Scope;
 use crate::tls;
+
+/// How long a refusal may take to arrive.
+const REFUSAL: Duration = Duration::from_secs(2);
 
 /// What a relay knows and decides during the hand-shake.
 pub trait Admit: Send + Sync {
@@ -77,29 +83,109 @@ where
 {
     let exporter = tls::exporter(stream.get_ref().1)?;
     let mut shaking = Shaking::new(stream);
-    let nonce = random();
-    let hello = Hello::new(instance, nonce, limits);
-    let shake = shake(&mut shaking, &hello, address.clone(), admit, &exporter);
-    let result = timeout(timers.handshake, shake)
+    let hello = Hello::new(instance, random(), limits);
+    let until = Instant::now() + timers.handshake;
+    let (peer, accept) = shake_or_refuse(&mut shaking, &hello, address.clone(), admit, &exporter, until).await?;
+    let config = MuxConfig::link(limits, peer.hello.limits, *timers);
+    let Shaking { io, input } = shaking;
+    let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Acceptor, config, input.freeze(), scope));
+    Ok((
+        Link {
+            mux,
+            peer: peer.hello.clone(),
+            accept,
+            transport: Transport::Tls,
+            reason: Reason::Asked,
+            address,
+            at: None,
+        },
+        peer,
+    ))
+}
+
+/// Answers a link's hand-shake on a QUIC connection that has finished its own. Cancel safe: dropping closes.
+///
+/// # Errors
+/// `Refused` when the peer was refused (it has been told), otherwise what failed.
+pub async fn answer_quic(
+    connection: quinn::Connection,
+    admit: &dyn Admit,
+    limits: Limits,
+    instance: InstanceId,
+    timers: &Timers,
+    scope: &Scope,
+) -> Result<(Link, Peer), LinkError> {
+    let exporter = quic::exporter(&connection)?;
+    let address = connection.remote_address().to_string();
+    let until = Instant::now() + timers.handshake;
+    let (send, receive) = timeout_at(until, connection.accept_bi())
+        .await
+        .map_err(|_| Fault::new(Code::TimedOut, "the peer did not begin the link's hand-shake in time"))?
+        .map_err(|e| quic::connection_fault(&e))?;
+    let mut shaking = Shaking::new(tokio::io::join(receive, send));
+    let hello = Hello::new(instance, random(), limits);
+    let shaken = shake_or_refuse(&mut shaking, &hello, address.clone(), admit, &exporter, until).await;
+    let Shaking { io, input } = shaking;
+    let (receive, send) = io.into_inner();
+    let (peer, accept) = match shaken {
+        Ok(opened) => opened,
+        Err(error) => {
+            // The refusal arrives before the connection closes.
+            let _ = timeout(REFUSAL, send.stopped()).await;
+            let (LinkError::Refused { fault, .. } | LinkError::Failed(fault)) = &error;
+            quic::close(&connection, fault);
+            return Err(error);
+        }
+    };
+    let opened = quic::Opened {
+        send,
+        receive,
+        leftover: input.freeze(),
+        ours: limits,
+        theirs: peer.hello.limits,
+        handshake: timers.handshake,
+        endpoint: None,
+    };
+    let mux = Channel::Quic(quic::Mux::start(connection, opened, scope));
+    Ok((
+        Link {
+            mux,
+            peer: peer.hello.clone(),
+            accept,
+            transport: Transport::Quic,
+            reason: Reason::Asked,
+            address,
+            at: None,
+        },
+        peer,
+    ))
+}
+
+/// The hand-shake to its end, or to the refusal, which is sent.
+async fn shake_or_refuse<IO: AsyncRead + AsyncWrite + Unpin>(
+    shaking: &mut Shaking<IO>,
+    hello: &Hello,
+    address: String,
+    admit: &dyn Admit,
+    exporter: &[u8; 32],
+    until: Instant,
+) -> Result<(Peer, Accept), LinkError> {
+    let shaken = timeout_at(until, shake(shaking, hello, address, admit, exporter))
         .await
         .map_err(|_| Fault::new(Code::TimedOut, "the peer did not finish the link's hand-shake in time"))?;
-    let (peer, accept) = match result {
-        Ok(opened) => opened,
+    match shaken {
+        Ok(opened) => Ok(opened),
         Err(refusal) => {
             let frame = frame::cbor(kind::REFUSE, 0, &refusal);
             // The peer may be gone; the refusal is counted by the caller either way.
-            let _ = timeout(timers.handshake, async {
+            let _ = timeout(REFUSAL, async {
                 shaking.send(frame).await.ok();
                 tokio::io::AsyncWriteExt::shutdown(&mut shaking.io).await
             })
             .await;
-            return Err(LinkError::Refused { fault: refusal.fault, retry_after_ms: refusal.retry_after_ms });
+            Err(LinkError::Refused { fault: refusal.fault, retry_after_ms: refusal.retry_after_ms })
         }
-    };
-    let config = MuxConfig::link(limits, peer.hello.limits, *timers);
-    let Shaking { io, input } = shaking;
-    let mux = Mux::start(Plain::new(io), Side::Acceptor, config, input.freeze(), scope);
-    Ok((Link { mux, peer: peer.hello.clone(), accept, transport: Transport::Tls, address, at: None }, peer))
+    }
 }
 
 fn refuse(fault: Fault) -> Refuse {

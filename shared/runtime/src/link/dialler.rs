@@ -1,7 +1,11 @@
 //! The dialling end of a link's hand-shake.
 
+use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::secret::Secret;
@@ -11,16 +15,25 @@ use hedgerow_shared::wire::message::{
     ALPN_LINK, Accept, Claim, Hello, Limits, Proof, Prover, Refuse, srp_mac, transcript,
 };
 use hedgerow_shared::{InstanceId, Origin, Role, TenantId};
+use quinn::crypto::rustls::HandshakeData;
+use quinn::{Connection, Endpoint};
 use rustls::pki_types::CertificateDer;
 use subtle::ConstantTimeEq;
+use tokio::net::lookup_host;
 use tokio::time::timeout;
 
-use super::{Link, LinkError, Shaking, Transport, read, unexpected};
+use super::{Channel, Link, LinkError, Reason, Shaking, Transport, read, unexpected};
 use crate::clock::random;
-use crate::dial::{self, RelayTarget};
+use crate::dial::{self, Reached, RelayTarget};
 use crate::mux::{Mux, Plain};
+use crate::quic;
 use crate::scope::Scope;
 use crate::tls::{self, SigningKey};
+
+/// The next address is tried over UDP this long after the one before (RFC 8305).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// So many of a relay's addresses are tried over UDP.
+const ADDRESSES: usize = 8;
 
 /// How a dialler shows who it is.
 #[derive(Debug, Clone)]
@@ -56,7 +69,17 @@ impl Credentials {
     }
 }
 
-/// Opens one link. Cancel safe: dropping the future closes the connection.
+/// Who dials, and how long it may take: what every attempt of one process shares.
+#[derive(Debug, Clone)]
+pub(super) struct Dialling<'a> {
+    pub(super) target: &'a RelayTarget,
+    pub(super) credentials: &'a Credentials,
+    pub(super) instance: InstanceId,
+    pub(super) timers: &'a Timers,
+    pub(super) scope: &'a Scope,
+}
+
+/// Opens one link over TLS, without looking at UDP. Cancel safe: dropping the future closes the connection.
 ///
 /// # Errors
 /// The relay's refusal, or what failed.
@@ -67,23 +90,135 @@ pub async fn connect(
     timers: &Timers,
     scope: &Scope,
 ) -> Result<Link, LinkError> {
-    let dial::Reached { stream, at } = dial::relay(target, &[ALPN_LINK], timers).await?;
-    let (_, connection) = stream.get_ref();
-    if connection.alpn_protocol() != Some(ALPN_LINK) {
-        return Err(Fault::new(Code::Protocol, "the server does not speak the link protocol: is it the relay?").into());
-    }
-    let address = at.addresses.first().cloned().unwrap_or_default();
-    let exporter = tls::exporter(connection)?;
-    let limits = Limits::default();
-    let mut shaking = Shaking::new(stream);
-    let shake = shake(&mut shaking, credentials, instance, limits, &exporter);
-    let (peer, accept) = timeout(timers.handshake, shake)
+    let dialling = Dialling { target, credentials, instance, timers, scope };
+    let reached = dialling.tls().await?;
+    dialling.link_over_tls(reached).await
+}
+
+/// Opens one link over QUIC, without falling back. Cancel safe: dropping the future closes the connection.
+///
+/// # Errors
+/// The relay's refusal, or what failed.
+pub async fn connect_quic(
+    target: &RelayTarget,
+    credentials: &Credentials,
+    instance: InstanceId,
+    timers: &Timers,
+    scope: &Scope,
+) -> Result<Link, LinkError> {
+    let dialling = Dialling { target, credentials, instance, timers, scope };
+    let connected = timeout(timers.handshake, dialling.quic())
         .await
-        .map_err(|_| Fault::new(Code::TimedOut, "the relay did not finish the link's hand-shake in time"))??;
-    let config = MuxConfig::link(limits, peer.limits, *timers);
-    let Shaking { io, input } = shaking;
-    let mux = Mux::start(Plain::new(io), Side::Dialler, config, input.freeze(), scope);
-    Ok(Link { mux, peer, accept, transport: Transport::Tls, address, at: Some(at) })
+        .map_err(|_| Fault::new(Code::TimedOut, "the relay does not answer over UDP"))??;
+    dialling.link_over_quic(connected).await
+}
+
+impl Dialling<'_> {
+    /// TCP and TLS, until the link's own hand-shake.
+    pub(super) async fn tls(&self) -> Result<Reached, LinkError> {
+        let reached = dial::relay(self.target, &[ALPN_LINK], self.timers).await?;
+        if reached.stream.get_ref().1.alpn_protocol() != Some(ALPN_LINK) {
+            return Err(no_link_protocol().into());
+        }
+        Ok(reached)
+    }
+
+    pub(super) async fn link_over_tls(&self, Reached { stream, at }: Reached) -> Result<Link, LinkError> {
+        let (_, connection) = stream.get_ref();
+        let address = at.addresses.first().cloned().unwrap_or_default();
+        let exporter = tls::exporter(connection)?;
+        let limits = Limits::default();
+        let mut shaking = Shaking::new(stream);
+        let (peer, accept) = self.shake(&mut shaking, limits, &exporter).await?;
+        let config = MuxConfig::link(limits, peer.limits, *self.timers);
+        let Shaking { io, input } = shaking;
+        let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Dialler, config, input.freeze(), self.scope));
+        Ok(Link { mux, peer, accept, transport: Transport::Tls, reason: Reason::Asked, address, at: Some(at) })
+    }
+
+    /// QUIC's own hand-shake with the first of the relay's addresses that answers; each begins a moment after the one
+    /// before. Bounded by the caller.
+    pub(super) async fn quic(&self) -> Result<(Connection, Endpoint), LinkError> {
+        let tls = tls::to_relay(&self.target.roots, &[ALPN_LINK])?;
+        let config = quic::client_config(tls, self.timers)?;
+        let mut last = Fault::new(Code::Unreachable, "no relay address is configured");
+        let mut waiting = VecDeque::new();
+        for address in &self.target.addresses {
+            match lookup_host(address.as_str()).await {
+                Ok(found) => waiting.extend(found.take(ADDRESSES)),
+                Err(error) => last = Fault::new(Code::NameNotFound, format!("{address}: {error}")),
+            }
+        }
+        waiting.truncate(ADDRESSES);
+        let mut running = FuturesUnordered::new();
+        loop {
+            match waiting.pop_front() {
+                Some(address) => running.push(self.quic_to(address, config.clone())),
+                None if running.is_empty() => return Err(last.into()),
+                None => {}
+            }
+            tokio::select! {
+                Some(done) = running.next() => match done {
+                    Ok(connected) => return Ok(connected),
+                    Err(fault) => last = fault,
+                },
+                () = tokio::time::sleep(ATTEMPT_DELAY), if !waiting.is_empty() => {}
+            }
+        }
+    }
+
+    async fn quic_to(&self, address: SocketAddr, config: quinn::ClientConfig) -> Result<(Connection, Endpoint), Fault> {
+        let endpoint = quic::client_endpoint(address, self.scope)?;
+        let refused = |e: quinn::ConnectError| Fault::new(Code::Unreachable, format!("udp {address}: {e}"));
+        let connection = endpoint.connect_with(config, address, &self.target.name).map_err(refused)?;
+        let connection = connection.await.map_err(|e| quic::connection_fault(&e))?;
+        let data = connection.handshake_data().and_then(|d| d.downcast::<HandshakeData>().ok());
+        if data.and_then(|d| d.protocol).as_deref() != Some(ALPN_LINK) {
+            return Err(no_link_protocol());
+        }
+        Ok((connection, endpoint))
+    }
+
+    pub(super) async fn link_over_quic(
+        &self,
+        (connection, endpoint): (Connection, Endpoint),
+    ) -> Result<Link, LinkError> {
+        let exporter = quic::exporter(&connection)?;
+        let address = connection.remote_address().to_string();
+        let limits = Limits::default();
+        let (send, receive) = connection.open_bi().await.map_err(|e| quic::connection_fault(&e))?;
+        let mut shaking = Shaking::new(tokio::io::join(receive, send));
+        let (peer, accept) = self.shake(&mut shaking, limits, &exporter).await?;
+        let Shaking { io, input } = shaking;
+        let (receive, send) = io.into_inner();
+        let opened = quic::Opened {
+            send,
+            receive,
+            leftover: input.freeze(),
+            ours: limits,
+            theirs: peer.limits,
+            handshake: self.timers.handshake,
+            endpoint: Some(endpoint),
+        };
+        let mux = Channel::Quic(quic::Mux::start(connection, opened, self.scope));
+        let at = Some(self.target.directly_at(address.clone()));
+        Ok(Link { mux, peer, accept, transport: Transport::Quic, reason: Reason::Asked, address, at })
+    }
+
+    async fn shake<IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+        &self,
+        shaking: &mut Shaking<IO>,
+        limits: Limits,
+        exporter: &[u8; 32],
+    ) -> Result<(Hello, Accept), LinkError> {
+        timeout(self.timers.handshake, shake(shaking, self.credentials, self.instance, limits, exporter))
+            .await
+            .map_err(|_| Fault::new(Code::TimedOut, "the relay did not finish the link's hand-shake in time"))?
+    }
+}
+
+fn no_link_protocol() -> Fault {
+    Fault::new(Code::Protocol, "the server does not speak the link protocol: is it the relay?")
 }
 
 async fn shake<IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(

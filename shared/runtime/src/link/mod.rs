@@ -1,9 +1,12 @@
 //! A link: one persistent, authenticated, multiplexed connection between a dialler (core, node, device) and a relay.
-//! This file holds what both ends share; `dialler`, `acceptor` the two ends of the hand-shake; `uplink` a link that
-//! comes back by itself.
+//! This file holds what both ends share; `dialler`, `acceptor` the two ends of the hand-shake; `pathfinder`
+//! chooses the transport; `uplink` is a link that comes back by itself.
 
 mod acceptor;
+mod channel;
 mod dialler;
+mod pathfinder;
+mod stream;
 mod uplink;
 
 use bytes::{Bytes, BytesMut};
@@ -12,28 +15,46 @@ use hedgerow_shared::wire::frame::{self, Frame};
 use hedgerow_shared::wire::message::{Accept, Hello};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-pub use acceptor::{Admit, Peer, answer};
-pub use dialler::{Credentials, connect};
-pub use uplink::{Uplink, UplinkConfig, UplinkStatus};
+pub use acceptor::{Admit, Peer, answer, answer_quic};
+pub use channel::{Channel, Incoming};
+pub use dialler::{Credentials, connect, connect_quic};
+pub use pathfinder::{Pathfinder, udp_can_reach};
+pub use stream::{ReadHalf, Stream, WriteHalf};
+pub use uplink::{Uplink, UplinkConfig, UplinkStatus, Uplinks};
 
 use crate::dial::RelayTarget;
-use crate::mux::Mux;
 
 /// A link that is open.
 #[derive(Debug, Clone)]
 pub struct Link {
     /// Streams, control messages, datagrams.
-    pub mux: Mux,
+    pub mux: Channel,
     /// What the other end said of itself.
     pub peer: Hello,
     /// What the relay said when it opened the link.
     pub accept: Accept,
     /// Which transport carries it.
     pub transport: Transport,
+    /// Why this one.
+    pub reason: Reason,
     /// Address and port of the other end; of a dialler behind a proxy, the relay's as the proxy was asked for it.
     pub address: String,
     /// The very relay process and the way to it, for the lane legs that belong to this link; diallers only.
     pub at: Option<RelayTarget>,
+}
+
+impl Link {
+    /// How it stands, for status pages.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let stats = self.mux.stats();
+        serde_json::json!({
+            "session": self.accept.session.to_string(), "relay": self.accept.relay, "address": self.address,
+            "proxy": self.at.as_ref().and_then(RelayTarget::proxy),
+            "transport": self.transport.label(), "transport_reason": self.reason.label(),
+            "rtt_ms": stats.rtt.map(|r| r.as_secs_f64() * 1e3), "streams": stats.streams,
+        })
+    }
 }
 
 /// What a link runs on.
@@ -41,6 +62,8 @@ pub struct Link {
 pub enum Transport {
     /// TLS 1.3 over TCP with the frames of `wire::frame`.
     Tls,
+    /// QUIC.
+    Quic,
 }
 
 impl Transport {
@@ -49,6 +72,55 @@ impl Transport {
     pub fn label(self) -> &'static str {
         match self {
             Self::Tls => "tls",
+            Self::Quic => "quic",
+        }
+    }
+}
+
+/// Which transports a dialler may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// QUIC where UDP passes, else TLS.
+    #[default]
+    Auto,
+    /// TLS only.
+    Tls,
+    /// QUIC only: for tests and measurements, there is no fallback.
+    Quic,
+}
+
+/// Why a link is on its transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The configuration, or whoever opened it, wants this transport.
+    Asked,
+    /// QUIC answered and carried full-size packets in time.
+    Preferred,
+    /// UDP did not pass when the link was opened.
+    UdpDead,
+    /// UDP passed, and then did not any more.
+    UdpDied,
+    /// UDP was dead at the last attempt and is not asked again yet.
+    UdpRemembered,
+    /// UDP passes again.
+    UdpBack,
+    /// A proxy is in the way, which carries TCP only.
+    Proxy,
+}
+
+impl Reason {
+    /// A word for metrics and status.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Asked => "configured",
+            Self::Preferred => "udp_passes",
+            Self::UdpDead => "udp_dead",
+            Self::UdpDied => "udp_died",
+            Self::UdpRemembered => "udp_dead_lately",
+            Self::UdpBack => "udp_back",
+            Self::Proxy => "proxy",
         }
     }
 }

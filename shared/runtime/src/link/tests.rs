@@ -227,6 +227,7 @@ async fn an_uplink_comes_back_by_itself() {
         credentials: srp("S12345678", 7),
         instance: InstanceId::from_random(random()),
         timers: Timers::default(),
+        transport: Choice::Tls,
     };
     let uplink = Uplink::start(config, &world.scope);
     let limit = std::time::Duration::from_secs(20);

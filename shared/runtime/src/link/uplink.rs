@@ -1,15 +1,25 @@
 //! A link that comes back by itself: backoff with full jitter, delays the relay asks for, the next relay of the list
-//! when one drains or fails.
+//! when one fails. What it can see coming it does make-before-break: QUIC that works again takes over from TLS, and
+//! when a relay drains, the next one of the list is linked before the old link is let go.
+//!
+//! A device has one `Uplink` with all its relays. Nodes and cores have `Uplinks`: a link with every relay at once, for
+//! devices may be at any of them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hedgerow_shared::InstanceId;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
+use hedgerow_shared::wire::message::GoAway;
+use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::{Credentials, Link, LinkError, connect};
+use super::dialler::Dialling;
+use super::pathfinder::Pathfinder;
+use super::{Choice, Credentials, Link, LinkError, Transport};
 use crate::clock::random;
 use crate::dial::RelayTarget;
 use crate::scope::Scope;
@@ -20,6 +30,10 @@ const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(10);
 /// A link that lived this long resets the backoff.
 const STABLE: Duration = Duration::from_secs(10);
+/// How often a link that was let go is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a QUIC link may still take to come up, once the relay has let the TLS link go for it.
+const HANDOVER: Duration = Duration::from_millis(2500);
 
 /// What an uplink needs.
 #[derive(Debug, Clone)]
@@ -32,6 +46,8 @@ pub struct UplinkConfig {
     pub instance: InstanceId,
     /// Timers.
     pub timers: Timers,
+    /// Which transports may be used.
+    pub transport: Choice,
 }
 
 /// How the uplink stands.
@@ -40,7 +56,7 @@ pub struct UplinkConfig {
 pub enum UplinkStatus {
     /// Trying, with what went wrong last.
     Connecting(Option<Fault>),
-    /// Up.
+    /// Up; the link says over which transport, and why.
     Up(Link),
     /// Stopped for good.
     Stopped,
@@ -50,6 +66,7 @@ pub enum UplinkStatus {
 #[derive(Debug, Clone)]
 pub struct Uplink {
     status: watch::Receiver<UplinkStatus>,
+    links: Arc<Mutex<Vec<Link>>>,
 }
 
 impl Uplink {
@@ -57,15 +74,18 @@ impl Uplink {
     #[must_use]
     pub fn start(config: UplinkConfig, scope: &Scope) -> Self {
         let (sender, status) = watch::channel(UplinkStatus::Connecting(None));
+        let links = Arc::new(Mutex::new(Vec::new()));
         let tasks = scope.clone();
+        let paths = config.relays.iter().map(|_| Pathfinder::new(config.transport, &config.timers)).collect();
+        let keeper = Keeper { config, paths, status: sender, links: links.clone(), scope: scope.clone() };
         scope.spawn_until_done(async move {
             tokio::select! {
-                () = keep_up(&config, &sender, &tasks) => {}
+                () = keeper.keep_up() => {}
                 () = tasks.cancelled() => {}
             }
-            sender.send_replace(UplinkStatus::Stopped);
+            keeper.status.send_replace(UplinkStatus::Stopped);
         });
-        Self { status }
+        Self { status, links }
     }
 
     /// The link, when it is up now.
@@ -75,6 +95,14 @@ impl Uplink {
             UplinkStatus::Up(link) if !link.mux.is_closed() => Some(link.clone()),
             UplinkStatus::Up(_) | UplinkStatus::Connecting(_) | UplinkStatus::Stopped => None,
         }
+    }
+
+    /// Every link that takes new streams, newest first: more than one while the uplink moves.
+    #[must_use]
+    pub fn links(&self) -> Vec<Link> {
+        let mut links = self.links.lock();
+        links.retain(|link| !link.mux.is_closed());
+        links.iter().filter(|link| !link.mux.is_going_away()).cloned().collect()
     }
 
     /// Waits for the link to be up; at most `limit`, and not at all while relays refuse us for what we are (revoked,
@@ -100,6 +128,13 @@ impl Uplink {
         }
     }
 
+    /// Asks for a sign of life on every link, as tasks of the scope: the network below may have changed.
+    pub fn probe(&self, scope: &Scope) {
+        for link in self.links() {
+            scope.spawn(async move { link.mux.probe().await });
+        }
+    }
+
     /// Changes of the status.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<UplinkStatus> {
@@ -107,63 +142,287 @@ impl Uplink {
     }
 }
 
+/// A link with every relay of a list. Clones are the same uplinks.
+#[derive(Debug, Clone)]
+pub struct Uplinks {
+    each: Arc<[Uplink]>,
+}
+
+impl Uplinks {
+    /// Starts keeping a link up with each of `config.relays`, until the scope ends.
+    #[must_use]
+    pub fn start(config: &UplinkConfig, scope: &Scope) -> Self {
+        let of =
+            |relay: &RelayTarget| Uplink::start(UplinkConfig { relays: vec![relay.clone()], ..config.clone() }, scope);
+        Self { each: config.relays.iter().map(of).collect() }
+    }
+
+    /// One a relay, in the order of the list.
+    pub fn iter(&self) -> impl Iterator<Item = &Uplink> {
+        self.each.iter()
+    }
+
+    /// Every link that takes new streams, in the order of the list.
+    #[must_use]
+    pub fn links(&self) -> Vec<Link> {
+        self.each.iter().flat_map(Uplink::links).collect()
+    }
+
+    /// The first link that is up now.
+    #[must_use]
+    pub fn current(&self) -> Option<Link> {
+        self.each.iter().find_map(Uplink::current)
+    }
+
+    /// Waits until one of them is up, as `Uplink::link` does. Cancel safe.
+    ///
+    /// # Errors
+    /// What went wrong last with the relay that was tried longest, or `TimedOut`.
+    pub async fn link(&self, limit: Duration) -> Result<Link, Fault> {
+        if let Some(link) = self.current() {
+            return Ok(link);
+        }
+        let waiting: Vec<_> = self.each.iter().map(|uplink| Box::pin(uplink.link(limit))).collect();
+        if waiting.is_empty() {
+            return Err(no_relay());
+        }
+        match futures_util::future::select_ok(waiting).await {
+            Ok((link, _)) => Ok(link),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Completes when the status of one of them changes; never, once all have ended. Cancel safe.
+    pub async fn changed(statuses: &mut [watch::Receiver<UplinkStatus>]) {
+        let waiting: Vec<_> = statuses.iter_mut().map(|s| Box::pin(s.changed())).collect();
+        if waiting.is_empty() || futures_util::future::select_ok(waiting).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn no_relay() -> Fault {
+    Fault::new(Code::Unreachable, "no relay is configured")
+}
+
 /// Whether trying again soon cannot help.
 fn is_final(fault: &Fault) -> bool {
     matches!(fault.code, Code::Revoked | Code::Unauthenticated | Code::Forbidden | Code::Version)
 }
 
-async fn keep_up(config: &UplinkConfig, status: &watch::Sender<UplinkStatus>, scope: &Scope) {
-    let mut attempt = 0u32;
-    let mut last: Option<Fault> = None;
-    for at in (0..config.relays.len().max(1)).cycle() {
-        let Some(relay) = config.relays.get(at) else {
-            status
-                .send_replace(UplinkStatus::Connecting(Some(Fault::new(Code::Unreachable, "no relay is configured"))));
-            std::future::pending::<()>().await;
-            return;
-        };
-        status.send_replace(UplinkStatus::Connecting(last.clone()));
-        let mut wait = None;
-        match connect(relay, &config.credentials, config.instance, &config.timers, scope).await {
-            Ok(link) => {
-                info!(relay = relay.name, session = %link.accept.session, transport = link.transport.label(), "link is up");
-                metrics::counter!("hedgerow_link_connects_total", "result" => "ok").increment(1);
-                let since = tokio::time::Instant::now();
-                status.send_replace(UplinkStatus::Up(link.clone()));
-                let away = tokio::select! {
-                    fault = link.mux.closed() => { last = Some(fault); None }
-                    away = link.mux.peer_going_away() => Some(away),
-                };
-                if let Some(away) = away {
-                    last = Some(away.fault.clone());
-                    wait = Some(Duration::from_millis(away.return_after_ms.min(600_000)));
-                    // The old link's streams finish while the next link is opened.
-                    metrics::counter!("hedgerow_link_goaways_total").increment(1);
-                }
-                if since.elapsed() > STABLE {
-                    attempt = 0;
-                }
-                let fault = last.clone().unwrap_or_else(|| Fault::new(Code::Lost, "link lost"));
-                warn!(relay = relay.name, reason = %fault, "link is down");
+struct Keeper {
+    config: UplinkConfig,
+    /// One a relay.
+    paths: Vec<Pathfinder>,
+    status: watch::Sender<UplinkStatus>,
+    links: Arc<Mutex<Vec<Link>>>,
+    scope: Scope,
+}
+
+/// What a link that was up came to.
+enum Turn {
+    /// It ended.
+    Lost(Fault),
+    /// UDP stopped passing under it.
+    Silent(Fault),
+    /// QUIC works again and has a link.
+    Better(Link),
+    /// The relay will close.
+    Away(GoAway),
+}
+
+impl Keeper {
+    async fn keep_up(&self) {
+        let mut attempt = 0u32;
+        let mut last: Option<Fault> = None;
+        let mut at = 0;
+        loop {
+            if self.config.relays.is_empty() {
+                self.status.send_replace(UplinkStatus::Connecting(Some(no_relay())));
+                return std::future::pending().await;
             }
-            Err(error) => {
-                metrics::counter!("hedgerow_link_connects_total", "result" => "failed").increment(1);
-                let fault = match error {
-                    LinkError::Refused { fault, retry_after_ms } => {
-                        wait = Some(Duration::from_millis(retry_after_ms.min(600_000)));
-                        fault
+            self.status.send_replace(UplinkStatus::Connecting(last.clone()));
+            let mut wait = Duration::ZERO;
+            let mut at_once = false;
+            match self.open(at).await {
+                Ok(link) => {
+                    let since = tokio::time::Instant::now();
+                    let (fault, asked) = self.hold(&mut at, link, &mut at_once).await;
+                    last = Some(fault.clone());
+                    wait = asked;
+                    if since.elapsed() > STABLE {
+                        attempt = 0;
                     }
-                    LinkError::Failed(fault) => fault,
-                };
-                if last.as_ref() != Some(&fault) {
-                    warn!(relay = relay.name, reason = %fault, "cannot open the link");
+                    warn!(relay = self.config.relays[at].name, reason = %fault, "link is down");
                 }
-                last = Some(fault);
+                Err(error) => {
+                    let fault = match error {
+                        LinkError::Refused { fault, retry_after_ms } => {
+                            wait = Duration::from_millis(retry_after_ms.min(600_000));
+                            fault
+                        }
+                        LinkError::Failed(fault) => fault,
+                    };
+                    if last.as_ref() != Some(&fault) {
+                        warn!(relay = self.config.relays[at].name, reason = %fault, "cannot open the link");
+                    }
+                    last = Some(fault);
+                }
+            }
+            self.status.send_replace(UplinkStatus::Connecting(last.clone()));
+            if at_once {
+                continue;
+            }
+            at = (at + 1) % self.config.relays.len();
+            sleep(pause(attempt).max(wait)).await;
+            attempt = attempt.saturating_add(1);
+        }
+    }
+
+    async fn open(&self, at: usize) -> Result<Link, LinkError> {
+        let config = &self.config;
+        let opened = self.paths[at]
+            .connect(&config.relays[at], &config.credentials, config.instance, &config.timers, &self.scope)
+            .await;
+        let result = if opened.is_ok() { "ok" } else { "failed" };
+        metrics::counter!("hedgerow_link_connects_total", "result" => result).increment(1);
+        opened
+    }
+
+    /// Keeps a link, and those that take over from it, until there is none; why, and how long to wait. `at_once` when
+    /// the same relay is to be dialled again without a pause.
+    async fn hold(&self, at: &mut usize, mut link: Link, at_once: &mut bool) -> (Fault, Duration) {
+        loop {
+            let _shown = self.show(*at, &link);
+            match self.turn(*at, &link).await {
+                Turn::Lost(fault) => return (fault, Duration::ZERO),
+                Turn::Silent(fault) => {
+                    link.mux.close(fault.clone());
+                    *at_once = true;
+                    return (fault, Duration::ZERO);
+                }
+                Turn::Better(newer) => {
+                    self.let_go(link, Fault::new(Code::Displaced, "QUIC works again and took over"));
+                    link = newer;
+                }
+                Turn::Away(away) => {
+                    metrics::counter!("hedgerow_link_goaways_total").increment(1);
+                    let fault = away.fault.clone();
+                    if let Some((next, newer)) = self.move_on(*at, &away).await {
+                        self.let_go(link, Fault::new(Code::Draining, "moved to another relay"));
+                        (*at, link) = (next, newer);
+                        continue;
+                    }
+                    // Its streams finish, and lanes that were offered on it are joined, while the next link is opened.
+                    *at_once = fault.code == Code::Displaced && self.paths[*at].is_trying();
+                    return (fault, Duration::from_millis(away.return_after_ms.min(600_000)));
+                }
             }
         }
-        status.send_replace(UplinkStatus::Connecting(last.clone()));
-        tokio::time::sleep(pause(attempt).max(wait.unwrap_or_default())).await;
-        attempt = attempt.saturating_add(1);
+    }
+
+    async fn turn(&self, at: usize, link: &Link) -> Turn {
+        let config = &self.config;
+        let dialling = Dialling {
+            target: &config.relays[at],
+            credentials: &config.credentials,
+            instance: config.instance,
+            timers: &config.timers,
+            scope: &self.scope,
+        };
+        let path = &self.paths[at];
+        let mut better = Box::pin(async {
+            match link.transport {
+                Transport::Tls => path.upgrade(&dialling).await,
+                Transport::Quic => std::future::pending().await,
+            }
+        });
+        tokio::select! {
+            newer = &mut better => Turn::Better(newer),
+            fault = path.watch(link) => Turn::Silent(fault),
+            fault = link.mux.closed() => Turn::Lost(fault),
+            away = link.mux.peer_going_away() => {
+                // The relay lets a link go as soon as the next one is open, before we have tried that one.
+                if away.fault.code == Code::Displaced
+                    && path.is_trying()
+                    && let Ok(newer) = timeout(HANDOVER, better).await
+                {
+                    return Turn::Better(newer);
+                }
+                Turn::Away(away)
+            }
+        }
+    }
+
+    /// A link with another relay of the list, those first that the draining one names. Addresses that are not in the
+    /// list are not believed.
+    async fn move_on(&self, from: usize, away: &GoAway) -> Option<(usize, Link)> {
+        if away.fault.code == Code::Displaced {
+            return None;
+        }
+        let named = |at: &usize| {
+            let relay = &self.config.relays[*at];
+            !away.alternatives.iter().any(|a| relay.addresses.contains(a) || *a == relay.name)
+        };
+        let mut others: Vec<usize> = (0..self.config.relays.len()).filter(|at| *at != from).collect();
+        others.sort_by_key(named);
+        for at in others {
+            match self.open(at).await {
+                Ok(link) => return Some((at, link)),
+                Err(error) => warn!(relay = self.config.relays[at].name, %error, "cannot move to this relay"),
+            }
+        }
+        None
+    }
+
+    /// Makes a link the current one.
+    fn show(&self, at: usize, link: &Link) -> Shown {
+        let (transport, reason) = (link.transport.label(), link.reason.label());
+        info!(relay = self.config.relays[at].name, session = %link.accept.session, transport, reason, "link is up");
+        metrics::counter!("hedgerow_link_transport_changes_total", "transport" => transport, "reason" => reason)
+            .increment(1);
+        let mut links = self.links.lock();
+        links.retain(|link| !link.mux.is_closed());
+        links.insert(0, link.clone());
+        drop(links);
+        self.status.send_replace(UplinkStatus::Up(link.clone()));
+        Shown::new(transport)
+    }
+
+    /// Nothing new goes over the link; it closes when its streams have ended and lanes offered on it must have been
+    /// joined, or when the drain's time is over.
+    fn let_go(&self, link: Link, fault: Fault) {
+        self.links.lock().retain(|l| l.accept.session != link.accept.session);
+        link.mux.go_away(&GoAway { fault: fault.clone(), return_after_ms: 0, alternatives: Vec::new() });
+        let (least, limit) = (self.config.timers.lane_wait, self.config.timers.drain);
+        self.scope.spawn(async move {
+            let _ = timeout(least, link.mux.closed()).await;
+            let idle = async {
+                while link.mux.open_streams() > 0 && !link.mux.is_closed() {
+                    sleep(LOOK).await;
+                }
+            };
+            // What has not ended by then is cut, and said so.
+            let _ = timeout(limit, idle).await;
+            link.mux.close(fault);
+        });
+    }
+}
+
+/// Counts the link among those of its transport for as long as it is the current one.
+struct Shown(metrics::Gauge);
+
+impl Shown {
+    fn new(transport: &'static str) -> Self {
+        let gauge = metrics::gauge!("hedgerow_link_transport", "transport" => transport);
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
     }
 }
 

@@ -1,4 +1,7 @@
-//! The task that moves a multiplexer's bytes: write what there is in batches, read, keep time, end.
+//! The task that moves a multiplexer's bytes over one carrier: write what there is in batches, read, keep time, end.
+//!
+//! A link has one such task for its whole life. A session has one a lane, and none while it is suspended. Each carries
+//! the epoch it was started in; when the multiplexer's has moved on, the task lets go of its carrier without a word.
 
 use std::future::poll_fn;
 use std::io;
@@ -8,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::session::Lane;
 use hedgerow_shared::wire::message::GoAway;
 use tokio::time::Sleep;
 
@@ -21,14 +25,48 @@ const TURNS: usize = 16;
 /// How long the last words (GOAWAY, close_notify) may take.
 const CLOSE: Duration = Duration::from_secs(2);
 
-pub(super) async fn run<C: Carrier>(inner: Arc<Inner>, mut carrier: C, leftover: Bytes, scope: Scope) {
-    let fault = {
-        let driving = drive(&inner, &mut carrier, leftover);
+/// Which carrier of which time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Post {
+    pub(super) lane: Lane,
+    pub(super) epoch: u64,
+}
+
+/// Why a carrier is no longer driven.
+enum End {
+    /// Everything is over.
+    Over(Fault),
+    /// The carrier failed: the end of a link, the suspension of a session.
+    Lost(Fault),
+    /// Other carriers have taken over, or the multiplexer has ended.
+    Relieved,
+}
+
+impl From<Fault> for End {
+    /// What the machine says of its peer's conduct. Silence is the carrier's fault, anything else the peer's.
+    fn from(fault: Fault) -> Self {
+        if fault.code == Code::Lost { Self::Lost(fault) } else { Self::Over(fault) }
+    }
+}
+
+pub(super) async fn run<C: Carrier>(inner: Arc<Inner>, mut carrier: C, post: Post, leftover: Bytes, scope: Scope) {
+    let end = {
+        let driving = drive(&inner, &mut carrier, post, leftover);
         tokio::select! {
-            fault = driving => fault,
-            () = scope.cancelled() => Fault::new(Code::Draining, "this end is shutting down"),
+            end = driving => end,
+            () = scope.cancelled() => End::Over(Fault::new(Code::Draining, "this end is shutting down")),
         }
     };
+    let fault = match end {
+        End::Lost(fault) if inner.suspend(post, &fault) => return,
+        End::Lost(fault) | End::Over(fault) => fault,
+        End::Relieved => return retire(&inner, &mut carrier).await,
+    };
+    if post.lane > 0 {
+        // The first lane has the last word.
+        inner.close(fault);
+        return retire(&inner, &mut carrier).await;
+    }
     let said = say_goodbye(&inner, &mut carrier, &fault).await;
     inner.end(&fault);
     if said {
@@ -36,21 +74,21 @@ pub(super) async fn run<C: Carrier>(inner: Arc<Inner>, mut carrier: C, leftover:
     }
 }
 
-/// Runs until the connection is over; returns why.
-async fn drive<C: Carrier>(inner: &Inner, carrier: &mut C, leftover: Bytes) -> Fault {
+/// Runs until the carrier is no longer driven; returns why.
+async fn drive<C: Carrier>(inner: &Inner, carrier: &mut C, post: Post, leftover: Bytes) -> End {
     if !leftover.is_empty()
-        && let Err(fault) = receive(inner, &mut vec![leftover])
+        && let Err(end) = receive(inner, post, &mut vec![leftover])
     {
-        return fault;
+        return end;
     }
     let mut sleep = Box::pin(tokio::time::sleep_until(inner.start));
     let mut pieces = Vec::new();
     poll_fn(|cx| {
         for _ in 0..TURNS {
-            match turn(inner, carrier, sleep.as_mut(), &mut pieces, cx) {
+            match turn(inner, carrier, post, sleep.as_mut(), &mut pieces, cx) {
                 Ok(true) => {}
                 Ok(false) => return Poll::Pending,
-                Err(fault) => return Poll::Ready(fault),
+                Err(end) => return Poll::Ready(end),
             }
         }
         cx.waker().wake_by_ref();
@@ -63,26 +101,30 @@ async fn drive<C: Carrier>(inner: &Inner, carrier: &mut C, leftover: Bytes) -> F
 fn turn<C: Carrier>(
     inner: &Inner,
     carrier: &mut C,
+    post: Post,
     mut sleep: std::pin::Pin<&mut Sleep>,
     pieces: &mut Vec<Bytes>,
     cx: &mut Context<'_>,
-) -> Result<bool, Fault> {
+) -> Result<bool, End> {
     let mut moved = false;
     let (timeout, inbox_full) = {
         let mut state = inner.state.lock();
+        if state.epoch != post.epoch {
+            return Err(End::Relieved);
+        }
         if let Some(fault) = state.closing.clone() {
-            return Err(fault);
+            return Err(if post.lane == 0 { End::Over(fault) } else { End::Relieved });
         }
         let now = inner.now();
         if now >= state.mux.poll_timeout() {
             state.mux.handle_timeout(now)?;
         }
         if !carrier.is_staged() {
-            let sent = state.mux.transmit(BATCH, |parts| carrier.stage(parts));
+            let sent = state.mux.transmit_on(post.lane, BATCH, |parts| carrier.stage(parts));
             state.stats.bytes_out += sent as u64;
             inner.pass_on(&mut state);
         }
-        state.driver = Some(cx.waker().clone());
+        state.drivers.insert(post.lane, cx.waker().clone());
         (state.mux.poll_timeout(), state.control.len() >= INBOX)
     };
     if carrier.is_staged() {
@@ -91,7 +133,7 @@ fn turn<C: Carrier>(
             Poll::Ready(Err(error)) => {
                 // The peer may have said why before it stopped listening.
                 while let Poll::Ready(Ok(1..)) = carrier.poll_read(cx, pieces) {
-                    receive(inner, pieces)?;
+                    receive(inner, post, pieces)?;
                 }
                 return Err(inner.lost(&error));
             }
@@ -101,9 +143,9 @@ fn turn<C: Carrier>(
     // A peer whose control messages nobody takes is not read from until someone does.
     if !inbox_full {
         match carrier.poll_read(cx, pieces) {
-            Poll::Ready(Ok(0)) => return Err(inner.peer_end()),
+            Poll::Ready(Ok(0)) => return Err(inner.peer_end(post)),
             Poll::Ready(Ok(_)) => {
-                receive(inner, pieces)?;
+                receive(inner, post, pieces)?;
                 moved = true;
             }
             Poll::Ready(Err(error)) => return Err(inner.lost(&error)),
@@ -123,14 +165,23 @@ fn turn<C: Carrier>(
     Ok(moved)
 }
 
-fn receive(inner: &Inner, pieces: &mut Vec<Bytes>) -> Result<(), Fault> {
+fn receive(inner: &Inner, post: Post, pieces: &mut Vec<Bytes>) -> Result<(), End> {
     let mut state = inner.state.lock();
+    if state.epoch != post.epoch {
+        return Err(End::Relieved);
+    }
     let now = inner.now();
     for piece in pieces.drain(..) {
         state.stats.bytes_in += piece.len() as u64;
-        state.mux.handle(piece, now)?;
+        state.mux.handle_on(post.lane, piece, now)?;
     }
     inner.pass_on(&mut state);
+    // What came on one lane may have made something to send on another.
+    for (lane, driver) in &state.drivers {
+        if *lane != post.lane {
+            driver.wake_by_ref();
+        }
+    }
     Ok(())
 }
 
@@ -167,6 +218,14 @@ async fn linger<C: Carrier>(carrier: &mut C) {
     let _ = tokio::time::timeout(CLOSE, to_the_end).await;
 }
 
+/// Lets go of a carrier that others have taken over from. When everything is over it is closed properly, so that the
+/// peer does not take its end for a loss.
+async fn retire<C: Carrier>(inner: &Inner, carrier: &mut C) {
+    if inner.is_over() {
+        let _ = tokio::time::timeout(CLOSE, poll_fn(|cx| carrier.poll_close(cx))).await;
+    }
+}
+
 fn lost(error: &io::Error) -> Fault {
     let text = match error.kind() {
         io::ErrorKind::UnexpectedEof => "the connection was cut without its proper end".to_owned(),
@@ -177,14 +236,20 @@ fn lost(error: &io::Error) -> Fault {
 }
 
 impl Inner {
-    /// Why the peer closed, when it said so.
-    fn peer_end(&self) -> Fault {
-        self.told().unwrap_or_else(|| Fault::new(Code::Lost, "the peer closed the connection"))
+    /// The peer closed properly. Beyond the first lane that says nothing about the session.
+    fn peer_end(&self, post: Post) -> End {
+        if post.lane > 0 {
+            return End::Relieved;
+        }
+        End::Over(self.told().unwrap_or_else(|| Fault::new(Code::Lost, "the peer closed the connection")))
     }
 
-    /// Why the connection failed: what the peer said before, or what the system says.
-    fn lost(&self, error: &io::Error) -> Fault {
-        self.told().unwrap_or_else(|| lost(error))
+    /// The carrier failed. A peer that had said that it ends this has ended it; one that drains has not.
+    fn lost(&self, error: &io::Error) -> End {
+        match self.told() {
+            Some(fault) if fault.code != Code::Draining => End::Over(fault),
+            Some(_) | None => End::Lost(lost(error)),
+        }
     }
 
     fn told(&self) -> Option<Fault> {

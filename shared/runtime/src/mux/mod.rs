@@ -7,6 +7,7 @@
 
 mod carrier;
 mod driver;
+mod resume;
 mod stream;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hedgerow_shared::fault::{Code, Fault};
-use hedgerow_shared::session::{self, Event, MuxConfig, Side};
+use hedgerow_shared::session::{self, Event, Lane, MuxConfig, Side};
 use hedgerow_shared::wire::frame::StreamId;
 use hedgerow_shared::wire::message::{Control, GoAway};
 use parking_lot::Mutex;
@@ -25,6 +26,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 pub use carrier::{Carrier, Plain};
+pub use resume::Turn;
 pub use stream::{ReadHalf, Stream, WriteHalf};
 
 use crate::scope::Scope;
@@ -48,6 +50,12 @@ pub struct Stats {
     pub opened: u64,
     /// Bytes held for streams: unread, unsent, unacknowledged.
     pub held: u64,
+    /// Of these, sent and kept until acknowledged.
+    pub retained: u64,
+    /// Connections that carry it now; 0 while a session is suspended.
+    pub lanes: usize,
+    /// How often a session went on over a new lane.
+    pub resumed: u64,
 }
 
 /// A handle; clones are the same multiplexer. It runs until `close`, the peer's end, or the scope's.
@@ -63,7 +71,10 @@ pub(crate) struct Inner {
     datagram: Notify,
     away: watch::Sender<Option<GoAway>>,
     closed: watch::Sender<Option<Fault>>,
+    /// Why a session waits for a new lane.
+    suspended: watch::Sender<Option<Fault>>,
     start: Instant,
+    scope: Scope,
 }
 
 pub(crate) struct State {
@@ -72,7 +83,11 @@ pub(crate) struct State {
     incoming: VecDeque<(StreamId, Bytes)>,
     control: VecDeque<Control>,
     datagrams: VecDeque<Bytes>,
-    driver: Option<Waker>,
+    drivers: BTreeMap<Lane, Waker>,
+    /// Counts the changes of carriers; a driver of an earlier time stops.
+    epoch: u64,
+    /// For sessions: how long one waits to be resumed.
+    resume_limit: Option<Duration>,
     /// The application asked for the end.
     closing: Option<Fault>,
     stats: Stats,
@@ -95,10 +110,12 @@ impl Inner {
         let mut state = self.state.lock();
         let result = f(&mut state.mux, self.now());
         self.pass_on(&mut state);
-        if let Some(driver) = state.driver.take() {
-            driver.wake();
-        }
+        state.wake_drivers();
         result
+    }
+
+    fn wake_drivers(&self) {
+        self.state.lock().wake_drivers();
     }
 
     /// Moves the machine's events to those who wait for them.
@@ -147,6 +164,8 @@ impl Inner {
         for (id, _) in incoming {
             state.mux.release(id);
         }
+        state.epoch += 1;
+        state.wake_drivers();
         drop(state);
         self.closed.send_if_modified(|c| c.is_none() && c.replace(fault.clone()).is_none());
         self.accept.notify_waiters();
@@ -156,6 +175,39 @@ impl Inner {
 
     fn ended(&self) -> bool {
         self.closed.borrow().is_some()
+    }
+
+    async fn ended_with(&self) -> Fault {
+        let mut closed = self.closed.subscribe();
+        let fault = closed.wait_for(Option::is_some).await.ok().and_then(|f| f.clone());
+        fault.unwrap_or_else(|| Fault::new(Code::Lost, "the connection ended"))
+    }
+
+    /// Whether the end has come, or been asked for.
+    fn is_over(&self) -> bool {
+        self.ended() || self.state.lock().closing.is_some()
+    }
+
+    fn close(&self, fault: Fault) {
+        let mut state = self.state.lock();
+        if state.closing.is_none() {
+            state.closing = Some(fault.clone());
+        }
+        state.wake_drivers();
+        drop(state);
+        if self.suspended.borrow().is_some() {
+            // No driver is there to end it.
+            self.end(&fault);
+        }
+    }
+}
+
+impl State {
+    /// Every lane's driver looks for something to send.
+    fn wake_drivers(&mut self) {
+        while let Some((_, driver)) = self.drivers.pop_first() {
+            driver.wake();
+        }
     }
 }
 
@@ -169,6 +221,30 @@ impl Mux {
     /// Starts the driver over a carrier whose hand-shake is done. `leftover` is what was read beyond it.
     #[must_use]
     pub fn start<C: Carrier>(carrier: C, side: Side, config: MuxConfig, leftover: Bytes, scope: &Scope) -> Self {
+        Self::begin(carrier, side, config, leftover, None, scope)
+    }
+
+    /// As `start`, for a session: a lost carrier suspends it, for `limit` at most.
+    #[must_use]
+    pub fn start_resumable<C: Carrier>(
+        carrier: C,
+        side: Side,
+        config: MuxConfig,
+        leftover: Bytes,
+        limit: Duration,
+        scope: &Scope,
+    ) -> Self {
+        Self::begin(carrier, side, config, leftover, Some(limit), scope)
+    }
+
+    fn begin<C: Carrier>(
+        carrier: C,
+        side: Side,
+        config: MuxConfig,
+        leftover: Bytes,
+        resume_limit: Option<Duration>,
+        scope: &Scope,
+    ) -> Self {
         let start = Instant::now();
         let inner = Arc::new(Inner {
             state: Mutex::new(State {
@@ -177,7 +253,9 @@ impl Mux {
                 incoming: VecDeque::new(),
                 control: VecDeque::new(),
                 datagrams: VecDeque::new(),
-                driver: None,
+                drivers: BTreeMap::new(),
+                epoch: 0,
+                resume_limit,
                 closing: None,
                 stats: Stats::default(),
             }),
@@ -186,9 +264,12 @@ impl Mux {
             datagram: Notify::new(),
             away: watch::Sender::new(None),
             closed: watch::Sender::new(None),
+            suspended: watch::Sender::new(None),
             start,
+            scope: scope.clone(),
         });
-        let task = driver::run(inner.clone(), carrier, leftover, scope.clone());
+        let post = driver::Post { lane: 0, epoch: 0 };
+        let task = driver::run(inner.clone(), carrier, post, leftover, scope.clone());
         scope.spawn_until_done(task);
         Self { inner }
     }
@@ -253,7 +334,7 @@ impl Mux {
                 let mut state = self.inner.state.lock();
                 if let Some(message) = state.control.pop_front() {
                     self.inner.control.notify_one();
-                    wake(state.driver.take());
+                    state.wake_drivers();
                     return Some(message);
                 }
             }
@@ -306,18 +387,12 @@ impl Mux {
 
     /// Ends everything: what is queued is sent with a GOAWAY that carries the fault, then the connection closes.
     pub fn close(&self, fault: Fault) {
-        let mut state = self.inner.state.lock();
-        if state.closing.is_none() {
-            state.closing = Some(fault);
-        }
-        wake(state.driver.take());
+        self.inner.close(fault);
     }
 
     /// Completes when the connection has ended, with the reason. Cancel safe.
     pub async fn closed(&self) -> Fault {
-        let mut closed = self.inner.closed.subscribe();
-        let fault = closed.wait_for(Option::is_some).await.ok().and_then(|f| f.clone());
-        fault.unwrap_or_else(|| Fault::new(Code::Lost, "the connection ended"))
+        self.inner.ended_with().await
     }
 
     /// Whether the connection has ended.
@@ -330,7 +405,14 @@ impl Mux {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let state = self.inner.state.lock();
-        Stats { rtt: state.mux.rtt(), streams: state.mux.open_streams(), held: state.mux.held(), ..state.stats }
+        Stats {
+            rtt: state.mux.rtt(),
+            streams: state.mux.open_streams(),
+            held: state.mux.held(),
+            retained: state.mux.retained(),
+            lanes: if self.is_suspended() { 0 } else { state.mux.lanes() },
+            ..state.stats
+        }
     }
 
     /// Streams open now; cheaper than `stats`.

@@ -138,7 +138,7 @@ impl ReadHalf {
             Read::Data => {
                 // Reading may have made a WINDOW due.
                 if !state.mux.is_flushed() || state.mux.grants() {
-                    super::wake(state.driver.take());
+                    state.wake_drivers();
                 }
                 Poll::Ready(Ok(true))
             }

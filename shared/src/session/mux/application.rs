@@ -34,6 +34,9 @@ impl Mux {
             .ok_or_else(|| Fault::new(Code::Limited, "this connection has used up its stream numbers"))?;
         self.local_open += 1;
         let mut stream = Stream::new(&self.config.theirs, &self.config.ours, now);
+        if self.config.retain.is_some() {
+            stream.header = Some(header.clone());
+        }
         stream.open = Some(header);
         stream.in_outbox = true;
         self.streams.insert(id, stream);
@@ -59,6 +62,7 @@ impl Mux {
             self.drop_contents(id);
         }
         if let Some(stream) = self.streams.get_mut(&id) {
+            stream.accepted = fault.code == Code::Ok;
             stream.answer = Some(fault);
         }
         self.post(id);
@@ -180,8 +184,10 @@ impl Mux {
     /// Announces the end: no new streams either way; those that live may finish.
     pub fn go_away(&mut self, message: &GoAway) {
         self.draining = true;
+        let frame = frame::cbor(kind::GOAWAY, 0, message);
+        self.farewell = Some(frame.clone());
         // A full queue means that the peer does not read; it will notice the end when it comes.
-        let _ = self.queue_control(frame::cbor(kind::GOAWAY, 0, message));
+        let _ = self.queue_control(frame);
     }
 
     /// Everything is over: every stream is reset with this fault, nothing more is sent.
@@ -204,7 +210,7 @@ impl Mux {
             self.collect(id);
         }
         self.outbox.clear();
-        self.round.clear();
+        self.lanes.iter_mut().for_each(|l| l.round.clear());
         self.control.clear();
         self.datagrams.clear();
     }

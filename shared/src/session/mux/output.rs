@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 
-use super::{DATAGRAMS_PER_TURN, Event, Mux, QUANTUM};
+use super::{DATAGRAMS_PER_TURN, Event, Lane, Mux, QUANTUM};
 use crate::fault::{Code, Fault};
 use crate::session::stream::Finish;
 use crate::wire::frame::{self, StreamId, kind};
@@ -13,27 +13,53 @@ impl Mux {
         self.events.pop_front()
     }
 
-    /// Hands out frames, each as slices to be written one after the other, until about `budget` bytes or nothing is
-    /// left. Control first; then datagrams, bounded; then data, stream by stream. Returns the bytes handed out.
-    pub fn transmit(&mut self, budget: usize, mut each: impl FnMut(&[&[u8]])) -> usize {
-        if self.dead {
+    /// Hands out frames for the first lane, each as slices to be written one after the other, until about `budget`
+    /// bytes or nothing is left. Control first; then datagrams, bounded; then data, stream by stream. Returns the bytes
+    /// handed out.
+    pub fn transmit(&mut self, budget: usize, each: impl FnMut(&[&[u8]])) -> usize {
+        self.transmit_on(0, budget, each)
+    }
+
+    /// As `transmit`, for one lane: those beyond the first carry pings and the data of their streams only.
+    pub fn transmit_on(&mut self, lane: Lane, budget: usize, mut each: impl FnMut(&[&[u8]])) -> usize {
+        if self.dead || usize::from(lane) >= self.lanes.len() {
             return 0;
         }
-        let mut total = self.transmit_control(budget, &mut each);
-        for _ in 0..DATAGRAMS_PER_TURN {
-            let Some(bytes) = self.datagrams.pop_front() else { break };
-            let mut header = BytesMut::with_capacity(frame::HEADER);
-            frame::put_header(&mut header, kind::DATAGRAM, bytes.len(), 0);
-            each(&[&header, &bytes]);
-            total += header.len() + bytes.len();
+        let mut total = self.transmit_pulse(lane, &mut each);
+        if lane == 0 {
+            total += self.transmit_control(budget, &mut each);
+            for _ in 0..DATAGRAMS_PER_TURN {
+                let Some(bytes) = self.datagrams.pop_front() else { break };
+                let mut header = BytesMut::with_capacity(frame::HEADER);
+                frame::put_header(&mut header, kind::DATAGRAM, bytes.len(), 0);
+                each(&[&header, &bytes]);
+                total += header.len() + bytes.len();
+            }
         }
         while total < budget {
-            let Some(id) = self.round.pop_front() else { break };
-            let sent = self.transmit_data(id, &mut each);
+            let Some(id) = self.lanes.get_mut(usize::from(lane)).and_then(|l| l.round.pop_front()) else { break };
+            let sent = self.transmit_data(id, lane, &mut each);
             if sent == 0 {
                 break;
             }
             total += sent;
+        }
+        total
+    }
+
+    fn transmit_pulse(&mut self, lane: Lane, each: &mut impl FnMut(&[&[u8]])) -> usize {
+        let Some(wire) = self.lanes.get_mut(usize::from(lane)) else { return 0 };
+        let (ping, pong) = (wire.ping_out.take(), wire.pong.take());
+        let mut total = 0;
+        for (kind, word) in [(kind::PING, ping), (kind::PONG, pong)] {
+            if let Some(word) = word {
+                let frame = frame::raw(kind, 0, &word.to_be_bytes());
+                each(&[&frame]);
+                total += frame.len();
+            }
+        }
+        if pong.is_some() {
+            self.acknowledge_all();
         }
         total
     }
@@ -44,9 +70,6 @@ impl Mux {
             each(&[frame]);
             total += frame.len();
         };
-        if let Some(word) = self.pong.take() {
-            send(&frame::raw(kind::PONG, 0, &word.to_be_bytes()));
-        }
         for frame in self.control.drain(..) {
             send(&frame);
         }
@@ -57,7 +80,8 @@ impl Mux {
         }
         if std::mem::take(&mut self.grant_due) {
             self.receive_limit = self.consumed + self.config.ours.connection_window;
-            send(&frame::window(None, self.received, self.receive_limit));
+            let before = self.received_before;
+            send(&frame::window(None, self.received - before, self.receive_limit - before));
         }
         let mut spent = total;
         while spent < budget {
@@ -81,7 +105,8 @@ impl Mux {
                     send(&frame::cbor(kind::RESET, id.0, fault));
                 }
             } else if std::mem::take(&mut stream.window_due) && stream.reset.is_none() {
-                send(&frame::window(Some(id), stream.receiving.received(), stream.receiving.limit()));
+                let (delivered, limit) = stream.receiving.acknowledge();
+                send(&frame::window(Some(id), delivered, limit));
             }
             self.collect(id);
         }
@@ -89,20 +114,24 @@ impl Mux {
     }
 
     /// One stream's turn; returns the bytes handed out, 0 when the connection's credit is used up.
-    fn transmit_data(&mut self, id: StreamId, each: &mut impl FnMut(&[&[u8]])) -> usize {
-        let retain = self.config.retain;
+    fn transmit_data(&mut self, id: StreamId, lane: Lane, each: &mut impl FnMut(&[&[u8]])) -> usize {
+        let retain = self.config.retain.is_some();
         let mut total = 0;
         let mut turn = QUANTUM;
         let Some(stream) = self.streams.get_mut(&id) else { return 1 };
         stream.sending.queued = false;
+        if stream.sending.lane != lane {
+            // It moved while it waited here for its turn.
+            self.enqueue(id);
+            return 1;
+        }
         loop {
-            let credit =
-                (self.send_limit - self.sent).min(retain.map_or(u64::MAX, |cap| cap.saturating_sub(self.retained)));
+            let credit = self.send_limit.saturating_sub(self.sent).min(self.retained.room());
             let most = credit.min(turn).min(frame::MAX_DATA as u64).min(stream.sending.sendable());
             if most == 0 {
                 break;
             }
-            let taken = stream.sending.take(most, retain.is_some(), |offset, slices, length| {
+            let taken = stream.sending.take(most, retain, |offset, slices, length| {
                 let prefix = frame::data_prefix(id, offset, length);
                 let mut parts: [&[u8]; 17] = [&[]; 17];
                 parts[0] = &prefix;
@@ -111,12 +140,10 @@ impl Mux {
                 total += prefix.len() + length;
             });
             self.sent += taken;
-            if retain.is_some() {
-                self.retained += taken;
-            }
+            self.retained.add(taken);
             turn -= taken;
         }
-        if stream.sending.finish == Finish::Wanted && stream.sending.held_unsent() == 0 {
+        if stream.sending.finish == Finish::Wanted && stream.sending.ready() && stream.sending.held_unsent() == 0 {
             stream.sending.finish = Finish::Sent;
             let frame = frame::raw(kind::FINISH, id.0, &stream.sending.sent().to_be_bytes());
             each(&[&frame]);
@@ -128,14 +155,17 @@ impl Mux {
         }
         if stream.sending.ready() {
             stream.sending.queued = true;
-            if total == 0 {
-                self.round.push_front(id);
-            } else {
-                self.round.push_back(id);
+            if let Some(wire) = self.lanes.get_mut(usize::from(lane)) {
+                if total == 0 {
+                    wire.round.push_front(id);
+                } else {
+                    wire.round.push_back(id);
+                }
             }
         } else {
             total = total.max(1);
         }
+        self.consider_move(id);
         self.collect(id);
         total
     }

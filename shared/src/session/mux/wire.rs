@@ -4,26 +4,37 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Broken, Event, MAX_REFUSALS, Mux, Side, Stream, broken, closed};
+use super::{Broken, Event, Lane, MAX_REFUSALS, Mux, Side, Stream, broken, closed};
 use crate::fault::{Code, DropReason, Fault};
 use crate::limits;
 use crate::wire::frame::{Frame, StreamId};
 use crate::wire::message::Control;
 
 impl Mux {
-    /// Takes bytes as they arrived, in pieces of any size.
+    /// Takes bytes as they arrived on the first lane, in pieces of any size.
     ///
     /// # Errors
     /// The peer broke the protocol; the connection is over.
     pub fn handle(&mut self, piece: Bytes, now: Duration) -> Result<(), Fault> {
-        self.heard = now;
-        let mut decoder = std::mem::take(&mut self.decoder);
-        let result = decoder.feed(piece, |f| self.handle_frame(f, now));
-        self.decoder = decoder;
+        self.handle_on(0, piece, now)
+    }
+
+    /// As `handle`, for any lane.
+    ///
+    /// # Errors
+    /// The peer broke the protocol; the connection is over.
+    pub fn handle_on(&mut self, lane: Lane, piece: Bytes, now: Duration) -> Result<(), Fault> {
+        let Some(wire) = self.lanes.get_mut(usize::from(lane)) else { return Ok(()) };
+        wire.heard(now);
+        let mut decoder = std::mem::take(&mut wire.decoder);
+        let result = decoder.feed(piece, |f| self.handle_frame(lane, f, now));
+        if let Some(wire) = self.lanes.get_mut(usize::from(lane)) {
+            wire.decoder = decoder;
+        }
         result.map_err(|Broken(fault)| fault)
     }
 
-    fn handle_frame(&mut self, frame: Frame, now: Duration) -> Result<(), Broken> {
+    fn handle_frame(&mut self, lane: Lane, frame: Frame, now: Duration) -> Result<(), Broken> {
         match frame {
             Frame::Open(id, header) => self.handle_open(id, header, now),
             Frame::Answer(id, fault) => self.handle_answer(id, fault),
@@ -48,12 +59,14 @@ impl Mux {
             }
             Frame::Ping(word) => {
                 // Only the newest is answered: a flood of pings costs one pong a turn.
-                self.pong = Some(word);
+                self.lanes[usize::from(lane)].pong = Some(word);
                 Ok(())
             }
             Frame::Pong(word) => {
-                if let Some((_, at)) = self.ping.take_if(|(w, _)| *w == word) {
-                    self.rtt = Some(now.saturating_sub(at));
+                if let Some(rtt) = self.lanes[usize::from(lane)].answered(word, now)
+                    && lane == 0
+                {
+                    self.rtt = Some(rtt);
                 }
                 Ok(())
             }
@@ -78,7 +91,9 @@ impl Mux {
             Side::Acceptor => 0,
         };
         let expected = if self.highest_remote == 0 { if theirs == 1 { 1 } else { 2 } } else { self.highest_remote + 2 };
-        if id.0 != expected {
+        // Where OPEN may be lost with a lane, streams that ended before it could be sent again leave gaps.
+        let in_order = id.0 == expected || (self.config.retain.is_some() && id.0 > expected && id.0 % 2 == theirs);
+        if !in_order {
             return Err(broken("OPEN with a stream id out of order"));
         }
         if header.len() > limits::MAX_OPEN_HEADER {
@@ -108,6 +123,7 @@ impl Mux {
             stream.reset.get_or_insert_with(|| fault.clone());
         }
         stream.answered = Some(fault);
+        stream.header = None;
         self.events.push_back(Event::Answered(id));
         self.collect(id);
         Ok(())
@@ -132,6 +148,7 @@ impl Mux {
         }
         let new = stream.receiving.data(offset, bytes).map_err(broken)?;
         let wake = std::mem::take(&mut stream.receiving.wants_data);
+        self.unacknowledged = true;
         self.consume(length - new);
         if wake {
             self.events.push_back(Event::Readable(id));
@@ -153,9 +170,8 @@ impl Mux {
             .sending
             .window(delivered, limit)
             .map_err(|()| broken("WINDOW acknowledges data that was never sent"))?;
-        if self.config.retain.is_some() {
-            self.retained = self.retained.saturating_sub(freed);
-        }
+        self.retained.give_back(freed);
+        self.finish_move(id);
         self.enqueue(id);
         self.collect(id);
         Ok(())

@@ -1,0 +1,204 @@
+//! What a link is to those who use it, whichever transport carries it: streams with a header, control messages,
+//! datagrams, and a proper end. `Framed` is the multiplexer over TLS, with the frames of
+//! `wire::frame`; `Quic` what QUIC has of its own.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::wire::message::{Control, GoAway};
+
+use super::stream::Stream;
+use crate::mux::{self, Mux, Stats};
+use crate::quic;
+
+/// How long a QUIC path may take to answer a probe that was asked for.
+const PROBE: Duration = Duration::from_secs(3);
+
+/// A handle; clones are the same link. It runs until `close`, the peer's end, or the scope's.
+#[derive(Debug, Clone)]
+pub enum Channel {
+    /// TLS over TCP.
+    Framed(Mux),
+    /// QUIC.
+    Quic(quic::Mux),
+}
+
+impl Channel {
+    /// Opens a stream and waits for the peer's answer. Cancel safe: dropping the future resets the stream.
+    ///
+    /// # Errors
+    /// The peer's refusal, or why the link takes no streams.
+    pub async fn open<H: minicbor::Encode<()>>(&self, header: &H) -> Result<Stream, Fault> {
+        match self {
+            Self::Framed(mux) => mux.open(header).await.map(Stream::from),
+            Self::Quic(mux) => mux.open(header).await.map(Stream::from),
+        }
+    }
+
+    /// The next stream the peer opens; `None` once the link has ended. Cancel safe.
+    pub async fn accept(&self) -> Option<Incoming> {
+        match self {
+            Self::Framed(mux) => mux.accept().await.map(Incoming::Framed),
+            Self::Quic(mux) => mux.accept().await.map(Incoming::Quic),
+        }
+    }
+
+    /// Queues a control message.
+    ///
+    /// # Errors
+    /// `Limited` when the peer has let too many pile up, or the fault the link ended with.
+    pub fn send_control(&self, message: &Control) -> Result<(), Fault> {
+        match self {
+            Self::Framed(mux) => mux.send_control(message),
+            Self::Quic(mux) => mux.send_control(message),
+        }
+    }
+
+    /// The next control message; `None` once the link has ended. Cancel safe.
+    pub async fn next_control(&self) -> Option<Control> {
+        match self {
+            Self::Framed(mux) => mux.next_control().await,
+            Self::Quic(mux) => mux.next_control().await,
+        }
+    }
+
+    /// Queues a datagram; it may be dropped here, on the way, or at the peer.
+    pub fn send_datagram(&self, bytes: Bytes) {
+        match self {
+            Self::Framed(mux) => mux.send_datagram(bytes),
+            Self::Quic(mux) => mux.send_datagram(&bytes),
+        }
+    }
+
+    /// The next datagram; `None` once the link has ended. Cancel safe.
+    pub async fn next_datagram(&self) -> Option<Bytes> {
+        match self {
+            Self::Framed(mux) => mux.next_datagram().await,
+            Self::Quic(mux) => mux.next_datagram().await,
+        }
+    }
+
+    /// Tells the peer that we will close; no new streams either way.
+    pub fn go_away(&self, message: &GoAway) {
+        match self {
+            Self::Framed(mux) => mux.go_away(message),
+            Self::Quic(mux) => mux.go_away(message),
+        }
+    }
+
+    /// Completes when the peer says it will close; never, if it does not. Cancel safe.
+    pub async fn peer_going_away(&self) -> GoAway {
+        match self {
+            Self::Framed(mux) => mux.peer_going_away().await,
+            Self::Quic(mux) => mux.peer_going_away().await,
+        }
+    }
+
+    /// Whether the peer said it will close.
+    #[must_use]
+    pub fn is_going_away(&self) -> bool {
+        match self {
+            Self::Framed(mux) => mux.is_going_away(),
+            Self::Quic(mux) => mux.is_going_away(),
+        }
+    }
+
+    /// Asks the peer for a sign of life: the network below may have changed. A link that stays silent ends, or its
+    /// transport is changed. Cancel safe.
+    pub async fn probe(&self) {
+        match self {
+            Self::Framed(mux) => mux.probe(),
+            // Whether it is answered is seen by those who watch the path.
+            Self::Quic(mux) => drop(mux.probe(PROBE).await),
+        }
+    }
+
+    /// Ends everything: what is queued is sent with a GOAWAY that carries the fault, then the link closes.
+    pub fn close(&self, fault: Fault) {
+        match self {
+            Self::Framed(mux) => mux.close(fault),
+            Self::Quic(mux) => mux.close(fault),
+        }
+    }
+
+    /// Completes when the link has ended, with the reason. Cancel safe.
+    pub async fn closed(&self) -> Fault {
+        match self {
+            Self::Framed(mux) => mux.closed().await,
+            Self::Quic(mux) => mux.closed().await,
+        }
+    }
+
+    /// Whether the link has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        match self {
+            Self::Framed(mux) => mux.is_closed(),
+            Self::Quic(mux) => mux.is_closed(),
+        }
+    }
+
+    /// Counters and state now.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        match self {
+            Self::Framed(mux) => mux.stats(),
+            Self::Quic(mux) => mux.stats(),
+        }
+    }
+
+    /// Streams open now; cheaper than `stats`.
+    #[must_use]
+    pub fn open_streams(&self) -> usize {
+        match self {
+            Self::Framed(mux) => mux.open_streams(),
+            Self::Quic(mux) => mux.open_streams(),
+        }
+    }
+}
+
+/// A stream the peer opened, waiting for an answer. Dropping it refuses it.
+#[derive(Debug)]
+pub enum Incoming {
+    /// TLS over TCP.
+    Framed(mux::Incoming),
+    /// QUIC.
+    Quic(quic::Incoming),
+}
+
+impl Incoming {
+    /// The CBOR header of OPEN.
+    #[must_use]
+    pub fn header(&self) -> &Bytes {
+        match self {
+            Self::Framed(incoming) => incoming.header(),
+            Self::Quic(incoming) => incoming.header(),
+        }
+    }
+
+    /// Decodes the header.
+    ///
+    /// # Errors
+    /// A `Protocol` fault to refuse the stream with.
+    pub fn read_header<T: for<'b> minicbor::Decode<'b, ()>>(&self) -> Result<T, Fault> {
+        minicbor::decode(self.header()).map_err(|_| Fault::new(Code::Protocol, "the stream's header is malformed"))
+    }
+
+    /// Opens it.
+    #[must_use]
+    pub fn accept(self) -> Stream {
+        match self {
+            Self::Framed(incoming) => incoming.accept().into(),
+            Self::Quic(incoming) => incoming.accept().into(),
+        }
+    }
+
+    /// Refuses it.
+    pub fn refuse(self, fault: Fault) {
+        match self {
+            Self::Framed(incoming) => incoming.refuse(fault),
+            Self::Quic(incoming) => incoming.refuse(fault),
+        }
+    }
+}

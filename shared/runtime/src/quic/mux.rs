@@ -1,0 +1,577 @@
+//! The handle of a QUIC link: what `crate::mux::Mux` is for the framed transport, with the same bounds.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use hedgerow_shared::fault::{Code, DropReason, Fault};
+use hedgerow_shared::limits;
+use hedgerow_shared::wire::frame::{self, Frame, kind};
+use hedgerow_shared::wire::message::{Control, GoAway, Limits};
+use parking_lot::Mutex;
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::stream::{ReadHalf, WriteHalf, halves};
+use super::{connection_fault, driver};
+use crate::clock::random;
+use crate::mux::Stats;
+use crate::scope::Scope;
+use crate::telemetry::dropped;
+
+/// What may wait for the application, as on the framed transport.
+pub(super) const INBOX: usize = 1024;
+/// The stream number in OPEN and ANSWER: QUIC has its own, so it says nothing.
+const THIS_STREAM: u32 = 1;
+/// A probe is sent again after this long.
+const PROBE_AGAIN: Duration = Duration::from_millis(250);
+
+/// A handle; clones are the same link. It runs until `close`, the peer's end, or the scope's.
+#[derive(Clone)]
+pub struct Mux {
+    inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) connection: Connection,
+    pub(super) ours: Limits,
+    theirs: Limits,
+    pub(super) handshake: Duration,
+    pub(super) state: Mutex<State>,
+    /// The dialler's own socket; the acceptor's is shared.
+    endpoint: Mutex<Option<Endpoint>>,
+    scope: Scope,
+    accept: Notify,
+    control: Notify,
+    datagram: Notify,
+    /// There is something for the driver: frames to send, a stream to linger.
+    pub(super) driver: Notify,
+    /// The application wants the link to close.
+    pub(super) closing: Notify,
+    /// A control message was taken.
+    pub(super) control_taken: Notify,
+    pub(super) away: watch::Sender<Option<GoAway>>,
+    closed: watch::Sender<Option<Fault>>,
+    /// The word of the newest PONG.
+    pub(super) pong: watch::Sender<u64>,
+    open: AtomicUsize,
+    open_ours: AtomicUsize,
+    opened: AtomicU64,
+}
+
+pub(super) type Lingering = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+#[derive(Default)]
+pub(super) struct State {
+    incoming: VecDeque<Incoming>,
+    pub(super) control: VecDeque<Control>,
+    datagrams: VecDeque<Bytes>,
+    /// Frames for the control stream; of the first one, what has not been sent yet.
+    pub(super) out: VecDeque<Bytes>,
+    pub(super) out_bytes: usize,
+    pub(super) lingering: Vec<Lingering>,
+    draining: bool,
+    pub(super) closing: Option<Fault>,
+}
+
+/// A stream that counts as open.
+pub(super) struct Place {
+    link: Arc<Inner>,
+    ours: bool,
+}
+
+impl Place {
+    pub(super) fn new(link: Arc<Inner>, ours: bool) -> Self {
+        link.open.fetch_add(1, Ordering::Relaxed);
+        if ours {
+            link.open_ours.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { link, ours }
+    }
+
+    pub(super) fn link(&self) -> &Inner {
+        &self.link
+    }
+
+    /// Counts as open until `arrived` completes.
+    pub(super) fn linger(self, arrived: impl Future<Output = ()> + Send + 'static) {
+        let link = self.link.clone();
+        let mut state = link.state.lock();
+        if !link.ended() {
+            state.lingering.push(Box::pin(async move {
+                arrived.await;
+                drop(self);
+            }));
+        }
+        drop(state);
+        link.driver.notify_one();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.link.open.fetch_sub(1, Ordering::Relaxed);
+        if self.ours {
+            self.link.open_ours.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Inner {
+    /// Why the link ended, or is being ended.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        let ended = self.closed.borrow().clone();
+        ended.or_else(|| self.state.lock().closing.clone()).or_else(|| self.told())
+    }
+
+    /// What the peer said in GOAWAY, when it was a fault.
+    pub(super) fn told(&self) -> Option<Fault> {
+        self.away.borrow().as_ref().map(|away| &away.fault).filter(|fault| fault.code != Code::Ok).cloned()
+    }
+
+    pub(super) fn ended(&self) -> bool {
+        self.closed.borrow().is_some()
+    }
+
+    pub(super) fn queue(&self, frame: Bytes) -> Result<(), Fault> {
+        let mut state = self.state.lock();
+        if state.out_bytes + frame.len() > limits::MAX_CONTROL_QUEUE {
+            dropped(DropReason::ControlQueueFull);
+            return Err(Fault::new(Code::Limited, "the peer does not read its control messages"));
+        }
+        state.out_bytes += frame.len();
+        state.out.push_back(frame);
+        drop(state);
+        self.driver.notify_one();
+        Ok(())
+    }
+
+    /// So many bytes of the first frame have been sent.
+    pub(super) fn written(&self, bytes: usize) {
+        let mut state = self.state.lock();
+        state.out_bytes = state.out_bytes.saturating_sub(bytes);
+        if let Some(first) = state.out.front_mut() {
+            first.advance(bytes.min(first.len()));
+            if first.is_empty() {
+                state.out.pop_front();
+            }
+        }
+    }
+
+    /// A stream of the peer's whose OPEN has been read.
+    pub(super) fn arrived(&self, mut incoming: Incoming) {
+        let mut state = self.state.lock();
+        let fault = if state.draining {
+            Fault::new(Code::Draining, "this connection takes no new streams")
+        } else if state.incoming.len() >= INBOX {
+            Fault::new(Code::Limited, "streams are opened faster than they are taken")
+        } else {
+            incoming.waits = true;
+            state.incoming.push_back(incoming);
+            drop(state);
+            return self.accept.notify_one();
+        };
+        drop(state);
+        incoming.refuse(fault);
+    }
+
+    /// A control message; whoever calls looks first whether there is room.
+    pub(super) fn controlled(&self, message: Control) {
+        self.state.lock().control.push_back(message);
+        self.control.notify_one();
+    }
+
+    pub(super) fn datagram(&self, bytes: Bytes) {
+        let mut state = self.state.lock();
+        if state.datagrams.len() >= INBOX {
+            state.datagrams.pop_front();
+            dropped(DropReason::DatagramQueueFull);
+        }
+        state.datagrams.push_back(bytes);
+        drop(state);
+        self.datagram.notify_one();
+    }
+
+    pub(super) fn going_away(&self, message: GoAway) {
+        self.state.lock().draining = true;
+        self.away.send_replace(Some(message));
+    }
+
+    /// Everything ends with this fault; the first one counts.
+    pub(super) fn end(&self, fault: &Fault) {
+        self.closed.send_if_modified(|c| c.is_none() && c.replace(fault.clone()).is_none());
+        let mut state = self.state.lock();
+        state.draining = true;
+        let incoming = std::mem::take(&mut state.incoming);
+        let lingering = std::mem::take(&mut state.lingering);
+        state.out.clear();
+        drop(state);
+        // Both hold streams, which hold this link.
+        drop((incoming, lingering));
+        self.endpoint.lock().take();
+        self.accept.notify_waiters();
+        self.control.notify_waiters();
+        self.datagram.notify_waiters();
+    }
+
+    pub(super) fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint.lock().clone()
+    }
+}
+
+/// What `Mux::start` needs beside the connection.
+pub(crate) struct Opened {
+    /// Our direction of the first stream.
+    pub(crate) send: SendStream,
+    /// The peer's.
+    pub(crate) receive: RecvStream,
+    /// What was read behind the hand-shake.
+    pub(crate) leftover: Bytes,
+    /// What we take.
+    pub(crate) ours: Limits,
+    /// What the peer takes.
+    pub(crate) theirs: Limits,
+    /// A peer's time for the header of a stream.
+    pub(crate) handshake: Duration,
+    /// The dialler's socket.
+    pub(crate) endpoint: Option<Endpoint>,
+}
+
+impl Mux {
+    /// Starts the driver over a connection whose hand-shake is done.
+    pub(crate) fn start(connection: Connection, opened: Opened, scope: &Scope) -> Self {
+        super::open_up(&connection, &opened.ours);
+        let inner = Arc::new(Inner {
+            connection,
+            ours: opened.ours,
+            theirs: opened.theirs,
+            handshake: opened.handshake,
+            state: Mutex::default(),
+            endpoint: Mutex::new(opened.endpoint),
+            scope: scope.clone(),
+            accept: Notify::new(),
+            control: Notify::new(),
+            datagram: Notify::new(),
+            driver: Notify::new(),
+            closing: Notify::new(),
+            control_taken: Notify::new(),
+            away: watch::Sender::new(None),
+            closed: watch::Sender::new(None),
+            pong: watch::Sender::new(0),
+            open: AtomicUsize::new(0),
+            open_ours: AtomicUsize::new(0),
+            opened: AtomicU64::new(0),
+        });
+        let task = driver::run(inner.clone(), opened.send, opened.receive, opened.leftover, scope.clone());
+        scope.spawn_until_done(task);
+        Self { inner }
+    }
+
+    /// Opens a stream and waits for the peer's answer. Cancel safe: dropping the future resets the stream.
+    ///
+    /// # Errors
+    /// The peer's refusal, or why the link takes no streams.
+    pub async fn open<H: minicbor::Encode<()>>(&self, header: &H) -> Result<(ReadHalf, WriteHalf), Fault> {
+        let header =
+            minicbor::to_vec(header).map_err(|_| Fault::new(Code::Internal, "the header cannot be encoded"))?;
+        let inner = &self.inner;
+        if header.len() > limits::MAX_OPEN_HEADER {
+            return Err(Fault::new(Code::Protocol, "the stream header is too long"));
+        }
+        if inner.state.lock().draining {
+            return Err(Fault::new(Code::Draining, "this connection takes no new streams"));
+        }
+        if inner.open_ours.load(Ordering::Relaxed) >= self.inner.theirs.streams as usize {
+            return Err(Fault::new(Code::Limited, "the peer takes no more streams at once"));
+        }
+        let place = Place::new(inner.clone(), true);
+        let opened = inner.connection.open_bi().await;
+        let (send, receive) = opened.map_err(|e| inner.fault().unwrap_or_else(|| connection_fault(&e)))?;
+        let (mut read, mut write) = halves(place, send, receive, frame::raw(kind::OPEN, THIS_STREAM, &header));
+        write.send_first().await?;
+        let fault = match read.read_frame().await? {
+            Frame::Answer(_, answer) if answer.code == Code::Ok => {
+                inner.opened.fetch_add(1, Ordering::Relaxed);
+                return Ok((read, write));
+            }
+            Frame::Answer(_, refusal) => refusal,
+            _ => Fault::new(Code::Protocol, "a stream was not answered by ANSWER"),
+        };
+        write.reset(fault.clone());
+        Err(fault)
+    }
+
+    /// The next stream the peer opens; `None` once the link has ended. Cancel safe.
+    pub async fn accept(&self) -> Option<Incoming> {
+        loop {
+            let notified = self.inner.accept.notified();
+            let next = self.inner.state.lock().incoming.pop_front();
+            if let Some(mut incoming) = next {
+                incoming.waits = false;
+                self.inner.accept.notify_one();
+                return Some(incoming);
+            }
+            if self.inner.ended() {
+                return None;
+            }
+            notified.await;
+        }
+    }
+
+    /// Queues a control message.
+    ///
+    /// # Errors
+    /// `Limited` when the peer has let too many pile up, or the fault the link ended with.
+    pub fn send_control(&self, message: &Control) -> Result<(), Fault> {
+        if let Some(fault) = self.inner.closed.borrow().clone() {
+            return Err(fault);
+        }
+        self.inner.queue(message.to_frame())
+    }
+
+    /// The next control message; `None` once the link has ended. Cancel safe.
+    pub async fn next_control(&self) -> Option<Control> {
+        loop {
+            let notified = self.inner.control.notified();
+            let next = self.inner.state.lock().control.pop_front();
+            if let Some(message) = next {
+                self.inner.control.notify_one();
+                self.inner.control_taken.notify_one();
+                return Some(message);
+            }
+            if self.inner.ended() {
+                return None;
+            }
+            notified.await;
+        }
+    }
+
+    /// The largest datagram that fits now.
+    #[must_use]
+    pub fn max_datagram(&self) -> usize {
+        let path = self.inner.connection.max_datagram_size().unwrap_or(0).saturating_sub(1);
+        path.min(self.inner.theirs.datagram as usize)
+    }
+
+    /// Queues a datagram; it may be dropped here, on the way, or at the peer.
+    pub fn send_datagram(&self, bytes: &Bytes) {
+        if bytes.len() > self.max_datagram() {
+            return dropped(DropReason::DatagramTooLarge);
+        }
+        self.inner.send_datagram(kind::DATAGRAM, bytes, bytes.len());
+    }
+
+    /// The next datagram; `None` once the link has ended. Cancel safe.
+    pub async fn next_datagram(&self) -> Option<Bytes> {
+        loop {
+            let notified = self.inner.datagram.notified();
+            if let Some(bytes) = self.inner.state.lock().datagrams.pop_front() {
+                self.inner.datagram.notify_one();
+                return Some(bytes);
+            }
+            if self.inner.ended() {
+                return None;
+            }
+            notified.await;
+        }
+    }
+
+    /// Whether packets of the path's full size pass in both directions: a padded PING that the peer repeats.
+    ///
+    /// # Errors
+    /// `TimedOut`, or the fault the link ended with.
+    pub async fn probe(&self, limit: Duration) -> Result<Duration, Fault> {
+        let word = u64::from_be_bytes(random());
+        let since = Instant::now();
+        let mut pong = self.inner.pong.subscribe();
+        let asking = async {
+            loop {
+                self.inner.send_datagram(kind::PING, &word.to_be_bytes(), self.max_datagram());
+                tokio::time::sleep(PROBE_AGAIN).await;
+            }
+        };
+        tokio::select! {
+            _ = pong.wait_for(|answered| *answered == word) => Ok(since.elapsed()),
+            fault = self.closed() => Err(fault),
+            () = asking => Err(Fault::new(Code::Internal, "the probe ended by itself")),
+            () = tokio::time::sleep(limit) => Err(Fault::new(Code::TimedOut, "full-size packets do not pass over UDP")),
+        }
+    }
+
+    /// Frames sent so far that want an acknowledgement, and acknowledgements received: silence after sending is the
+    /// first sign of a dead path.
+    #[must_use]
+    pub fn asked_and_answered(&self) -> (u64, u64) {
+        let stats = self.inner.connection.stats();
+        let f = stats.frame_tx;
+        let asked = f.stream + f.datagram + f.ping + f.max_data + f.max_stream_data + f.max_streams_bidi;
+        (asked + f.reset_stream + f.stop_sending + f.new_connection_id, stats.frame_rx.acks)
+    }
+
+    /// Moves the dialler's end to a new socket; the link goes on from there (RFC 9000 section 9).
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn rebind(&self) -> std::io::Result<()> {
+        let Some(endpoint) = self.inner.endpoint() else { return Ok(()) };
+        let socket = std::net::UdpSocket::bind(super::any_port(self.inner.connection.remote_address()))?;
+        endpoint.rebind(socket)
+    }
+
+    /// The peer's address now: it may have moved.
+    #[must_use]
+    pub fn remote_address(&self) -> std::net::SocketAddr {
+        self.inner.connection.remote_address()
+    }
+
+    /// Tells the peer that we will close; no new streams either way.
+    pub fn go_away(&self, message: &GoAway) {
+        self.inner.state.lock().draining = true;
+        // A full queue means that the peer does not read; it will notice the end when it comes.
+        let _ = self.inner.queue(frame::cbor(kind::GOAWAY, 0, message));
+    }
+
+    /// Completes when the peer says it will close; never, if it does not. Cancel safe.
+    pub async fn peer_going_away(&self) -> GoAway {
+        let mut away = self.inner.away.subscribe();
+        match away.wait_for(Option::is_some).await.ok().and_then(|a| a.clone()) {
+            Some(message) => message,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Whether the peer said it will close.
+    #[must_use]
+    pub fn is_going_away(&self) -> bool {
+        self.inner.away.borrow().is_some()
+    }
+
+    /// Ends everything: what is queued or finished is sent, then a GOAWAY that carries the fault, then the link closes.
+    pub fn close(&self, fault: Fault) {
+        self.inner.state.lock().closing.get_or_insert(fault);
+        self.inner.closing.notify_one();
+    }
+
+    /// Completes when the link has ended, with the reason. Cancel safe.
+    pub async fn closed(&self) -> Fault {
+        let mut closed = self.inner.closed.subscribe();
+        let fault = closed.wait_for(Option::is_some).await.ok().and_then(|f| f.clone());
+        fault.unwrap_or_else(|| Fault::new(Code::Lost, "the connection ended"))
+    }
+
+    /// Whether the link has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.inner.ended()
+    }
+
+    /// Counters and state now; what quinn holds for streams is not known.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let stats = self.inner.connection.stats();
+        Stats {
+            rtt: Some(stats.path.rtt),
+            bytes_in: stats.udp_rx.bytes,
+            bytes_out: stats.udp_tx.bytes,
+            streams: self.open_streams(),
+            opened: self.inner.opened.load(Ordering::Relaxed),
+            held: 0,
+            lanes: 1,
+            ..Stats::default()
+        }
+    }
+
+    /// Streams open now, those included whose last bytes have not arrived yet.
+    #[must_use]
+    pub fn open_streams(&self) -> usize {
+        self.inner.open.load(Ordering::Relaxed)
+    }
+}
+
+impl Inner {
+    /// A datagram of `kind`, padded to `length` bytes behind its kind byte.
+    pub(super) fn send_datagram(&self, kind: u8, bytes: &[u8], length: usize) {
+        let mut out = BytesMut::with_capacity(1 + length);
+        out.put_u8(kind);
+        out.put_slice(bytes);
+        out.resize(1 + length.max(bytes.len()), 0);
+        if self.connection.datagram_send_buffer_space() < out.len() {
+            // quinn makes room by dropping the oldest.
+            dropped(DropReason::DatagramQueueFull);
+        }
+        match self.connection.send_datagram(out.freeze()) {
+            Err(quinn::SendDatagramError::TooLarge) => dropped(DropReason::DatagramTooLarge),
+            // An ended link drops everything.
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+impl std::fmt::Debug for Mux {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QuicMux").field("stats", &self.stats()).finish()
+    }
+}
+
+/// A stream the peer opened, waiting for an answer. Dropping it refuses it.
+#[derive(Debug)]
+pub struct Incoming {
+    halves: Option<(ReadHalf, WriteHalf)>,
+    header: Bytes,
+    scope: Scope,
+    link: Arc<Inner>,
+    /// In the link's own queue, where nobody can answer it any more once the link has ended.
+    waits: bool,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("QuicLink")
+    }
+}
+
+impl Incoming {
+    pub(super) fn new(link: Arc<Inner>, halves: (ReadHalf, WriteHalf), header: Bytes) -> Self {
+        Self { halves: Some(halves), header, scope: link.scope.clone(), link, waits: false }
+    }
+
+    /// The CBOR header of OPEN.
+    #[must_use]
+    pub fn header(&self) -> &Bytes {
+        &self.header
+    }
+
+    /// Opens it.
+    #[must_use]
+    pub fn accept(mut self) -> (ReadHalf, WriteHalf) {
+        let (read, write) = self.halves.take().expect("taken only here and in refuse, which consume self");
+        self.link.opened.fetch_add(1, Ordering::Relaxed);
+        write.answer(frame::cbor(kind::ANSWER, THIS_STREAM, &Fault::new(Code::Ok, "")), &self.scope);
+        (read, write)
+    }
+
+    /// Refuses it.
+    pub fn refuse(mut self, fault: Fault) {
+        self.answer_no(&fault);
+    }
+
+    fn answer_no(&mut self, fault: &Fault) {
+        if let Some((_, mut write)) = self.halves.take() {
+            write.answer(frame::cbor(kind::ANSWER, THIS_STREAM, fault), &self.scope);
+            write.finish();
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if !self.waits {
+            self.answer_no(&Fault::new(Code::Internal, "the request was dropped"));
+        }
+    }
+}
