@@ -35,13 +35,25 @@ struct Shared {
     target: String,
     issuer: Issuer<'static, KeyPair>,
     versions: Vec<&'static SupportedProtocolVersion>,
+    passes_alpn: bool,
     read: Arc<std::sync::Mutex<Vec<u8>>>,
 }
 
 impl Inspector {
-    /// In front of the relay at `target`, on another port of the same address; `folder` gets its CA certificate. Clients get these TLS versions.
+    /// In front of the relay at `target`, on another port of the same address; `folder` gets its CA certificate.
+    /// Clients get these TLS versions.
     #[must_use]
     pub fn before(target: &str, folder: &str, versions: Vec<&'static SupportedProtocolVersion>) -> Self {
+        Self::with(target, folder, versions, false)
+    }
+
+    /// As `before`, but it agrees to any protocol that the client offers, as those do that copy both hand-shakes.
+    #[must_use]
+    pub fn copying(target: &str, folder: &str, versions: Vec<&'static SupportedProtocolVersion>) -> Self {
+        Self::with(target, folder, versions, true)
+    }
+
+    fn with(target: &str, folder: &str, versions: Vec<&'static SupportedProtocolVersion>, passes_alpn: bool) -> Self {
         let address = target.parse::<SocketAddr>().expect("an address").ip();
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
@@ -55,6 +67,7 @@ impl Inspector {
             target: target.to_owned(),
             issuer: Issuer::new(params, key),
             versions,
+            passes_alpn,
             read: Arc::clone(&read),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
@@ -101,10 +114,13 @@ impl Shared {
         // Clients that know an address only send no name.
         let name = hello.server_name().map_or(address, str::to_owned);
         // It knows HTTP; whoever does not ask for it gets no protocol, but a certificate.
-        let http = hello.alpn().is_some_and(|mut offered| offered.any(|p| p == b"http/1.1"));
-        let config = self.config_for(&name, http)?;
+        let offered = hello.alpn().into_iter().flatten();
+        let protocols: Vec<Vec<u8>> =
+            offered.filter(|p| self.passes_alpn || *p == b"http/1.1").map(<[u8]>::to_vec).collect();
+        let upward = if protocols.is_empty() { vec![b"http/1.1".to_vec()] } else { protocols.clone() };
+        let config = self.config_for(&name, protocols)?;
         let mut client = start.into_stream(config).await?;
-        let upstream = tls::to_anyone(&[b"http/1.1"]).map_err(|f| f.text)?;
+        let upstream = tls::to_anyone(&upward.iter().map(Vec::as_slice).collect::<Vec<_>>()).map_err(|f| f.text)?;
         let upstream = tls::with_server_name(&upstream);
         let tcp = TcpStream::connect(&self.target).await?;
         let mut relay = TlsConnector::from(upstream).connect(ServerName::try_from(name)?, tcp).await?;
@@ -136,7 +152,7 @@ impl Shared {
     fn config_for(
         &self,
         name: &str,
-        http: bool,
+        protocols: Vec<Vec<u8>>,
     ) -> Result<Arc<ServerConfig>, Box<dyn std::error::Error + Send + Sync>> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(vec![name.to_owned()])?;
@@ -146,7 +162,7 @@ impl Shared {
             .with_protocol_versions(&self.versions)?
             .with_no_client_auth()
             .with_single_cert(vec![leaf], PrivatePkcs8KeyDer::from(key.serialize_der()).into())?;
-        config.alpn_protocols = if http { vec![b"http/1.1".to_vec()] } else { Vec::new() };
+        config.alpn_protocols = protocols;
         Ok(Arc::new(config))
     }
 }

@@ -209,3 +209,23 @@ fn p11_a_node_where_tls_is_opened_still_brings_its_lane_legs_inside_a_websocket(
     assert!(office.at_relay().iter().any(|s| s["path"] == "copy"), "{:#?}", office.at_relay());
     assert!(!inspector.has_read(b"the page behind"));
 }
+
+#[test]
+fn p11_an_inspector_whose_ca_is_trusted_is_noticed_by_the_exporter() {
+    let mut office = Office::open();
+    let both = vec![&rustls::version::TLS13, &rustls::version::TLS12];
+    let inspector = Inspector::copying(&format!("{}:443", office.address), &office.path(""), both);
+    let mut ways = Ways::all(
+        &[inspector.address.to_string()],
+        &format!("inspected_ok = true\ninspection_ca_file = {:?}", inspector.ca),
+    );
+    ways.more_ca = std::fs::read_to_string(&inspector.ca).unwrap();
+    office.move_in(ways);
+
+    assert_eq!(office.load_page(), "link");
+    for role in ["core", "device"] {
+        let log = office.log(role);
+        assert!(log.contains("cannot open the link"), "{role} was let in through the inspector: {log}");
+    }
+    assert!(!inspector.has_read(b"the page behind") && !inspector.has_read(b"wiki.intranet"));
+}

@@ -72,6 +72,12 @@ impl RelayTarget {
         self.network.is_inspected()
     }
 
+    /// The relay did not believe who we are although TLS held. Where TLS is opened by somebody whose CA is trusted that
+    /// is so, since the exporter differs at both ends: the next attempt goes inside a WebSocket, if that is allowed.
+    pub fn suspect_inspection(&self) {
+        self.network.note_inspected(true);
+    }
+
     /// The proxy in use, without its credentials, for status; `None` when dialled directly.
     #[must_use]
     pub fn proxy(&self) -> Option<String> {

@@ -129,7 +129,13 @@ impl Dialling<'_> {
         let exporter = tls::exporter(connection)?;
         let limits = Limits::default();
         let mut shaking = Shaking::new(stream);
-        let (peer, accept) = self.shake(&mut shaking, limits, &exporter).await?;
+        let shaken = self.shake(&mut shaking, limits, &exporter).await;
+        let (peer, accept) = shaken.inspect_err(|error| {
+            let (LinkError::Refused { fault, .. } | LinkError::Failed(fault)) = error;
+            if fault.code == Code::Unauthenticated {
+                at.suspect_inspection();
+            }
+        })?;
         let config = MuxConfig::link(limits, peer.limits, *self.timers);
         let Shaking { io, input } = shaking;
         let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Dialler, config, input.freeze(), self.scope));
