@@ -42,6 +42,8 @@ pub(crate) enum Command {
     Rule(commands::rule::RuleArgs),
     /// What devices send where
     Route(commands::route::RouteArgs),
+    /// Server names that relays pass through to this organisation
+    Name(commands::name::NameArgs),
     /// The record of who changed what
     Audit(commands::audit::AuditArgs),
     /// Ask a role on this machine whether it is ready (for containers and scripts)

@@ -35,6 +35,9 @@ pub(crate) struct DemoArgs {
     /// One more target inside that the node's rules allow and the device's routes send there
     #[arg(long, value_name = "HOST:PORT", env = "HEDGEROW_DEMO_ALSO_ALLOW")]
     pub(crate) also_allow: Vec<String>,
+    /// A TLS server that the node publishes for names of this origin (`hedgerow name add NAME --origin gateway`)
+    #[arg(long, value_name = "gateway|mdm=HOST:PORT", env = "HEDGEROW_DEMO_PUBLISH", value_parser = crate::role::setting)]
+    pub(crate) publish: Vec<(String, String)>,
     /// Shorten or lengthen every role's timers by this factor
     #[arg(long, value_name = "FACTOR", env = "HEDGEROW_DEMO_TIMER_SCALE", default_value_t = 1.0)]
     pub(crate) timer_scale: f64,

@@ -6,10 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hedgerow_proxy::target::Host;
+use hedgerow_proxy::publish::Published;
+use hedgerow_proxy::target::{Host, Target};
 use hedgerow_runtime::config::ConfigFault;
 use hedgerow_runtime::dial::Outbound;
 use hedgerow_runtime::link::Choice;
+use hedgerow_runtime::tls::TlsConfig;
+use hedgerow_shared::Origin;
 use hedgerow_shared::limits::Timers;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +34,9 @@ pub struct NodeConfigFile {
     /// Addresses of names, asked before the system's resolver: `"intranet.example" = ["10.1.2.3"]`.
     #[serde(default)]
     pub hosts: BTreeMap<String, Vec<IpAddr>>,
+    /// Servers inside that clients reach through the relay by server name.
+    #[serde(default)]
+    pub publish: Publish,
     /// The operator's listener.
     #[serde(default)]
     pub admin: Admin,
@@ -40,9 +46,31 @@ pub struct NodeConfigFile {
     /// Timers.
     #[serde(default)]
     pub timers: TimerConfig,
+    /// TLS of this process.
+    #[serde(default)]
+    pub tls: TlsConfig,
     /// What happens on SIGTERM.
     #[serde(default)]
     pub drain: Drain,
+}
+
+/// Servers inside, `host:port`, that end TLS for names registered at the core (`hedgerow name add`). The node's
+/// certificate must allow the origin: `hedgerow token create --origins proxy,gateway,mdm`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Publish {
+    /// For names of origin `gateway`: a mail gateway or any other TLS server.
+    pub gateway: Option<String>,
+    /// For names of origin `mdm`.
+    pub mdm: Option<String>,
+    /// Connections at once, over both.
+    pub connections: usize,
+}
+
+impl Default for Publish {
+    fn default() -> Self {
+        Self { gateway: None, mdm: None, connections: 10_000 }
+    }
 }
 
 /// The loopback listener with metrics, health, readiness and sessions.
@@ -127,9 +155,11 @@ impl NodeConfigFile {
             outbound: Outbound::default(),
             transport: Choice::default(),
             hosts: BTreeMap::new(),
+            publish: Publish::default(),
             admin: Admin::default(),
             limits: Limits::default(),
             timers: TimerConfig::default(),
+            tls: TlsConfig::default(),
             drain: Drain::default(),
         }
     }
@@ -156,6 +186,12 @@ impl NodeConfigFile {
         if !(1..=300).contains(&self.timers.connect_seconds) {
             problems.push("timers.connect_seconds: expected 1 to 300".to_owned());
         }
+        if self.publish.connections == 0 {
+            problems.push("publish.connections: must be at least 1".to_owned());
+        }
+        if let Err(fault) = self.published() {
+            problems.extend(fault.problems);
+        }
         for (name, addresses) in &self.hosts {
             match Host::parse(name) {
                 Ok(Host::Name(_)) if !addresses.is_empty() => {}
@@ -175,6 +211,16 @@ impl NodeConfigFile {
     pub fn timers(&self) -> Timers {
         let timers = Timers::default().scaled(self.timers.scale);
         Timers { connect: Duration::from_secs(self.timers.connect_seconds), ..timers }
+    }
+
+    /// The published servers by origin.
+    ///
+    /// # Errors
+    /// One of them is not `host:port`.
+    pub fn published(&self) -> Result<BTreeMap<Origin, Target>, ConfigFault> {
+        let (gateway, mdm) = (self.publish.gateway.as_ref(), self.publish.mdm.as_ref());
+        Published::targets([(Origin::Gateway, gateway), (Origin::Mdm, mdm)])
+            .map_err(|(origin, error)| ConfigFault::new(format!("publish.{origin}: {error}")))
     }
 
     /// `hosts` with names in the form that targets have.
@@ -213,6 +259,8 @@ mod tests {
             ("[limits]\nsessions = 0", "at least 1"),
             ("[hosts]\n\"10.1.2.3\" = [\"10.1.2.3\"]", "not an address"),
             ("relays = [\"relay.example\"]", "host:port"),
+            ("[publish]\ngateway = \"mail.inside\"", "publish.gateway"),
+            ("[publish]\nconnections = 0", "publish.connections"),
         ] {
             let fault = file(bad).unwrap().check().unwrap_err().to_string();
             assert!(fault.contains(word), "{fault}");

@@ -60,7 +60,7 @@ pub(crate) async fn connection(
     let rule = permit.as_ref().map_or(0, |p| p.rule + 1);
     tracing::info!(target: "audit", %device, trace, %target, %address, rule, result = "open", "connection");
     let mut closing = Closing { device: device.to_string(), trace: trace.to_owned(), target, started, ended: None };
-    let outcome = splice(tcp, Outbound::Tunnel(incoming.accept()), ReadAhead::default()).await;
+    let outcome = splice(tcp, Outbound::Tunnel(incoming.accept().into()), ReadAhead::default()).await;
     closing.ended = Some((
         outcome.down,
         outcome.up,

@@ -17,10 +17,12 @@ use anyhow::Context as _;
 use axum::routing::get;
 use axum::{Json, Router};
 use hedgerow_proxy::dial::Dialer;
+use hedgerow_proxy::publish::Published;
 use hedgerow_proxy::target::Target;
 use hedgerow_runtime::admin::Admin;
 use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::clock;
+use hedgerow_runtime::config::ConfigFault;
 use hedgerow_runtime::lane::Endpoint;
 use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus, Uplinks};
 use hedgerow_runtime::scope::Scope;
@@ -48,6 +50,7 @@ use crate::sessions::Sessions;
 /// ends it but the drain.
 pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()> {
     config.check()?;
+    tls::select(config.tls.provider);
     let state = State::at(&config.state);
     let enrolled = Arc::new(state.load()?);
     let _lock = state.lock()?;
@@ -60,6 +63,13 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
     let mut own: Vec<Target> =
         relays.iter().flat_map(|r| &r.addresses).filter_map(|a| Target::from_authority(a, None).ok()).collect();
     own.extend(Target::new(&admin.address().ip().to_string(), admin.address().port()));
+    let targets = config.published()?;
+    if let Some((origin, target)) = targets.iter().find(|(_, target)| own.contains(target)) {
+        let why = format!(
+            "publish.{origin}: {target} is the relay, or this node itself: connections would go round in a circle"
+        );
+        return Err(ConfigFault::new(why).into());
+    }
 
     let sessions = Sessions::new(config.limits);
     let policies = Arc::new(Policies::start(state, enrolled.clone(), own, sessions.clone()));
@@ -68,6 +78,9 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
     link_check.fail("not yet connected to a relay");
     config_check.fail("no valid configuration from the core yet");
 
+    let dialer = Dialer::new(config.hosts(), timers.connect);
+    let published = Published::new(targets, dialer.clone(), config.publish.connections);
+    let origins = origins(&enrolled.certificate.identity.origins, &published)?;
     let scope = context.scope.child();
     let service = Arc::new(Service {
         enrolled: enrolled.clone(),
@@ -76,7 +89,8 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         sessions: sessions.clone(),
         legs: Legs::default(),
         handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
-        dialer: Dialer::new(config.hosts(), timers.connect),
+        dialer,
+        published: published.clone(),
         endpoint: Endpoint::new(enrolled.ca.clone(), instance, timers, scope.clone()),
         timers,
         scope: scope.clone(),
@@ -86,7 +100,7 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         tenant: enrolled.record.tenant.clone(),
         leaf: enrolled.own.chain.first().context("the node has no certificate")?.clone(),
         key: enrolled.own.key.clone(),
-        origins: vec![Origin::Proxy],
+        origins: origins.clone(),
     };
     let uplinks = Uplinks::start(
         &UplinkConfig { relays: relays.clone(), credentials, instance, timers, transport: config.transport },
@@ -95,7 +109,7 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
     admin.serve(
         context.metrics.clone(),
         context.readiness.clone(),
-        routes(&sessions, &policies, &uplinks, &enrolled),
+        routes(&sessions, &policies, &uplinks, &enrolled, origins),
         &scope,
     );
 
@@ -117,9 +131,29 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
     context.ready();
 
     context.draining().await;
-    drain(&sessions, &uplinks, Duration::from_secs(config.drain.seconds).min(context.drain_deadline())).await;
+    drain(&sessions, &published, &uplinks, Duration::from_secs(config.drain.seconds).min(context.drain_deadline()))
+        .await;
     scope.cancel();
     Ok(())
+}
+
+/// What the node registers: as far as its certificate allows, sessions of devices and what it publishes.
+fn origins(allowed: &[Origin], published: &Published) -> Result<Vec<Origin>, ConfigFault> {
+    let published = published.origins();
+    if let Some(origin) = published.iter().find(|o| !allowed.contains(o)) {
+        return Err(ConfigFault::new(format!(
+            "publish.{origin}: this node's certificate does not allow it; enrol a node with a token made by \
+             `hedgerow token create --origins proxy,{origin}`, or take the line out"
+        )));
+    }
+    let devices = allowed.contains(&Origin::Proxy).then_some(Origin::Proxy);
+    let all: Vec<Origin> = devices.into_iter().chain(published).collect();
+    if all.is_empty() {
+        return Err(ConfigFault::new(
+            "publish: this node's certificate allows no sessions of devices, so it would serve nothing: publish something",
+        ));
+    }
+    Ok(all)
 }
 
 /// Serves every link that comes up; an old one that drains is served to its end beside the new one.
@@ -178,7 +212,7 @@ async fn follow_network(uplinks: Uplinks, sessions: Arc<Sessions>, scope: Scope)
 }
 
 /// Tells relay and devices, then waits for connections to end.
-async fn drain(sessions: &Sessions, uplinks: &Uplinks, limit: Duration) {
+async fn drain(sessions: &Sessions, published: &Published, uplinks: &Uplinks, limit: Duration) {
     let message = GoAway {
         fault: Fault::new(Code::Draining, "the node shuts down"),
         return_after_ms: 0,
@@ -189,12 +223,15 @@ async fn drain(sessions: &Sessions, uplinks: &Uplinks, limit: Duration) {
     }
     sessions.go_away(&message);
     let all_ended = async {
-        while sessions.open_connections() > 0 {
+        while sessions.open_connections() + published.open() > 0 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
     if tokio::time::timeout(limit, all_ended).await.is_err() {
-        info!(connections = sessions.open_connections(), "the drain's time is over: the rest is cut");
+        info!(
+            connections = sessions.open_connections() + published.open(),
+            "the drain's time is over: the rest is cut"
+        );
     }
     sessions.cut_all(&message.fault);
     let links: Vec<_> = uplinks.iter().filter_map(Uplink::current).collect();
@@ -210,7 +247,13 @@ async fn drain(sessions: &Sessions, uplinks: &Uplinks, limit: Duration) {
 }
 
 /// `/sessions` and `/node` of the admin listener.
-fn routes(sessions: &Arc<Sessions>, policies: &Arc<Policies>, uplinks: &Uplinks, enrolled: &Arc<Enrolled>) -> Router {
+fn routes(
+    sessions: &Arc<Sessions>,
+    policies: &Arc<Policies>,
+    uplinks: &Uplinks,
+    enrolled: &Arc<Enrolled>,
+    origins: Vec<Origin>,
+) -> Router {
     let listed = sessions.clone();
     let (policies, uplinks, record) = (policies.clone(), uplinks.clone(), enrolled.record.clone());
     let not_after = enrolled.certificate.not_after;
@@ -219,7 +262,7 @@ fn routes(sessions: &Arc<Sessions>, policies: &Arc<Policies>, uplinks: &Uplinks,
         let links: Vec<_> = uplinks.iter().filter_map(Uplink::current).map(|l| l.to_json()).collect();
         Json(serde_json::json!({
             "id": record.id, "name": record.name, "tenant": record.tenant, "group": record.group, "link": links.first(), "links": links,
-            "certificate_not_after": not_after,
+            "certificate_not_after": not_after, "origins": origins, "tls": tls::status(),
             "configuration": policy.version.map(|v| serde_json::json!({ "version": v.to_string(), "expires": policy.expires })),
         }))
     };

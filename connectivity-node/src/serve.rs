@@ -3,6 +3,7 @@
 //! ```text
 //!   link ── stream to origin `proxy` ─┐
 //!   link ── LaneCall: dial the relay, preamble ─┴─► end-to-end session (mutual TLS) ── stream ─► egress
+//!   link ── stream to origin `gateway` or `mdm`, unopened TLS of a client ─► the published server
 //! ```
 //! Policy uses only the certificate of the end-to-end session; what the relay vouches for goes to the log.
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hedgerow_proxy::dial::Dialer;
+use hedgerow_proxy::publish::Published;
 use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::lane::{self, Endpoint, Served};
 use hedgerow_runtime::link::{Incoming, Link};
@@ -22,7 +24,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::egress;
 use crate::leg::{Leg, Legs};
@@ -42,6 +44,7 @@ pub(crate) struct Service {
     pub(crate) legs: Legs,
     pub(crate) handshakes: Arc<Semaphore>,
     pub(crate) dialer: Dialer,
+    pub(crate) published: Published,
     pub(crate) endpoint: Endpoint,
     pub(crate) timers: Timers,
     pub(crate) scope: Scope,
@@ -68,7 +71,12 @@ impl Service {
 
     fn link_stream(self: &Arc<Self>, incoming: Incoming) {
         let vouched = match self.wanted(&incoming) {
-            Ok(vouched) => vouched,
+            Ok((Origin::Proxy, vouched)) => vouched,
+            Ok((origin, vouched)) => {
+                let (published, from) = (self.published.clone(), vouched.map(|v| v.address).unwrap_or_default());
+                self.scope.spawn(async move { published.serve(origin, incoming, &from).await });
+                return;
+            }
             Err(fault) => {
                 refused_session(&fault);
                 return incoming.refuse(fault);
@@ -84,12 +92,13 @@ impl Service {
         });
     }
 
-    fn wanted(&self, incoming: &Incoming) -> Result<Option<Vouched>, Fault> {
+    fn wanted(&self, incoming: &Incoming) -> Result<(Origin, Option<Vouched>), Fault> {
         match incoming.read_header()? {
             LinkOpen::Through { to, vouched, .. }
-                if to.origin == Origin::Proxy && to.tenant == self.enrolled.record.tenant =>
+                if (to.origin == Origin::Proxy || self.published.serves(to.origin))
+                    && to.tenant == self.enrolled.record.tenant =>
             {
-                Ok(vouched)
+                Ok((to.origin, vouched))
             }
             LinkOpen::Through { to, .. } => {
                 Err(Fault::new(Code::NoRoute, format!("this node does not serve {} here", to.origin)))
@@ -120,7 +129,7 @@ impl Service {
     }
 
     /// The node's leg: to the very relay that called, bare or wrapped, the ticket first.
-    async fn lane_leg(&self, relay: Option<RelayTarget>, ticket: &Ticket) -> Result<Leg, Fault> {
+    async fn lane_leg(&self, relay: Option<Arc<RelayTarget>>, ticket: &Ticket) -> Result<Leg, Fault> {
         let relay = relay.ok_or_else(|| Fault::new(Code::Internal, "the link does not know its relay"))?;
         self.legs.bring(&relay, ticket, &self.timers).await
     }
@@ -145,7 +154,9 @@ impl Service {
                 return self.sessions.carried_by(id, carrier);
             }
             Err(fault) => {
-                debug!(%fault, carrier, vouched = ?vouched.and_then(|v| v.id), "session refused");
+                // Its certificate does not hold, or the relay meddles: either way somebody should look.
+                let vouched = vouched.and_then(|v| v.id).map(|id| id.to_string());
+                warn!(reason = %fault, carrier, vouched, "session refused");
                 return refused_session(&fault);
             }
         };

@@ -8,7 +8,6 @@ use hedgerow_proxy::acl;
 use hedgerow_proxy::target::Target;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::core_client::{self, CoreClient};
-use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::link::{Credentials, Link, Uplink, UplinkConfig, UplinkStatus};
 use hedgerow_runtime::mux::Stream;
 use hedgerow_runtime::scope::Scope;
@@ -30,6 +29,8 @@ use crate::state::DeviceState;
 
 /// The core is asked for news this often, should a wake-up be lost.
 const POLL: Duration = Duration::from_secs(600);
+/// Between word from the core and the question: several words become one.
+const WAKE_PAUSE: Duration = Duration::from_millis(100);
 /// After a failed request.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -142,7 +143,7 @@ impl Agent {
                 "state": "up",
                 "relay": link.accept.relay,
                 "address": link.address,
-                "proxy": link.at.as_ref().and_then(RelayTarget::proxy),
+                "proxy": link.at.as_ref().and_then(|at| at.proxy()),
                 "transport": link.transport.label(),
                 "transport_reason": link.reason.label(),
                 "session": link.accept.session.to_string(),
@@ -179,7 +180,7 @@ impl Agent {
             "tenant": identity.tenant, "device": identity.id, "instance": self.inner.instance.to_string(),
             "certificate_expires": self.inner.state.certificate.not_after,
             "link": link, "sessions": sessions, "config": config,
-            "tls": {"post_quantum": hedgerow_runtime::tls::post_quantum()},
+            "tls": hedgerow_runtime::tls::status(),
         })
     }
 
@@ -272,7 +273,8 @@ impl Agent {
                 }
             };
             tokio::select! {
-                () = self.inner.wake.notified() => {}
+                // A relay that cries wolf costs a request now and then, not a loop.
+                () = self.inner.wake.notified() => tokio::time::sleep(WAKE_PAUSE).await,
                 () = tokio::time::sleep(pause) => {}
             }
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use hedgerow_runtime::dial::Outbound;
 use hedgerow_runtime::link::Choice;
+use hedgerow_runtime::tls::TlsConfig;
 use hedgerow_shared::limits::Timers;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,9 @@ pub struct DeviceConfigFile {
     /// Timers.
     #[serde(default)]
     pub timers: TimerScale,
+    /// TLS of this process.
+    #[serde(default)]
+    pub tls: TlsConfig,
 }
 
 /// Loopback listeners; anything but a loopback address is refused.

@@ -27,6 +27,7 @@ use agent::Agent;
 /// # Errors
 /// The device is not activated, its state cannot be used, or an address is taken.
 pub async fn run(config: DeviceConfigFile, context: &Context) -> anyhow::Result<()> {
+    hedgerow_runtime::tls::select(config.tls.provider);
     let timers = config.timers.timers();
     let linked = context.readiness.check("relay link");
     let configured = context.readiness.check("configuration");

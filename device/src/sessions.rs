@@ -16,12 +16,13 @@ use hedgerow_runtime::mux::Stream;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
+use hedgerow_shared::verify::Identity;
 use hedgerow_shared::wire::message::{Control, SessionOpen};
 use hedgerow_shared::{GroupName, InstanceId, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::Lanes;
 use crate::state::DeviceState;
@@ -175,8 +176,18 @@ impl Sessions {
     async fn open(&self, group: &GroupName) -> Result<Carried, Fault> {
         let started = Instant::now();
         let link = self.inner.uplink.link(self.inner.timers.connect).await?;
-        let carried = self.inner.open(link, group).await?;
-        let node = carried.session.peer.identity.id;
+        let refused = |fault: &Fault| warn!(%group, reason = %fault, "no session to a node");
+        let carried = self.inner.open(link, group).await.inspect_err(refused)?;
+        let Identity { id: node, group: theirs, .. } = &carried.session.peer.identity;
+        // The relay chose the node. Its certificate must say that it stands where the route leads: the same address
+        // inside is another server elsewhere.
+        if theirs.as_ref() != Some(group) {
+            let text = format!("the relay led to node {node} of another group than {group}");
+            let fault = Fault::new(Code::Unauthenticated, text);
+            refused(&fault);
+            carried.session.mux.close(fault.clone());
+            return Err(fault);
+        }
         info!(%group, %node, path = carried.path, ms = started.elapsed().as_millis() as u64, "session to node is open");
         metrics::counter!("hedgerow_device_sessions_total", "path" => carried.path).increment(1);
         self.inner.live.lock().insert(carried.session.id, carried.clone());

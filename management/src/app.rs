@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use hedgerow_proxy::publish::Published;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::tls::{self, Own, SigningKey};
 use hedgerow_shared::fault::Fault;
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::verify::{TenantCa, Version};
 use hedgerow_shared::wire::core_api::ALPN_HTTP;
+use hedgerow_shared::wire::message::ServiceReply;
+use hedgerow_shared::wire::names::{RefusedName, RegisteredName};
 use hedgerow_shared::{Role, TenantId, UnixTime};
 use hedgerow_uem_core::account::{Email, NodeState, TenantSettings};
 use hedgerow_uem_core::service::NewTenant;
@@ -52,6 +55,8 @@ pub struct App {
     pub(crate) connections: Arc<Semaphore>,
     /// Held while rules or routes are read, changed and written back.
     pub(crate) policy: tokio::sync::Mutex<()>,
+    /// Servers that names of origin `mdm` lead to.
+    pub(crate) published: Published,
     identity: RwLock<Arc<Identity>>,
     web: Option<Own>,
     /// Keeps a second process out of the state directory.
@@ -90,6 +95,27 @@ pub(crate) struct Standing {
     pub(crate) config: Option<Version>,
     /// The addresses it answers for, as last published on this link.
     pub(crate) registrations: Vec<Email>,
+    /// The server names it was told on this link.
+    pub(crate) names: Option<Vec<RegisteredName>>,
+    /// Whether it knows of names at all.
+    pub(crate) knows_names: bool,
+    /// Those of them that it does not pass through.
+    pub(crate) refused: Vec<RefusedName>,
+    /// Where web-services clients find it as an HTTP proxy.
+    pub(crate) web: Vec<String>,
+}
+
+/// Where one server name stands at one relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NameAt {
+    /// Its clients are passed through.
+    Passed,
+    /// The relay has not been told.
+    NotYet,
+    /// It will not.
+    Refused(Fault),
+    /// It does not know of names.
+    Unknown,
 }
 
 /// A call of the domain, now, by `actor`.
@@ -110,6 +136,7 @@ impl App {
         new: NewTenant,
         relays: &[String],
         web: Option<Own>,
+        published: Published,
         timers: Timers,
     ) -> anyhow::Result<Arc<Self>> {
         let State { store, kek, lock } = state;
@@ -132,6 +159,7 @@ impl App {
             policy: tokio::sync::Mutex::new(()),
             identity,
             web,
+            published,
             _lock: lock,
             changes: watch::Sender::new(0),
             acknowledgements: watch::Sender::new(0),
@@ -186,10 +214,51 @@ impl App {
         Ok(holders.into_iter().map(|h| (h.clone(), version(&h))).collect())
     }
 
-    /// Notes the addresses that a relay answers for.
-    pub(crate) fn registered(&self, relay: &RelayState, addresses: Vec<Email>) {
-        relay.standing.lock().registrations = addresses;
+    /// Notes what a relay answers for and passes through.
+    pub(crate) fn registered(
+        &self,
+        relay: &RelayState,
+        addresses: Vec<Email>,
+        names: Vec<RegisteredName>,
+        reply: ServiceReply,
+    ) {
+        let mut standing = relay.standing.lock();
+        standing.registrations = addresses;
+        standing.names = Some(names);
+        standing.knows_names = reply.refused.is_some();
+        standing.refused = reply.refused.unwrap_or_default();
+        standing.web = reply.web;
+        drop(standing);
         self.acknowledgements.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Waits, at most `limit`, until every relay whose link is up has been told a list for which `told` holds. Which have
+    /// not yet, those that are down included. Cancel safe.
+    pub(crate) async fn names_told(&self, limit: Duration, told: impl Fn(&[RegisteredName]) -> bool) -> Vec<String> {
+        let mut news = self.acknowledgements.subscribe();
+        let deadline = Instant::now() + limit;
+        loop {
+            news.borrow_and_update();
+            let lacking = |relay: &&RelayState| !relay.standing.lock().names.as_ref().is_some_and(|n| told(n));
+            let late: Vec<&RelayState> = self.relays.iter().filter(lacking).collect();
+            let none_up = late.iter().all(|r| r.standing.lock().up.is_none());
+            if none_up || tokio::time::timeout_at(deadline, news.changed()).await.is_err() {
+                return late.iter().map(|r| format!("relay:{}", r.name)).collect();
+            }
+        }
+    }
+
+    /// Where a name stands at each relay.
+    pub(crate) fn name_at_relays(&self, name: &RegisteredName) -> Vec<(String, NameAt)> {
+        let at = |standing: &Standing| match &standing.names {
+            Some(names) if names.contains(name) => match standing.refused.iter().find(|r| r.name == name.name) {
+                Some(refused) => NameAt::Refused(refused.fault.clone()),
+                None if standing.knows_names => NameAt::Passed,
+                None => NameAt::Unknown,
+            },
+            _ => NameAt::NotYet,
+        };
+        self.relays.iter().map(|relay| (relay.name.clone(), at(&relay.standing.lock()))).collect()
     }
 
     /// Waits, at most `limit`, until every relay whose link is up answers for `address`. Which do not yet, those that

@@ -1,19 +1,22 @@
 //! The core's configuration file. `tenant`, `state`, `srp_key_file` and at least one of `relays` must be given; the
 //! rest has defaults.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hedgerow_proxy::dial::Dialer;
+use hedgerow_proxy::publish::Published;
 use hedgerow_runtime::config::{ConfigFault, SecretFile};
 use hedgerow_runtime::dial::{Outbound, RelayTarget};
 use hedgerow_runtime::link::Choice;
-use hedgerow_runtime::tls::{self, RelayRoots};
-use hedgerow_shared::TenantId;
+use hedgerow_runtime::tls::{self, RelayRoots, TlsConfig};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::policy::normal_name;
 use hedgerow_shared::wire::core_api;
+use hedgerow_shared::{Origin, TenantId};
 use hedgerow_uem_core::account::TenantSettings;
 use serde::{Deserialize, Serialize};
 
@@ -49,9 +52,15 @@ pub struct CoreConfig {
     /// Web services.
     #[serde(default)]
     pub bws: Bws,
+    /// Servers beside the core that clients reach through the relay by server name.
+    #[serde(default)]
+    pub publish: Publish,
     /// Timers.
     #[serde(default)]
     pub timers: TimerConfig,
+    /// TLS of this process.
+    #[serde(default)]
+    pub tls: TlsConfig,
     /// What happens on SIGTERM.
     #[serde(default)]
     pub drain: Drain,
@@ -107,6 +116,23 @@ pub struct Bws {
     pub certificate: Option<PathBuf>,
     /// PEM file with its ECDSA P-256 key; only its owner may be able to read it.
     pub key_file: Option<PathBuf>,
+}
+
+/// Servers beside the core, `host:port`, that end TLS for names registered with `hedgerow name add`. Names of origin
+/// `core` need nothing here: the core answers them itself, under its tenant's CA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Publish {
+    /// For names of origin `mdm`.
+    pub mdm: Option<String>,
+    /// Connections at once.
+    pub connections: usize,
+}
+
+impl Default for Publish {
+    fn default() -> Self {
+        Self { mdm: None, connections: 10_000 }
+    }
 }
 
 /// Timers.
@@ -172,6 +198,10 @@ impl CoreConfig {
         if self.bws.certificate.is_some() != self.bws.key_file.is_some() {
             return bad("bws: certificate and key_file belong together: give both, or neither".into());
         }
+        if self.publish.connections == 0 {
+            return bad("publish.connections: must be at least 1".into());
+        }
+        self.published()?;
         if !self.admin.listen.ip().to_canonical().is_loopback() {
             return bad("admin.listen: expected a loopback address such as 127.0.0.1:9102".into());
         }
@@ -183,6 +213,16 @@ impl CoreConfig {
         }
         self.outbound.network()?;
         self.settings().map(|_| ())
+    }
+
+    /// What is published.
+    ///
+    /// # Errors
+    /// `publish.mdm` is not `host:port`.
+    pub fn published(&self) -> Result<Published, ConfigFault> {
+        let targets = Published::targets([(Origin::Mdm, self.publish.mdm.as_ref())])
+            .map_err(|(origin, error)| ConfigFault::new(format!("publish.{origin}: {error}")))?;
+        Ok(Published::new(targets, Dialer::new(HashMap::new(), self.timers().connect), self.publish.connections))
     }
 
     /// The timers, scaled; the drain as configured.

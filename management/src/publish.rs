@@ -17,6 +17,7 @@ use hedgerow_shared::verify::Version;
 use hedgerow_shared::wire::message::{
     CaRegistration, LinkOpen, OpenActivation, Registrations, Service, ServiceReply, Wake, address_hash,
 };
+use hedgerow_shared::wire::names::RegisteredName;
 use hedgerow_uem_core::{Actor, CoreError};
 use tokio::time::{Instant, timeout};
 
@@ -31,8 +32,10 @@ const LONGEST: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(2);
 /// How often re-issue, expiry and our own certificate are looked after.
 const CHORES: Duration = Duration::from_secs(60);
-/// The largest answer of a relay's service, bytes.
-const MAX_REPLY: usize = 16 * 1024;
+/// The largest answer of a relay's service, bytes: every name refused, with its reason.
+const MAX_REPLY: usize = 256 * 1024;
+/// How often names that a relay refused are asked for again: another tenant may have let go of them.
+const REFUSED_AGAIN: Duration = Duration::from_secs(60);
 
 /// What this link has been told.
 #[derive(Default)]
@@ -40,6 +43,8 @@ struct Told {
     ca: bool,
     config: Option<Version>,
     registrations: Option<Registrations>,
+    /// Some of its names were refused.
+    refused: bool,
 }
 
 /// Serves and feeds one relay for as long as the uplink lives.
@@ -100,6 +105,11 @@ async fn feed(app: &App, state: &RelayState, link: &Link) {
             match again {
                 // A change does not shorten the pause: a relay that refuses is not asked faster for being asked more.
                 Some(pause) => tokio::time::sleep(pause).await,
+                None if told.refused => {
+                    if timeout(REFUSED_AGAIN, changes.changed()).await.is_err() {
+                        told.registrations = None;
+                    }
+                }
                 None => changes.changed().await.unwrap_or(()),
             }
         };
@@ -145,10 +155,18 @@ async fn bring_up_to_date(app: &App, state: &RelayState, link: &Link, told: &mut
             .iter()
             .map(|o| OpenActivation { hash: address_hash(key, o.email.as_str()), until: o.expires.0 })
             .collect();
-        let wanted = Registrations { open };
+        let names = app.domain.names(&app.tenant).await.map_err(internal)?;
+        let names: Vec<_> = names.into_iter().map(|n| RegisteredName { name: n.name, origin: n.origin }).collect();
+        let wanted = Registrations { open, names: names.clone(), serves: app.published.origins() };
         if told.registrations.as_ref() != Some(&wanted) {
-            ask(app, link, Service::PutRegistrations, &wanted).await?;
-            app.registered(state, addresses);
+            let reply = ask(app, link, Service::PutRegistrations, &wanted).await?;
+            // Asked for again every minute, told once.
+            let known = state.standing.lock().refused.clone();
+            for refused in reply.refused.iter().flatten().filter(|r| !known.contains(r)) {
+                tracing::warn!(relay = state.name, name = refused.name, reason = %refused.fault, "a name is not passed through");
+            }
+            told.refused = reply.refused.as_ref().is_some_and(|r| !r.is_empty());
+            app.registered(state, addresses, names, reply);
             told.registrations = Some(wanted);
         }
     }

@@ -58,6 +58,7 @@ pub async fn run(config: CoreConfig, context: boot::Context) -> anyhow::Result<(
 /// As `run`.
 pub async fn start(config: CoreConfig, context: &boot::Context) -> anyhow::Result<Running> {
     config.check()?;
+    tls::select(config.tls.provider);
     let timers = config.timers();
     let (database, link) = (context.readiness.check("database"), context.readiness.check("relay link"));
     let listener = Admin::bind(config.admin.listen).await?;
@@ -66,7 +67,7 @@ pub async fn start(config: CoreConfig, context: &boot::Context) -> anyhow::Resul
     let name = config.name.clone().unwrap_or_else(|| config.tenant.to_string());
     let new = NewTenant { id: config.tenant.clone(), name, settings: config.settings()? };
     let names: Vec<String> = config.relays.iter().map(|r| r.name.clone()).collect();
-    let app = App::open(state, new, &names, web(&config)?, timers).await?;
+    let app = App::open(state, new, &names, web(&config)?, config.published()?, timers).await?;
     database.pass();
 
     let socket = config.state.join(CONTROL);

@@ -24,6 +24,10 @@ pub(crate) async fn show(app: &App) -> Result<Value, CoreError> {
                 "ca_registered": standing.ca,
                 "config": standing.config.map(|v| v.to_string()),
                 "lookup_entries": standing.registrations.len(),
+                "names": standing.names.as_ref().map(|n| n.len() - standing.refused.len().min(n.len())),
+                "names_refused": standing.refused.iter()
+                    .map(|r| json!({ "name": r.name, "reason": r.fault.to_string() })).collect::<Vec<_>>(),
+                "web": standing.web,
             })
         })
         .collect();
@@ -35,7 +39,7 @@ pub(crate) async fn show(app: &App) -> Result<Value, CoreError> {
         "tenant": app.tenant,
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_seconds": app.started.elapsed().as_secs(),
-        "post_quantum": tls::post_quantum(),
+        "tls": tls::status(),
         "config": { "version": row.config.to_string(), "issued": row.config_issued },
         "relays": relays,
         "acknowledged": acknowledged,

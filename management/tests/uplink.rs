@@ -29,6 +29,7 @@ use hedgerow_shared::wire::message::{
     ALPN_LINK, Accept, CaRegistration, Claim, Control, Destination, Limits, LinkOpen, Refuse, Registrations, Service,
     ServiceReply, Vouched, address_hash,
 };
+use hedgerow_shared::wire::names::RefusedName;
 use hedgerow_shared::{InstanceId, Origin, Role, SessionId, TenantId};
 use http::Method;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -136,7 +137,7 @@ impl Relay {
         while let Some(chunk) = stream.read_chunk().await.unwrap() {
             request.extend_from_slice(&chunk);
         }
-        let mut reply = ServiceReply { fault: Fault::new(Code::Ok, ""), version: None };
+        let mut reply = ServiceReply::new(Fault::new(Code::Ok, ""));
         let ca = self.seen.borrow().ca.clone();
         match service {
             Service::RegisterCa => {
@@ -151,7 +152,12 @@ impl Relay {
                 self.seen.send_modify(|s| s.configs.push(config));
             }
             Service::PutRegistrations => {
-                let registrations = minicbor::decode(&request).unwrap();
+                let registrations: Registrations = minicbor::decode(&request).unwrap();
+                let taken = registrations.names.iter().filter(|n| n.name.starts_with("taken."));
+                let fault = Fault::new(Code::Forbidden, "another tenant holds this name");
+                let refused = taken.map(|n| RefusedName { name: n.name.clone(), fault: fault.clone() });
+                reply.refused = Some(refused.collect());
+                reply.web = vec!["http://relay.example:8080".into()];
                 self.seen.send_modify(|s| s.registrations.push(registrations));
             }
         }
@@ -261,6 +267,36 @@ async fn p20_a_revocation_reaches_the_relay_and_is_shown_where_it_does_not() {
     // Revoked already: asked again it only waits for everybody.
     let answer = world.verb(Method::DELETE, &format!("/devices/{device}"), None).await.unwrap();
     assert_eq!(answer["not_yet"], json!([]), "{answer}");
+}
+
+#[tokio::test]
+async fn p02_names_reach_the_relay_and_a_refusal_reaches_the_administrator() {
+    let world = World::new().await;
+    let add = |name: &str, origin: &str| json!({ "name": name, "origin": origin });
+    let added = world.verb(Method::POST, "/names", Some(add("Mail.Example.COM", "gateway"))).await.unwrap();
+    assert_eq!((&added["name"], &added["not_yet"]), (&json!("mail.example.com"), &json!([])), "{added}");
+    assert_eq!(added["relays"], json!([{ "relay": "relay.example", "state": "passed", "reason": null }]));
+    let registered = world.relay.seen.borrow().registrations.last().unwrap().clone();
+    assert_eq!((registered.names[0].name.as_str(), registered.names[0].origin), ("mail.example.com", Origin::Gateway));
+    assert!(registered.serves.is_empty(), "this core publishes nothing");
+    let added = world.verb(Method::POST, "/names", Some(add("taken.example.com", "core"))).await.unwrap();
+    assert_eq!(added["relays"][0]["state"], "refused");
+    let status = world.verb(Method::GET, "/status", None).await.unwrap();
+    let relay = &status["relays"][0];
+    assert_eq!((&relay["names"], &relay["web"][0]), (&json!(1), &json!("http://relay.example:8080")), "{status}");
+    let refused = &relay["names_refused"][0];
+    assert!(refused["name"] == "taken.example.com" && refused["reason"].as_str().unwrap().contains("another tenant"));
+    for bad in [add("mail.example.com", "mdm"), add("192.0.2.1", "mdm"), add("a.example", "bws")] {
+        assert!(world.verb(Method::POST, "/names", Some(bad)).await.is_err());
+    }
+    let removed = world.verb(Method::DELETE, "/names/mail.example.com", None).await.unwrap();
+    assert_eq!(removed["not_yet"], json!([]));
+    let names =
+        |s: &Seen| s.registrations.last().is_some_and(|r| r.names.len() == 1 && r.names[0].name.starts_with("taken"));
+    world.relay.until("one name less", names).await;
+    // A relay that was away is told again.
+    world.relay.seen.borrow().link.clone().unwrap().mux.close(Fault::new(Code::Lost, "a test"));
+    world.relay.until("a second link, told the names", |s| s.links == 2 && names(s)).await;
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Moving bytes between a TCP connection and a stream of an end-to-end session: the bulk path.
+//! Moving bytes between a TCP connection and a stream of an end-to-end session or a link: the bulk path.
 //!
 //! ```text
 //!   TCP readable → read what fits (16 to 256 KiB) → chunk ──────► stream   waits for the peer's credit
@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::FutureExt;
-use hedgerow_runtime::mux::{ReadHalf, Stream, WriteHalf};
+use hedgerow_runtime::link::{ReadHalf, Stream, WriteHalf};
 use hedgerow_shared::fault::{Code, Fault};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};

@@ -3,8 +3,9 @@
 //!
 //! | door | request | answer |
 //! |---|---|---|
-//! | both | `GET /sessions` | links and lanes |
-//! | control | `GET /info` | name, instance, CA file and pin |
+//! | both | `GET /sessions` | links, lanes and connections passed through by name |
+//! | both | `GET /status` | name, build, TLS (provider, post-quantum), proxy URLs for web services, numbers |
+//! | control | `GET /info` | name, instance, CA file and pin, TLS, proxy URLs for web services |
 //! | control | `GET /tenants` | all tenants, without keys |
 //! | control | `POST /tenants {"tenant"?}` | `{"tenant", "srp_key"}`, shown once |
 //! | control | `DELETE /tenants/{id}` | `{"cut"}` |
@@ -12,6 +13,9 @@
 //! | control | `POST /tenants/{id}/srp-key` | `{"tenant", "srp_key"}`: a new one |
 //! | control | `POST /tenants/{id}/domains {"domain"}` | `{"domain"}` |
 //! | control | `DELETE /tenants/{id}/domains/{domain}` | `{"domain"}` |
+//! | control | `GET /names` | names that tenants registered, and those taken from them |
+//! | control | `DELETE /tenants/{id}/names/{name}` | `{"name", "removed", "cut"}`: the tenant does not get it back |
+//! | control | `POST /tenants/{id}/names/{name}/allow` | `{"name", "allowed"}`: undoes that |
 //! | control | `DELETE /sessions/{id}` | `{"cut"}` |
 
 use std::sync::Arc;
@@ -24,15 +28,17 @@ use data_encoding::HEXLOWER;
 use hedgerow_runtime::admin::control::Problem;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::Channel;
+use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::secret::Secret;
-use hedgerow_shared::{SessionId, TenantId, UnixTime};
+use hedgerow_shared::{Origin, SessionId, TenantId, UnixTime};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::identity::Identity;
 use crate::lane;
+use crate::pass::Pass;
 use crate::registry::Live;
 use crate::state::Relay;
 use crate::store::{StoreError, TenantState};
@@ -42,7 +48,7 @@ type Answer = Result<Json<Value>, Problem>;
 
 /// For the admin listener.
 pub fn reading(relay: Arc<Relay>) -> Router {
-    Router::new().route("/sessions", get(sessions)).with_state(relay)
+    Router::new().route("/sessions", get(sessions)).route("/status", get(status)).with_state(relay)
 }
 
 /// For the control socket.
@@ -52,9 +58,12 @@ pub fn control(relay: Arc<Relay>, identity: &Identity) -> Router {
         "instance": relay.instance.to_string(),
         "ca": identity.ca,
         "ca_pin": identity.ca_pin.map(|pin| HEXLOWER.encode(&pin)),
+        "tls": tls::status(),
+        "web": relay.web.get(),
     });
     Router::new()
         .route("/info", get(move || async move { Json(info) }))
+        .route("/status", get(status))
         .route("/sessions", get(sessions))
         .route("/sessions/{id}", delete(cut))
         .route("/tenants", get(tenants).post(add))
@@ -64,6 +73,9 @@ pub fn control(relay: Arc<Relay>, identity: &Identity) -> Router {
         .route("/tenants/{tenant}/srp-key", post(rotate))
         .route("/tenants/{tenant}/domains", post(claim))
         .route("/tenants/{tenant}/domains/{domain}", delete(unclaim))
+        .route("/names", get(names))
+        .route("/tenants/{tenant}/names/{name}", delete(withhold))
+        .route("/tenants/{tenant}/names/{name}/allow", post(allow))
         .with_state(relay)
 }
 
@@ -102,6 +114,8 @@ enum Session {
         bytes_down: u64,
         age_s: u64,
     },
+    /// A connection passed through by server name.
+    Name { id: String, tenant: String, origin: &'static str, name: String, address: String, age_s: u64 },
 }
 
 async fn sessions(State(relay): Shared) -> Json<Vec<Session>> {
@@ -109,7 +123,24 @@ async fn sessions(State(relay): Shared) -> Json<Vec<Session>> {
     let links = relay.registry.select(None, |_| true);
     let links = links.iter().map(|live| link_entry(live, now));
     let lanes = relay.lanes.live();
-    Json(links.chain(lanes.iter().map(|lane| lane_entry(lane, now))).collect())
+    let passes = relay.passes.live();
+    let passes = passes.iter().map(|pass| pass_entry(pass, now));
+    Json(links.chain(lanes.iter().map(|lane| lane_entry(lane, now))).chain(passes).collect())
+}
+
+async fn status(State(relay): Shared) -> Json<Value> {
+    Json(json!({
+        "name": relay.config.name,
+        "instance": relay.instance.to_string(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "tls": tls::status(),
+        "web": relay.web.get(),
+        "tenants": relay.store.tenants().len(),
+        "links": relay.registry.len(),
+        "lanes": relay.lanes.len(),
+        "passed": relay.passes.live().len(),
+        "draining": relay.is_draining(),
+    }))
 }
 
 fn link_entry(live: &Live<Channel>, now: UnixTime) -> Session {
@@ -120,7 +151,7 @@ fn link_entry(live: &Live<Channel>, now: UnixTime) -> Session {
         role: facts.role.as_str(),
         entity: facts.entity.map(|e| e.to_string()),
         group: facts.group.as_ref().map(ToString::to_string),
-        origins: facts.origins.iter().map(|o| o.as_str()).collect(),
+        origins: Origin::ALL.iter().filter(|o| live.serves(**o)).map(|o| o.as_str()).collect(),
         instance: facts.instance.to_string(),
         transport: "tls",
         address: facts.address.to_string(),
@@ -150,10 +181,25 @@ fn lane_entry(lane: &lane::Live, now: UnixTime) -> Session {
     }
 }
 
+fn pass_entry(pass: &Pass, now: UnixTime) -> Session {
+    Session::Name {
+        id: pass.id.to_string(),
+        tenant: pass.to.tenant.to_string(),
+        origin: pass.to.origin.as_str(),
+        name: pass.to.name.clone(),
+        address: pass.address.to_string(),
+        age_s: now.since(pass.since),
+    }
+}
+
 async fn cut(State(relay): Shared, Path(id): Path<String>) -> Answer {
     let id: SessionId = id.parse().map_err(|e| Problem::bad_request(format!("{e}")))?;
     if let Some(lane) = relay.lanes.get(id) {
         lane.cut();
+        return Ok(Json(json!({ "cut": 1 })));
+    }
+    if let Some(pass) = relay.passes.get(id) {
+        pass.cut();
         return Ok(Json(json!({ "cut": 1 })));
     }
     let found = relay.registry.select(None, |facts| facts.id == id);
@@ -173,6 +219,7 @@ async fn tenants(State(relay): Shared) -> Json<Value> {
             "tenant": t.id,
             "state": t.state,
             "domains": t.domains,
+            "names": t.names.len(),
             "ca_pin": t.ca.as_ref().map(hedgerow_shared::verify::TenantCa::pin),
             "config_version": t.seen.map(|v| v.to_string()),
             "config_expires": t.config.as_ref().map(|c| c.head.expires),
@@ -268,6 +315,41 @@ async fn unclaim(State(relay): Shared, Path((tenant, domain)): Path<(String, Str
     .await
 }
 
+async fn names(State(relay): Shared) -> Json<Value> {
+    let all = relay.store.tenants();
+    let list = all.iter().flat_map(|t| {
+        let state = match t.state {
+            TenantState::Active => "passed",
+            TenantState::Blocked => "blocked",
+        };
+        let held = t
+            .names
+            .iter()
+            .map(move |(name, origin)| json!({ "name": name, "tenant": t.id, "origin": origin, "state": state }));
+        held.chain(t.withheld.iter().map(|name| json!({ "name": name, "tenant": t.id, "state": "removed" })))
+    });
+    Json(list.collect())
+}
+
+async fn withhold(State(relay): Shared, Path((tenant, name)): Path<(String, String)>) -> Answer {
+    let tenant = id(&tenant)?;
+    blocking(relay, move |relay| {
+        let there = relay.store.withhold_name(&tenant, &name)?;
+        tracing::info!(%tenant, name, "name taken from a tenant");
+        Ok(json!({ "name": name, "removed": there, "cut": relay.cut_lost_names() }))
+    })
+    .await
+}
+
+async fn allow(State(relay): Shared, Path((tenant, name)): Path<(String, String)>) -> Answer {
+    let tenant = id(&tenant)?;
+    blocking(relay, move |relay| {
+        let there = relay.store.allow_name(&tenant, &name)?;
+        Ok(json!({ "name": name, "allowed": there }))
+    })
+    .await
+}
+
 fn key_answer(tenant: &TenantId, key: &Secret) -> Value {
     json!({ "tenant": tenant, "srp_key": HEXLOWER.encode(key.expose()) })
 }
@@ -301,7 +383,8 @@ fn problem(error: &StoreError) -> Problem {
         | StoreError::ForeignCa(_)
         | StoreError::NoCa
         | StoreError::Config(_)
-        | StoreError::TooManyRegistrations => StatusCode::BAD_REQUEST,
+        | StoreError::TooManyRegistrations
+        | StoreError::TooManyNames => StatusCode::BAD_REQUEST,
         StoreError::Io { .. } | StoreError::Damaged { .. } | StoreError::Exposed(_) | StoreError::InUse(_) => {
             StatusCode::INTERNAL_SERVER_ERROR
         }

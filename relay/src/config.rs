@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hedgerow_runtime::tls::Provider;
 use hedgerow_shared::limits::Timers;
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +40,7 @@ pub struct RelayConfig {
     pub drain: Drain,
 }
 
-/// Addresses. Each takes every kind of connection; two lists only because firewalls know two ports.
+/// Addresses. `link` and `device` take every kind of connection; two lists only because firewalls know two ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listen {
@@ -50,6 +51,10 @@ pub struct Listen {
     /// QUIC links and tunnel datagrams, over UDP on the same addresses.
     #[serde(default = "yes")]
     pub udp: bool,
+    /// Plain HTTP CONNECT for web-services clients, to origin `bws` only; none by default. The API manual's
+    /// `http://proxyserverhost:proxyserverport`.
+    #[serde(default)]
+    pub http: Vec<SocketAddr>,
 }
 
 fn yes() -> bool {
@@ -70,6 +75,8 @@ pub struct Tls {
     /// For diagnosis: the secrets of every TLS connection that the relay ends are appended here (`SSLKEYLOGFILE`
     /// format, mode 0600). Whoever has the file and a capture can read link control traffic, never work data.
     pub key_log_file: Option<PathBuf>,
+    /// Which implementation of the algorithms: `aws-lc-rs`, or `ring`, which has no post-quantum key exchange.
+    pub provider: Provider,
 }
 
 /// Joined connections.
@@ -249,6 +256,12 @@ impl RelayConfig {
         timers.scaled(self.timers.scale)
     }
 
+    /// Whether no tenant may register `name` (lower case) with this relay: one of its own, or under `lane.` of it.
+    #[must_use]
+    pub fn is_own(&self, name: &str) -> bool {
+        self.answers_to(name) || hedgerow_shared::wire::lane::ticket_of(name, &self.name).is_some()
+    }
+
     /// Whether a client may call this relay by `name` (lower case): its name, an alias, or an address.
     #[must_use]
     pub fn answers_to(&self, name: &str) -> bool {
@@ -274,7 +287,7 @@ mod tests {
     #[test]
     fn the_shortest_file_is_complete_and_unknown_keys_are_refused() {
         minimal().check().unwrap();
-        let unknown = r#"{"name": "r.example", "state": "/tmp/x", "listen": {"link": [], "device": [], "http": []}}"#;
+        let unknown = r#"{"name": "r.example", "state": "/tmp/x", "listen": {"link": [], "device": [], "https": []}}"#;
         assert!(serde_json::from_str::<RelayConfig>(unknown).is_err());
     }
 
@@ -284,7 +297,7 @@ mod tests {
         let cases: &[(&str, Break)] = &[
             ("name", |c| c.name = "10.0.0.1".into()),
             ("name", |c| c.name = String::new()),
-            ("listen", |c| c.listen = Listen { link: vec![], device: vec![], udp: true }),
+            ("listen", |c| c.listen = Listen { link: vec![], device: vec![], udp: true, http: vec![] }),
             ("tls", |c| c.tls.certificate = Some("x".into())),
             ("admin.listen", |c| c.admin.listen = "0.0.0.0:1".parse().unwrap()),
             ("limits", |c| c.limits.handshakes = 0),
@@ -306,5 +319,9 @@ mod tests {
             assert!(config.answers_to(name), "{name}");
         }
         assert!(!config.answers_to("other.example") && !config.answers_to("x.relay.example"));
+        for name in ["relay.example", "alias.example", "lane.relay.example", "x.lane.relay.example"] {
+            assert!(config.is_own(name), "{name}");
+        }
+        assert!(!config.is_own("mail.relay.example") && !config.is_own("other.example"));
     }
 }

@@ -191,7 +191,7 @@ mod tests {
         RelayConfig {
             name: "relay.example".into(),
             state: state.to_owned(),
-            listen: Listen { link: vec!["127.0.0.1:0".parse().unwrap()], device: vec![], udp: true },
+            listen: Listen { link: vec!["127.0.0.1:0".parse().unwrap()], device: vec![], udp: true, http: vec![] },
             tls: crate::config::Tls::default(),
             lanes: crate::config::LaneConfig::default(),
             admin: crate::config::Admin::default(),

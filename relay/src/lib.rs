@@ -1,7 +1,8 @@
 //! The relay: brokers links, streams and lanes between devices, nodes and cores of many tenants, and reads none of it.
 //!
 //! A connection walks through these rooms in order: `accept` (what is it?), then one of `connect` (HTTP CONNECT and
-//! look-up), `lane` (join and splice) or `serve` (a link; over UDP, `udp` comes first); `admit` and `route` say who may, `registry` who is there,
+//! look-up), `pass` (by a tenant's own name, unopened), `lane` (join and splice) or `serve` (a link; over UDP, `udp`
+//! comes first); `admit` and `route` say who may, `registry` who is there,
 //! `store` who the tenants are. `run` starts and drains it all; `admin` shows it.
 //!
 //! The relay holds no end-to-end key and links no code that could use one.
@@ -14,6 +15,7 @@ pub mod connect;
 pub mod identity;
 pub mod lane;
 pub mod limit;
+pub mod pass;
 pub mod pump;
 pub mod registry;
 pub mod route;

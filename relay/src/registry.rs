@@ -77,12 +77,25 @@ pub struct Live<H> {
     /// The link.
     pub handle: H,
     draining: AtomicBool,
+    /// A core may say so after its link has come up.
+    serves_mdm: AtomicBool,
 }
 
 impl<H> Live<H> {
     /// No new streams go to it from now on.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// A core says whether it serves `mdm` too.
+    pub fn announce_mdm(&self, serves: bool) {
+        self.serves_mdm.store(serves, Ordering::Relaxed);
+    }
+
+    /// Whether streams to `origin` may go to it: as its certificate or role has it, or as it announced.
+    #[must_use]
+    pub fn serves(&self, origin: Origin) -> bool {
+        self.facts.origins.contains(&origin) || (origin == Origin::Mdm && self.serves_mdm.load(Ordering::Relaxed))
     }
 
     /// Whether it takes no new streams.
@@ -189,7 +202,8 @@ impl<H: Load> Registry<H> {
 
     /// Registers a session and displaces those whose place it takes.
     pub fn insert(&self, facts: Facts, handle: H, now: Instant) -> Inserted<H> {
-        let live = Arc::new(Live { facts, handle, draining: AtomicBool::new(false) });
+        let live =
+            Arc::new(Live { facts, handle, draining: AtomicBool::new(false), serves_mdm: AtomicBool::new(false) });
         let facts = &live.facts;
         let mut inner = self.inner.write();
         let of_tenant = inner.tenants.entry(facts.tenant.clone()).or_default();
@@ -252,7 +266,7 @@ impl<H: Load> Registry<H> {
         let servers = &inner.tenants.get(&to.tenant)?.servers;
         let fits = |live: &&Arc<Live<H>>| {
             let facts = &live.facts;
-            facts.origins.contains(&to.origin)
+            live.serves(to.origin)
                 && to.group.as_ref().is_none_or(|g| facts.group.as_ref() == Some(g))
                 && to.instance.is_none_or(|i| facts.instance == i)
                 // Sessions of a process that drains still come back to it.

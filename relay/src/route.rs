@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `core`, `bws` | anonymous (rate-limited by the caller), and every link of the tenant |
 //! | `proxy`, `secure-connect`, `directory` | a device's or node's certificate |
-//! | `gateway`, `mdm` | only passed through unopened, by server name: never from a link or by CONNECT |
+//! | `gateway`, `mdm` | only passed through unopened, by server name (`pass`): never from a link or by CONNECT |
 //!
 //! What the relay decides here keeps strangers off the nodes. What a device may do inside, the node decides alone, by
 //! the end-to-end certificate.
@@ -64,7 +64,8 @@ pub fn lane(asker: Asker<'_>, to: &Destination) -> Result<(), Fault> {
 pub fn serve(role: Role, origins: &[Origin]) -> Result<(), Fault> {
     for origin in origins {
         let allowed = match origin {
-            Origin::Core | Origin::Bws | Origin::Mdm => role == Role::Core,
+            Origin::Core | Origin::Bws => role == Role::Core,
+            Origin::Mdm => matches!(role, Role::Core | Role::Node),
             Origin::Proxy | Origin::SecureConnect | Origin::Directory | Origin::Gateway => role == Role::Node,
         };
         if !allowed {
@@ -138,6 +139,8 @@ mod tests {
         assert!(serve(Role::Core, &[Origin::Core, Origin::Bws]).is_ok());
         assert!(serve(Role::Node, &[Origin::Proxy, Origin::Directory]).is_ok());
         assert!(serve(Role::Node, &[Origin::Proxy, Origin::Core]).is_err());
+        assert!(serve(Role::Node, &[Origin::Gateway, Origin::Mdm]).is_ok());
+        assert!(serve(Role::Core, &[Origin::Mdm]).is_ok() && serve(Role::Core, &[Origin::Gateway]).is_err());
         assert!(serve(Role::Device, &[Origin::Proxy]).is_err());
         assert!(serve(Role::Device, &[]).is_ok());
     }

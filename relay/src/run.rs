@@ -3,6 +3,7 @@
 //! Start: read and check everything, then bind, then serve; a start that fails has bound nothing that answers. End: not
 //! ready, doors closed, every peer told when and where to come back, streams and lanes given their time, then closed.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,13 +12,14 @@ use std::time::Duration;
 use hedgerow_runtime::admin::{Admin, AdminError, control};
 use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::scope::Scope;
+use hedgerow_runtime::tls;
 use parking_lot::RwLock;
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use crate::accept::{Doors, Waiting};
+use crate::accept::{Door, Doors, Waiting};
 use crate::admin;
 use crate::config::{ConfigError, RelayConfig};
 use crate::identity::{self, IdentityError};
@@ -82,6 +84,8 @@ pub struct Running {
     pub link: Vec<SocketAddr>,
     /// Where it listens for devices.
     pub device: Vec<SocketAddr>,
+    /// Where it listens for plain HTTP CONNECT.
+    pub http: Vec<SocketAddr>,
     /// The operator's listener.
     pub admin: SocketAddr,
     /// The control socket.
@@ -134,12 +138,14 @@ impl Certificate {
 /// What is wrong, and where.
 pub async fn run(config: RelayConfig, context: &Context) -> Result<Running, StartError> {
     config.check()?;
+    tls::select(config.tls.provider);
     let ready = context.readiness.check("listeners");
     describe_metrics();
     let store = Store::open(&config.state)?;
     let identity = identity::load(&config)?;
     let (link_listeners, link) = bind(&config.listen.link, config.listen.udp)?;
     let (device_listeners, device) = bind(&config.listen.device, config.listen.udp)?;
+    let (http_listeners, http) = bind(&config.listen.http, false)?;
     let operator = Admin::bind(config.admin.listen).await?;
     let admin_address = operator.address();
     let control_path = config.state.join("control.sock");
@@ -160,12 +166,14 @@ pub async fn run(config: RelayConfig, context: &Context) -> Result<Running, Star
         relay: Relay::new(config, store, context.scope.child()),
     };
     let relay = doors.relay.clone();
+    // Nothing has asked for it yet.
+    let _ = relay.web.set(web(&relay.config.name, &http, &device));
     let certificate = Certificate { relay: relay.clone(), tls: doors.tls.clone() };
     control::serve(&control_path, admin::control(relay.clone(), &identity), &context.scope).await?;
     operator.serve(context.metrics.clone(), context.readiness.clone(), admin::reading(relay.clone()), &context.scope);
     let mut ports = Vec::new();
     for Bound { tcp, udp } in link_listeners.into_iter().chain(device_listeners) {
-        doors.open(tcp, &doors_scope);
+        doors.open(tcp, Door::Any, &doors_scope);
         if let Some((address, socket)) = udp {
             let failed = |source| StartError::BindUdp { address, source };
             let port = Port::new(socket).map_err(failed)?;
@@ -174,13 +182,17 @@ pub async fn run(config: RelayConfig, context: &Context) -> Result<Running, Star
             ports.push(port);
         }
     }
+    for Bound { tcp, .. } in http_listeners {
+        doors.open(tcp, Door::Web, &doors_scope);
+    }
     relay.work.spawn(relay.clone().keep_house());
     relay.work.spawn(certificate.clone().keep_fresh());
     ready.pass();
-    tracing::info!(name = relay.config.name, ?link, ?device, admin = %admin_address, "relay listens");
+    tracing::info!(name = relay.config.name, ?link, ?device, ?http, admin = %admin_address, "relay listens");
     Ok(Running {
         link,
         device,
+        http,
         admin: admin_address,
         control: control_path,
         ca: identity.ca,
@@ -190,6 +202,15 @@ pub async fn run(config: RelayConfig, context: &Context) -> Result<Running, Star
         relay,
         doors: doors_scope,
     })
+}
+
+/// Where web-services clients find the relay as a proxy: plain HTTP first, as the API manual has it.
+fn web(name: &str, http: &[SocketAddr], device: &[SocketAddr]) -> Vec<String> {
+    let of = |scheme: &str, list: &[SocketAddr]| {
+        let ports: BTreeSet<u16> = list.iter().map(SocketAddr::port).collect();
+        ports.into_iter().map(|port| format!("{scheme}://{name}:{port}")).collect::<Vec<_>>()
+    };
+    [of("http", http), of("https", device)].concat()
 }
 
 /// A TCP listener, and the UDP socket beside it.
@@ -313,6 +334,8 @@ fn describe_metrics() {
     counter!("hedgerow_relay_accept_errors_total", "Failed accepts: descriptors or memory are short");
     counter!("hedgerow_relay_connections_total", "Connections by what they turned out to be (kind)");
     counter!("hedgerow_relay_tls_failures_total", "TLS hand-shakes with the relay's own name that failed");
+    counter!("hedgerow_relay_tls_handshakes_total", "TLS hand-shakes that the relay ended, by key exchange group");
+    counter!("hedgerow_relay_passed_total", "Connections passed through by server name, by origin");
     counter!("hedgerow_relay_refused_total", "Links, streams, lanes and CONNECTs refused or cut, by code");
     counter!("hedgerow_relay_http_total", "HTTP answers by status");
     counter!("hedgerow_relay_streams_total", "Streams passed through from links, by origin");

@@ -1,8 +1,8 @@
 //! What all connections of one relay share.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use hedgerow_runtime::clock;
@@ -18,6 +18,7 @@ use crate::admit;
 use crate::config::RelayConfig;
 use crate::lane::{End, Lanes};
 use crate::limit::{Limiter, Shares};
+use crate::pass::Passes;
 use crate::registry::{Facts, Load, Registry};
 use crate::store::{Store, Tenant, TenantState};
 
@@ -36,6 +37,10 @@ pub struct Relay {
     pub registry: Registry<Channel>,
     /// Joined connections.
     pub lanes: Lanes,
+    /// Connections passed through by server name.
+    pub passes: Passes,
+    /// Where web-services clients find this relay as an HTTP proxy (`http://host:port`); known once the doors are open.
+    pub web: OnceLock<Vec<String>>,
     /// This run.
     pub instance: InstanceId,
     /// CONNECT by client.
@@ -66,6 +71,8 @@ impl Relay {
             timers,
             registry: Registry::default(),
             lanes: Lanes::new(timers.lane_wait, config.lanes.splice, work.clone()),
+            passes: Passes::default(),
+            web: OnceLock::new(),
             instance: InstanceId::from_random(clock::random()),
             connect_client: Limiter::new(limits.connect_client()),
             tunnels: Shares::new(limits.tunnels_per_client),
@@ -115,7 +122,8 @@ impl Relay {
         no_route(to)
     }
 
-    /// Closes every link and lane that may not be here any more: revoked, expired, its tenant blocked or removed.
+    /// Closes every link, lane and passed-through connection that may not be here any more: revoked, expired, its
+    /// tenant blocked or removed.
     /// How many were closed.
     pub fn enforce(&self, tenant: Option<&TenantId>) -> usize {
         let now = clock::now();
@@ -138,6 +146,7 @@ impl Relay {
             };
             tenant.is_none_or(|t| *t == lane.tenant) && !(stays(&lane.device) && stays(&lane.node))
         });
+        closed += self.cut_lost_names();
         closed
     }
 

@@ -28,6 +28,8 @@ pub enum DropReason {
     HandshakeTimeout,
     /// A connection whose first bytes are neither TLS nor a lane preamble, or too long.
     UnknownFirstBytes,
+    /// A ClientHello for a server name that is neither the relay's nor a live tenant's.
+    UnknownName,
     /// A lane leg with a ticket that is unknown, used or expired.
     UnknownTicket,
     /// A lane leg whose other leg did not come in time.
@@ -52,6 +54,7 @@ impl DropReason {
         Self::RateLimited,
         Self::HandshakeTimeout,
         Self::UnknownFirstBytes,
+        Self::UnknownName,
         Self::UnknownTicket,
         Self::LaneLegAlone,
         Self::NoForwarder,
@@ -72,6 +75,7 @@ impl DropReason {
             Self::RateLimited => "rate_limited",
             Self::HandshakeTimeout => "handshake_timeout",
             Self::UnknownFirstBytes => "unknown_first_bytes",
+            Self::UnknownName => "unknown_name",
             Self::UnknownTicket => "unknown_ticket",
             Self::LaneLegAlone => "lane_leg_alone",
             Self::NoForwarder => "no_forwarder",
@@ -172,6 +176,11 @@ impl Code {
     }
 }
 
+/// The longest explanation that travels, bytes. What a peer sends beyond it is cut.
+const MAX_TEXT: usize = 200;
+/// The longest explanation that is only shown here, bytes.
+const MAX_SHOWN: usize = 1000;
+
 /// A code with its explanation, as it travels in ANSWER, RESET, REFUSE and GO-AWAY.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, thiserror::Error)]
 pub struct Fault {
@@ -180,20 +189,26 @@ pub struct Fault {
     pub code: Code,
     /// For people; at most 200 bytes, no secrets, no customer addresses.
     #[n(1)]
+    #[cbor(decode_with = "decode_text")]
     pub text: String,
 }
 
+fn decode_text<C>(d: &mut minicbor::Decoder<'_>, _: &mut C) -> Result<String, minicbor::decode::Error> {
+    Ok(cut(d.str()?.to_owned(), MAX_TEXT))
+}
+
 impl Fault {
-    /// Makes a fault, cutting the text to 200 bytes.
+    /// Makes a fault, cutting the text to `MAX_TEXT` bytes.
     #[must_use]
     pub fn new(code: Code, text: impl Into<String>) -> Self {
-        Self { code, text: cut(text.into(), 200) }
+        Self { code, text: cut(text.into(), MAX_TEXT) }
     }
 
-    /// Makes a fault that is only shown here and never sent, so that its text may explain at length: up to 1000 bytes.
+    /// Makes a fault that is only shown here and never sent, so that its text may explain at length: up to
+    /// `MAX_SHOWN` bytes.
     #[must_use]
     pub fn explained(code: Code, text: impl Into<String>) -> Self {
-        Self { code, text: cut(text.into(), 1000) }
+        Self { code, text: cut(text.into(), MAX_SHOWN) }
     }
 }
 
@@ -207,10 +222,28 @@ fn cut(mut text: String, most: usize) -> String {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write as _;
         if self.text.is_empty() {
-            f.write_str(self.code.label())
-        } else {
-            write!(f, "{} ({})", self.text, self.code.label())
+            return f.write_str(self.code.label());
         }
+        // A peer may have written it: whatever it put there, this stays one line of a log, and moves no cursor.
+        for c in self.text.chars().take(MAX_SHOWN) {
+            f.write_char(if c.is_control() { ' ' } else { c })?;
+        }
+        write!(f, " ({})", self.code.label())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peers_words_stay_one_line_and_short() {
+        let text = format!("gone\u{1b}[2J\n2026-01-01 INFO forged\u{9b}{}", "x".repeat(500));
+        let sent = minicbor::to_vec(Fault { code: Code::Lost, text }).unwrap();
+        let shown = minicbor::decode::<Fault>(&sent).unwrap().to_string();
+        assert!(!shown.contains(char::is_control), "{shown:?}");
+        assert!(shown.starts_with("gone [2J 2026") && shown.ends_with(" (lost)") && shown.len() < 250, "{shown}");
     }
 }

@@ -2,11 +2,13 @@
 //! named after the rows of the system's description. Everything ends with the test.
 #![expect(clippy::missing_panics_doc, reason = "a test harness panics to fail the test")]
 
+pub mod chromium;
 pub mod corporate;
 pub mod curl;
 pub mod firewall;
 pub mod fuzz;
 pub mod inspector;
+pub mod liar;
 pub mod nginx;
 pub mod office;
 pub mod process;

@@ -41,6 +41,8 @@ impl Nginx {
             .args([
                 "-subj",
                 "/CN=intranet.test",
+                "-addext",
+                "subjectAltName=DNS:intranet.test,DNS:*.names.test",
                 "-keyout",
                 &format!("{dir}/key.pem"),
                 "-out",
@@ -74,6 +76,12 @@ impl Nginx {
     #[must_use]
     pub fn put_file(&self, name: &str, size: u64) -> String {
         write_random(&self.folder.path().join("www").join(name), size)
+    }
+
+    /// Its certificate, PEM: self-made, for `intranet.test` and every name under `names.test`.
+    #[must_use]
+    pub fn certificate(&self) -> PathBuf {
+        self.folder.path().join("cert.pem")
     }
 
     /// SHA-256 and size of the one file that was uploaded.

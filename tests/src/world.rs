@@ -17,6 +17,10 @@ pub struct Options {
     pub allow: Vec<String>,
     /// No lanes: sessions run over link streams.
     pub without_lanes: bool,
+    /// TLS servers that the node publishes: `gateway=127.0.0.1:8443`.
+    pub publish: Vec<String>,
+    /// Environment of every role, such as keys of its configuration.
+    pub environment: Vec<(String, String)>,
     /// Timers at 1/100.
     pub short_timers: bool,
 }
@@ -42,6 +46,10 @@ impl World {
         for target in &options.allow {
             command.args(["--also-allow", target]);
         }
+        for server in &options.publish {
+            command.args(["--publish", server]);
+        }
+        command.envs(options.environment.iter().cloned());
         if options.without_lanes {
             command.args(["--lanes", "off"]);
         }

@@ -1,4 +1,5 @@
-//! The API manual's way to the core's web services: HTTP CONNECT at the relay's 443 to origin `bws`.
+//! The API manual's way to the core's web services: HTTP CONNECT at the relay's 443 and at its
+//! plain-HTTP port to origin `bws`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
@@ -45,6 +46,70 @@ fn p07_curl_reaches_ping_by_connect_as_in_the_api_manual() {
             .arg("https://server01:18084/S12345678/api/v1/nothing"),
     );
     assert!(String::from_utf8_lossy(&unknown.stdout).ends_with("404"), "{unknown:?}");
+}
+
+/// As the manual writes it: `--proxy http://proxyserverhost:proxyserverport`.
+fn through_plain_port(world: &World, tenant: &str, origin: &str) -> Command {
+    let mut command = curl();
+    command
+        .args(["--proxy", &format!("http://{}", world.text("relay.http"))])
+        .args(["--proxy-header", &format!("Tenant-Id: {tenant}")])
+        .args(["--proxy-header", &format!("Origin-Server-Id: {origin}")])
+        .args(["--insecure"]);
+    command
+}
+
+#[test]
+fn p07_curl_reaches_ping_by_the_plain_http_port_as_in_the_api_manual() {
+    let world = World::start(&Options::default());
+    let said = text(through_plain_port(&world, "S12345678", "bws").arg(PING));
+    assert!(said.starts_with("Up and running"), "{said}");
+    // The client's TLS ends at the core, not at the relay.
+    let verbose = attempt(through_plain_port(&world, "S12345678", "bws").args(["--verbose", PING]));
+    let verbose = String::from_utf8_lossy(&verbose.stderr).into_owned();
+    assert!(verbose.contains("SSL connection using TLSv1.3") && !verbose.contains("Hedgerow relay CA"), "{verbose}");
+    for (tenant, origin, status, word) in [
+        ("S12345678", "core", "403", "origin bws only"),
+        ("S12345678", "proxy", "403", "origin bws only"),
+        ("S99999999", "bws", "404", ""),
+        ("not a tenant", "bws", "400", ""),
+    ] {
+        let output = attempt(through_plain_port(&world, tenant, origin).args(["--verbose", PING]));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(&format!("< HTTP/1.1 {status} ")), "{tenant} {origin}: {said}");
+        assert!(!output.status.success());
+        assert!(word.is_empty() || origin == "bws" || plain_says(&world, origin).contains(word));
+    }
+    // Anything but CONNECT is refused, in words.
+    let mut plain = Command::new("curl");
+    plain.args(["--silent", "--noproxy", "*", "--max-time", "20", "--write-out", "%{http_code}"]);
+    let said = attempt(plain.arg(format!("http://{}/lookup", world.text("relay.http"))));
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("only CONNECT") && said.ends_with("405"), "{said}");
+    // Both administrators can read host and port.
+    let port = world.text("relay.http").rsplit(':').next().unwrap().to_owned();
+    let url = format!("http://{}:{port}", world.text("relay.name"));
+    for shown in [
+        world.hedgerow(&["core", "status"])["relays"][0]["web"].clone(),
+        world.hedgerow(&["relay", "info"])["web"].clone(),
+    ] {
+        assert_eq!(shown[0].as_str(), Some(url.as_str()), "{shown}");
+        assert!(shown[1].as_str().is_some_and(|u| u.starts_with("https://")), "{shown}");
+    }
+}
+
+/// The relay's words to a CONNECT on the plain port, as they come.
+fn plain_says(world: &World, origin: &str) -> String {
+    use std::io::{Read, Write};
+    let mut tcp = std::net::TcpStream::connect(world.text("relay.http")).unwrap();
+    tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let request = format!(
+        "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nTenant-Id: S12345678\r\nOrigin-Server-Id: {origin}\r\nConnection: close\r\n\r\n"
+    );
+    tcp.write_all(request.as_bytes()).unwrap();
+    let mut said = String::new();
+    tcp.read_to_string(&mut said).unwrap();
+    said
 }
 
 #[test]

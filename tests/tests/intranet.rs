@@ -180,7 +180,7 @@ fn stays_open(short_timers: bool, time: Duration) {
     let port = echo_server();
     for without_lanes in [false, true] {
         let allow = vec![format!("127.0.0.1:{port}")];
-        let world = World::start(&Options { allow, short_timers, without_lanes });
+        let world = World::start(&Options { allow, short_timers, without_lanes, ..Options::default() });
         let mut tcp = world.connect(port);
         echo(&mut tcp, b"before");
         std::thread::sleep(time);

@@ -42,7 +42,8 @@ const STATUS: &[Column] = &[
     ("tenant", "tenant", Show::Plain),
     ("version", "version", Show::Plain),
     ("up for seconds", "uptime_seconds", Show::Plain),
-    ("post-quantum", "post_quantum", Show::Plain),
+    ("TLS provider", "tls.provider", Show::Plain),
+    ("post-quantum", "tls.post_quantum", Show::Plain),
     ("documents", "config.version", Show::Plain),
     ("issued", "config.issued", Show::Time),
     ("not yet at", "not_yet", Show::Plain),
@@ -55,6 +56,8 @@ const RELAYS: &[Column] = &[
     ("DOCUMENTS", "config", Show::Plain),
     ("CA KNOWN", "ca_registered", Show::Plain),
     ("OPEN ACTIVATIONS", "lookup_entries", Show::Plain),
+    ("NAMES", "names", Show::Plain),
+    ("WEB SERVICES PROXY", "web", Show::Plain),
     ("ERROR", "error", Show::Plain),
 ];
 const HOLDERS: &[Column] = &[("HOLDER", "holder", Show::Plain), ("OBEYS", "version", Show::Plain)];

@@ -4,6 +4,7 @@ pub(crate) mod audit;
 pub(crate) mod core;
 pub(crate) mod device;
 pub(crate) mod health;
+pub(crate) mod name;
 pub(crate) mod node;
 pub(crate) mod password;
 pub(crate) mod relay;

@@ -49,14 +49,21 @@ enum RelayCommand {
         #[command(subcommand)]
         command: DomainCommand,
     },
-    /// Who is connected: links and lanes
+    /// Server names that tenants registered and this relay passes through
+    Name {
+        #[command(flatten)]
+        relay: AtRelay,
+        #[command(subcommand)]
+        command: NameCommand,
+    },
+    /// Who is connected: links, lanes, and connections passed through by name
     Sessions {
         #[command(flatten)]
         relay: AtRelay,
         #[command(subcommand)]
         command: Option<SessionCommand>,
     },
-    /// The relay's name and the CA that cores, nodes and devices must trust
+    /// The relay's name, the CA that cores, nodes and devices must trust, and where web-services clients find it
     Info {
         #[command(flatten)]
         relay: AtRelay,
@@ -110,6 +117,26 @@ enum SessionCommand {
 }
 
 #[derive(Debug, Subcommand)]
+enum NameCommand {
+    /// List names
+    List,
+    /// Take a name from a tenant and cut its connections; the tenant does not get it back by itself
+    Remove {
+        /// The tenant
+        id: TenantId,
+        /// The name
+        name: String,
+    },
+    /// Let a tenant register a name again that was taken from it
+    Allow {
+        /// The tenant
+        id: TenantId,
+        /// The name
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum DomainCommand {
     /// Record that a tenant has shown that it owns a domain
     Add {
@@ -139,6 +166,20 @@ const TENANTS: &[Column] = &[
     ("CREATED", "created", Show::Time),
 ];
 const DOMAINS: &[Column] = &[("TENANT", "tenant", Show::Plain), ("DOMAIN", "domain", Show::Plain)];
+const NAMES: &[Column] = &[
+    ("NAME", "name", Show::Plain),
+    ("TENANT", "tenant", Show::Plain),
+    ("ORIGIN", "origin", Show::Plain),
+    ("STATE", "state", Show::Plain),
+];
+const PASSED: &[Column] = &[
+    ("CONNECTION", "id", Show::Plain),
+    ("TENANT", "tenant", Show::Plain),
+    ("ORIGIN", "origin", Show::Plain),
+    ("NAME", "name", Show::Plain),
+    ("ADDRESS", "address", Show::Plain),
+    ("SECONDS", "age_s", Show::Plain),
+];
 const LINKS: &[Column] = &[
     ("LINK", "id", Show::Plain),
     ("TENANT", "tenant", Show::Plain),
@@ -169,6 +210,9 @@ const INFO: &[Column] = &[
     ("instance", "instance", Show::Plain),
     ("CA file", "ca", Show::Plain),
     ("CA pin", "ca_pin", Show::Plain),
+    ("TLS provider", "tls.provider", Show::Plain),
+    ("post-quantum", "tls.post_quantum", Show::Plain),
+    ("web services proxy", "web", Show::Plain),
 ];
 
 impl RoleConfig for RelayConfig {
@@ -183,6 +227,7 @@ pub(crate) fn run(args: RelayArgs, logging: &Logging) -> ExitCode {
         RelayCommand::Config { source, command } => role::config::<RelayConfig>(&command, &source.sources("relay")),
         RelayCommand::Tenant { relay, command } => verb(tenant(relay, command)),
         RelayCommand::Domain { relay, command } => verb(domain(relay, command)),
+        RelayCommand::Name { relay, command } => verb(name(relay, command)),
         RelayCommand::Sessions { relay, command } => verb(sessions(relay, command)),
         RelayCommand::Info { relay } => verb(async move {
             let at = relay.at();
@@ -248,9 +293,25 @@ async fn sessions(relay: AtRelay, command: Option<SessionCommand>) -> anyhow::Re
         |kind: &str| all.as_array().into_iter().flatten().filter(|s| s["kind"] == kind).cloned().collect::<Value>();
     let human = |_: &Value| {
         let links = output::table(&of("link"), LINKS, "no links");
-        format!("{links}\n{}", output::table(&of("lane"), LANES, "no lanes"))
+        let lanes = output::table(&of("lane"), LANES, "no lanes");
+        format!("{links}\n{lanes}\n{}", output::table(&of("name"), PASSED, "nothing passed through by name"))
     };
     output::answer(relay.json, &all, human)
+}
+
+async fn name(relay: AtRelay, command: NameCommand) -> anyhow::Result<()> {
+    let at = relay.at();
+    match command {
+        NameCommand::List => at.table(&at.get("/names").await?, NAMES, "no names"),
+        NameCommand::Remove { id, name } => {
+            let answer = at.delete(&format!("/tenants/{id}/names/{}", segment(&name))).await?;
+            at.done(&answer, &format!("{} is taken from {id}", output::printable(&name)))
+        }
+        NameCommand::Allow { id, name } => {
+            let answer = at.post(&format!("/tenants/{id}/names/{}/allow", segment(&name)), &json!({})).await?;
+            at.done(&answer, &format!("{id} may register {} again", output::printable(&name)))
+        }
+    }
 }
 
 async fn domain(relay: AtRelay, command: DomainCommand) -> anyhow::Result<()> {

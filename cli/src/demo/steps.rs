@@ -23,11 +23,12 @@ async fn relay(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
     world.write(
         "relay.toml",
         &format!(
-            "name = \"{RELAY}\"\nstate = {state:?}\n\n[listen]\nlink = [\"{link}\"]\ndevice = [\"{public}\"]\n\n\
+            "name = \"{RELAY}\"\nstate = {state:?}\n\n[listen]\nlink = [\"{link}\"]\ndevice = [\"{public}\"]\nhttp = [\"{web}\"]\n\n\
              [admin]\nlisten = \"{admin}\"\n\n[timers]\nscale = {scale:?}\n",
             state = world.path("relay"),
             link = world.address("link"),
             public = world.address("public"),
+            web = world.address("web"),
             admin = world.address("relay-admin"),
             scale = args.timer_scale,
         ),
@@ -94,10 +95,11 @@ async fn policy(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
 }
 
 async fn node(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
+    let publish: String = args.publish.iter().map(|(origin, server)| format!("{origin} = {server:?}\n")).collect();
     world.write(
         "node.toml",
         &format!(
-            "state = {state:?}\n\n[hosts]\n\"{SITE}\" = [\"127.0.0.1\"]\n\n[admin]\nlisten = \"{admin}\"\n\n[timers]\nscale = {scale:?}\n",
+            "state = {state:?}\n\n[hosts]\n\"{SITE}\" = [\"127.0.0.1\"]\n\n[publish]\n{publish}\n[admin]\nlisten = \"{admin}\"\n\n[timers]\nscale = {scale:?}\n",
             state = world.path("node"),
             admin = world.address("node-admin"),
             scale = args.timer_scale,
@@ -110,7 +112,9 @@ async fn node(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
         // A token of a run that did not come to its end is of no use.
         let _ = std::fs::remove_file(&token);
         let token = token.display().to_string();
-        world.command(&["token", "create", "--name", "demo-node", "--out", &token]).await?;
+        world
+            .command(&["token", "create", "--name", "demo-node", "--origins", "proxy,gateway,mdm", "--out", &token])
+            .await?;
         world.command(&["node", "enroll", "--config", &config, "--token-file", &token]).await?;
         world.done(since, "node enrolled with a one-string token: certificate from the tenant's CA")?;
     }

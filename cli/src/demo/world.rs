@@ -26,8 +26,8 @@ pub(super) const RELAY: &str = "relay.hedgerow.demo";
 pub(super) const SITE: &str = "intranet.hedgerow.demo";
 /// The order of starting; stopping is the other way round.
 const ROLES: [&str; 4] = ["relay", "core", "node", "device"];
-const PORTS: [&str; 9] =
-    ["link", "public", "relay-admin", "core-admin", "node-admin", "device-admin", "socks5", "http", "site"];
+const PORTS: [&str; 10] =
+    ["link", "public", "web", "relay-admin", "core-admin", "node-admin", "device-admin", "socks5", "http", "site"];
 
 /// See the module.
 pub(super) struct World {
@@ -164,7 +164,7 @@ impl World {
         let described = json!({
             "tenant": TENANT,
             "relay": {
-                "name": RELAY, "device": self.address("public"), "link": self.address("link"),
+                "name": RELAY, "device": self.address("public"), "link": self.address("link"), "http": self.address("web"),
                 "admin": self.address("relay-admin"), "ca": self.path("relay/relay-ca.pem"),
                 "control": self.path("relay/control.sock"), "config": self.path("relay.toml"),
             },
@@ -199,10 +199,13 @@ impl World {
             "\nUp. The site {url} answers only through the tunnel:\n\n\
              \x20 curl --proxy socks5h://{socks} {url}\n\
              \x20 curl --proxy http://{http} {url}\n\n\
-             \x20 relay   devices {public}, links {link}\n\
+             \x20 relay   devices {public}, links {link}, web services through http://{web}\n\
              \x20 status  http://{relay}/sessions  http://{core}/status  http://{device}/status\n\
              \x20 metrics http://{relay}/metrics (also core {core}, node {node}, device {device})\n\
              \x20 folder  {folder}\n\n\
+             Call the core's web services through the relay:\n\n\
+             \x20 curl --proxy http://{web} --proxy-header 'Tenant-Id: {TENANT}' --proxy-header 'Origin-Server-Id: bws' \\\n\
+             \x20      --insecure https://server01:18084/{TENANT}/api/v1/util/ping\n\n\
              Administer it in another terminal:\n\n\
              \x20 export HEDGEROW_CORE_SOCKET={core_socket}\n\
              \x20 {exe} device list\n\n\
@@ -211,6 +214,7 @@ impl World {
             http = self.address("http"),
             public = self.address("public"),
             link = self.address("link"),
+            web = self.address("web"),
             relay = self.address("relay-admin"),
             core = self.address("core-admin"),
             node = self.address("node-admin"),
@@ -269,21 +273,23 @@ impl World {
     }
 }
 
-/// Ports of the folder's earlier demo, or free ones, all different.
+/// Ports of the folder's earlier demo, and free ones for what it did not have; all different.
 fn choose_ports(file: &Path) -> anyhow::Result<BTreeMap<String, u16>> {
-    if let Ok(bytes) = std::fs::read(file) {
-        let ports: BTreeMap<String, u16> =
-            serde_json::from_slice(&bytes).with_context(|| format!("{} does not parse", file.display()))?;
-        for (name, port) in &ports {
-            TcpListener::bind(("127.0.0.1", *port))
-                .with_context(|| format!("port {port} ({name}) is taken: does another demo use this folder?"))?;
-        }
-        return Ok(ports);
+    let mut ports: BTreeMap<String, u16> = match std::fs::read(file) {
+        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} does not parse", file.display()))?,
+        Err(_) => BTreeMap::new(),
+    };
+    let mut held = Vec::new();
+    for (name, port) in &ports {
+        let taken = || format!("port {port} ({name}) is taken: does another demo use this folder?");
+        held.push(TcpListener::bind(("127.0.0.1", *port)).with_context(taken)?);
     }
-    let held: Vec<TcpListener> = PORTS.iter().map(|_| free_port()).collect::<Result<_, _>>()?;
-    let mut ports = BTreeMap::new();
-    for (name, listener) in PORTS.iter().zip(&held) {
-        ports.insert((*name).to_owned(), listener.local_addr()?.port());
+    for name in PORTS {
+        if !ports.contains_key(name) {
+            let listener = free_port()?;
+            ports.insert(name.to_owned(), listener.local_addr()?.port());
+            held.push(listener);
+        }
     }
     std::fs::write(file, serde_json::to_vec(&ports)?)?;
     Ok(ports)

@@ -1,4 +1,5 @@
-//! What comes through a relay: streams for origin `core` (devices and nodes, `shared::wire::core_api`) and `bws`.
+//! What comes through a relay: streams for origin `core` (devices and nodes, `shared::wire::core_api`) and `bws`; those
+//! for `mdm` go on, unopened, to the server that is published for it.
 //!
 //! ```text
 //!   accept: header read, permit taken --> TLS of the origin --> HTTP/1.1 --> activate | enrol | configs | bws
@@ -52,9 +53,16 @@ pub(crate) async fn accept(app: Arc<App>, mux: Channel, scope: Scope) {
         };
         match admit(&app, &to) {
             Ok(permit) => {
-                let stream = incoming.accept();
                 let app = app.clone();
                 let from = vouched.map(|v: Vouched| v.address).unwrap_or_default();
+                if app.published.serves(to.origin) {
+                    scope.spawn(async move {
+                        app.published.serve(to.origin, incoming, &from).await;
+                        drop(permit);
+                    });
+                    continue;
+                }
+                let stream = incoming.accept();
                 scope.spawn(async move {
                     serve(&app, to.origin, stream, &from).await;
                     drop(permit);
@@ -71,6 +79,7 @@ fn admit(app: &App, to: &Destination) -> Result<tokio::sync::OwnedSemaphorePermi
     }
     match to.origin {
         Origin::Core | Origin::Bws => {}
+        published if app.published.serves(published) => {}
         other => return Err(Fault::new(Code::NoRoute, format!("a core does not serve {other}"))),
     }
     let permit = app.connections.clone().try_acquire_owned();

@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hedgerow_shared::verify::Version;
 use hedgerow_shared::{EntityId, Role, TenantId, UnixTime};
-use hedgerow_uem_core::account::{Device, DeviceState, Node, NodeState, SealedKey, Tenant, Token, User};
+use hedgerow_uem_core::account::{Device, DeviceState, Node, NodeState, SealedKey, ServerName, Tenant, Token, User};
 use hedgerow_uem_core::activation::ActivationPassword;
 use hedgerow_uem_core::audit;
 use hedgerow_uem_core::ca::CertificateRecord;
@@ -219,6 +219,15 @@ impl<'a> Row<'a> {
             expires: self.time("expires")?,
             used: self.time_or_null("used")?.zip(used_by),
             revoked: self.time_or_null("revoked")?,
+        })
+    }
+
+    pub(super) fn server_name(&self) -> Result<ServerName, StoreError> {
+        Ok(ServerName {
+            tenant: self.parse("tenant")?,
+            name: self.text("name")?,
+            origin: self.parse("origin")?,
+            created: self.time("created")?,
         })
     }
 

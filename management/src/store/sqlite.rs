@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hedgerow_shared::verify::{Route, Rule};
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
-use hedgerow_uem_core::account::{Device, Email, Node, Tenant, Token, User};
+use hedgerow_uem_core::account::{Device, Email, Node, ServerName, Tenant, Token, User};
 use hedgerow_uem_core::activation::ActivationPassword;
 use hedgerow_uem_core::audit;
 use hedgerow_uem_core::ca::CertificateRecord;
@@ -178,6 +178,11 @@ impl Store for Sqlite {
         self.all("route", query, |row| row.json("route")).await
     }
 
+    async fn names(&self, tenant: &TenantId) -> Result<Vec<ServerName>, StoreError> {
+        let query = by_tenant("SELECT * FROM server_name WHERE tenant = $1 ORDER BY name", tenant);
+        self.all("server name", query, |row| row.server_name()).await
+    }
+
     async fn revoked(&self, tenant: &TenantId, now: UnixTime) -> Result<Vec<EntityId>, StoreError> {
         let sql = "SELECT d.id AS id FROM device d JOIN account a ON a.tenant = d.tenant AND a.id = d.account \
                    WHERE d.tenant = $1 AND d.not_after > $2 AND (d.state = 'revoked' OR a.active = 0) \
@@ -301,6 +306,10 @@ fn change_queries(tenant: &TenantId, change: &Change) -> Result<Vec<Query>, Stor
             let insert = "INSERT INTO route (tenant, position, route) VALUES ($1, $2, $3)";
             replace_list(tenant, delete, insert, routes)?
         }
+        Change::PutName(name) => vec![put_name(name)],
+        Change::DeleteName(name) => {
+            vec![by_tenant("DELETE FROM server_name WHERE tenant = $1 AND name = $2", tenant).bind(name.clone())]
+        }
     })
 }
 
@@ -385,6 +394,12 @@ fn put_token(token: &Token) -> Result<Query, StoreError> {
         .bind(token.used.map(|(_, node)| node.to_string()))
         .bind(time(token.revoked));
     Ok(query)
+}
+
+fn put_name(name: &ServerName) -> Query {
+    let sql = "INSERT INTO server_name (tenant, name, origin, created) VALUES ($1, $2, $3, $4) \
+               ON CONFLICT (tenant, name) DO UPDATE SET origin = excluded.origin";
+    by_tenant(sql, &name.tenant).bind(name.name.clone()).bind(name.origin.as_str()).bind(int(name.created.0))
 }
 
 fn add_certificate(tenant: &TenantId, certificate: &CertificateRecord) -> Query {

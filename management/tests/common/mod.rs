@@ -52,7 +52,8 @@ impl World {
         let settings =
             TenantSettings { relays: vec!["relay.example:443".into()], relay_name: None, relay_ca_pem: None };
         let new = NewTenant { id: tenant(), name: "Test".into(), settings };
-        let app = App::open(state, new, &["relay.example".to_owned()], None, Timers::default()).await.unwrap();
+        let app =
+            App::open(state, new, &["relay.example".to_owned()], None, published(), Timers::default()).await.unwrap();
         let new = NewUser { email: EMAIL.parse().unwrap(), display_name: "Anna".into() };
         let user = app.domain.add_user(&mut call(Actor::System), &app.tenant, new).await.unwrap().id;
         Self { app, scope: Scope::new(), user, _dir: dir }
@@ -132,6 +133,12 @@ impl World {
         let own = own(&key, &reply.certificate, &reply.ca);
         Ok(Node { own, reply })
     }
+}
+
+/// Nothing.
+fn published() -> hedgerow_proxy::publish::Published {
+    let dialer = hedgerow_proxy::dial::Dialer::new(std::collections::HashMap::new(), std::time::Duration::from_secs(5));
+    hedgerow_proxy::publish::Published::new(std::collections::BTreeMap::new(), dialer, 1)
 }
 
 pub struct Device {

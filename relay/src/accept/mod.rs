@@ -5,7 +5,10 @@
 //!    unopened.
 //! 3. A ClientHello for the relay itself: TLS is ended here, and the protocol that was agreed on decides: link, wrapped
 //!    lane leg, HTTP.
-//! 4. Anything else is closed and counted.
+//! 4. A ClientHello for a name that a tenant registered: the bytes go to that tenant unopened.
+//! 5. Anything else is closed and counted.
+//!
+//! The plain-HTTP port is a door of its own: everything that comes there is HTTP.
 
 pub mod client_hello;
 pub mod inside;
@@ -35,6 +38,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::connect::Version;
 use crate::lane::{Carrier, Leg};
+use crate::pass::{self, Named};
 use crate::state::Relay;
 use crate::{connect, serve};
 use client_hello::Parsed;
@@ -59,12 +63,21 @@ pub struct Doors {
     pub waiting: Waiting,
 }
 
+/// What a listener is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// Everything that the module's header lists.
+    Any,
+    /// Plain HTTP CONNECT to `bws`.
+    Web,
+}
+
 /// One relay connection whose TLS ends here.
 pub type Own = TlsStream<Prefixed<TcpStream>>;
 
 impl Doors {
     /// Accepts on one listener until `scope` ends; what was accepted lives on in the relay's own scope.
-    pub fn open(&self, listener: TcpListener, scope: &Scope) {
+    pub fn open(&self, listener: TcpListener, door: Door, scope: &Scope) {
         let doors = self.clone();
         scope.spawn(async move {
             loop {
@@ -78,7 +91,12 @@ impl Doors {
                         let place = doors.waiting.enter();
                         metrics::counter!("hedgerow_relay_accepts_total").increment(1);
                         let greeter = doors.clone();
-                        doors.relay.work.spawn(async move { greeter.greet(tcp, address, place, permit).await });
+                        doors.relay.work.spawn(async move {
+                            match door {
+                                Door::Any => greeter.greet(tcp, address, place, permit).await,
+                                Door::Web => greeter.greet_web(tcp, address, place, permit).await,
+                            }
+                        });
                     }
                     Err(error) => {
                         tracing::warn!(%error, "accept failed");
@@ -118,7 +136,26 @@ impl Doors {
                 drop(place);
                 connect::serve(&self.relay, *tls, version, address, permit, Some(&self)).await;
             }
+            Sorted::Name(to, tcp, first) => {
+                pass::serve(&self.relay, Prefixed::new(first, tcp), to, address, place, permit).await;
+            }
         }
+    }
+
+    /// Plain HTTP: the place among the silent is kept until the first byte.
+    async fn greet_web(self, tcp: TcpStream, address: SocketAddr, place: Place, permit: OwnedSemaphorePermit) {
+        dial::prepare(&tcp);
+        let heard = tokio::select! {
+            heard = tokio::time::timeout(self.relay.timers.handshake, tcp.readable()) => heard,
+            () = place.shown_out() => return,
+        };
+        match heard {
+            Ok(Ok(())) => drop(place),
+            Ok(Err(_)) => return,
+            Err(_) => return dropped(DropReason::HandshakeTimeout),
+        }
+        metrics::counter!("hedgerow_relay_connections_total", "kind" => "web").increment(1);
+        connect::serve(&self.relay, tcp, Version::Plain, address, permit, None).await;
     }
 
     /// Finds out what a connection is. `None` when it was closed; that is counted already.
@@ -136,6 +173,9 @@ impl Doors {
         if let Seen::Lane(ticket, skip) = seen {
             return Some(Sorted::Lane(ticket, Carrier::Plain(tcp), first.split_off(skip).freeze()));
         }
+        if let Seen::Name(to) = seen {
+            return Some(Sorted::Name(to, tcp, first.freeze()));
+        }
         let acceptor = self.tls.read().clone();
         let tls = match acceptor.accept(Prefixed::new(first.freeze(), tcp)).await {
             Ok(tls) => tls,
@@ -145,6 +185,8 @@ impl Doors {
                 return None;
             }
         };
+        let group = tls.get_ref().1.negotiated_key_exchange_group().and_then(|g| g.name().as_str());
+        metrics::counter!("hedgerow_relay_tls_handshakes_total", "group" => group.unwrap_or("unknown")).increment(1);
         match tls.get_ref().1.alpn_protocol() {
             Some(p) if p == ALPN_LINK => Some(Sorted::Link(Box::new(tls))),
             Some(p) if p == ALPN_LANE => wrapped(tls).await,
@@ -158,6 +200,7 @@ enum Sorted {
     Lane(Ticket, Carrier, Bytes),
     Link(Box<Own>),
     Http(Box<Own>, Version),
+    Name(Named, TcpStream, Bytes),
 }
 
 impl Sorted {
@@ -167,6 +210,7 @@ impl Sorted {
             Self::Lane(_, Carrier::Wrapped(_), _) => "wrapped_lane",
             Self::Link(_) => "link",
             Self::Http(..) => "http",
+            Self::Name(..) => "name",
         }
     }
 }
@@ -178,6 +222,8 @@ enum Seen {
     Lane(Ticket, usize),
     /// A ClientHello for the relay itself.
     Own,
+    /// A ClientHello for a tenant's name.
+    Name(Named),
 }
 
 /// Reads until it is clear. No buffer is held while nothing has come.
@@ -228,7 +274,10 @@ fn look(first: &[u8], relay: &Relay) -> Look {
         Some(Ok(ticket)) => Look::Seen(Seen::Lane(ticket, 0)),
         Some(Err(())) => Look::Close(DropReason::UnknownTicket),
         None if relay.config.answers_to(&name) => Look::Seen(Seen::Own),
-        None => Look::Close(DropReason::UnknownFirstBytes),
+        None => match relay.named(&name) {
+            Some(to) => Look::Seen(Seen::Name(to)),
+            None => Look::Close(DropReason::UnknownName),
+        },
     }
 }
 

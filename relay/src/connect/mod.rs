@@ -9,6 +9,9 @@
 //! Answers: 200, then bytes both ways. 400 a header is missing or wrong, 403 not without a certificate or tenant blocked,
 //! 404 unknown tenant, 405 another method, 429 too fast, 502 the endpoint refused, 503 nothing connected serves it,
 //! 504 no answer in time; one line of text says what to do. Never 407: the relay asks for no proxy credentials.
+//!
+//! The plain-HTTP port takes nothing but CONNECT to `bws`, whose clients bring TLS of their own: 403 for another origin,
+//! 405 for another method.
 
 mod lookup;
 
@@ -54,6 +57,8 @@ pub enum Version {
     One,
     /// HTTP/2.
     Two,
+    /// HTTP/1.1 without TLS: `bws` only.
+    Plain,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -94,7 +99,7 @@ pub async fn serve<IO>(
     let idle = relay.timers.handshake;
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder = match version {
-        Version::One => builder.http1_only(),
+        Version::One | Version::Plain => builder.http1_only(),
         Version::Two => builder.http2_only(),
     };
     builder.http1().timer(TokioTimer::new()).header_read_timeout(idle).max_buf_size(MAX_FIRST_BYTES);
@@ -116,7 +121,7 @@ pub async fn serve<IO>(
         async move {
             Ok::<_, Infallible>(match doors {
                 Some(doors) if inside::is_asked_for(&request) => websocket(doors, request, address, busy),
-                _ => answer(&relay, request, address, busy).await,
+                _ => answer(&relay, request, version, address, busy).await,
             })
         }
     });
@@ -148,9 +153,23 @@ async fn until_idle(activity: &Activity, limit: Duration) {
     }
 }
 
-async fn answer(relay: &Arc<Relay>, request: Request<Incoming>, address: SocketAddr, busy: Busy) -> Answer {
+async fn answer(
+    relay: &Arc<Relay>,
+    request: Request<Incoming>,
+    version: Version,
+    address: SocketAddr,
+    busy: Busy,
+) -> Answer {
     let answer = match (request.method(), request.uri().path()) {
-        (&Method::CONNECT, _) => connect(relay, request, address, busy).await,
+        (&Method::CONNECT, _) => connect(relay, request, version, address, busy).await,
+        _ if version == Version::Plain => {
+            let mut answer = text(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this port takes only CONNECT with Tenant-Id and Origin-Server-Id: bws; use https:// for the rest",
+            );
+            answer.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("CONNECT"));
+            answer
+        }
         (&Method::POST, "/lookup") => lookup::answer(relay, request, address).await,
         (_, "/lookup") => {
             let mut answer =
@@ -190,13 +209,23 @@ fn websocket(doors: Doors, mut request: Request<Incoming>, address: SocketAddr, 
     answer
 }
 
-async fn connect(relay: &Arc<Relay>, mut request: Request<Incoming>, address: SocketAddr, busy: Busy) -> Answer {
+async fn connect(
+    relay: &Arc<Relay>,
+    mut request: Request<Incoming>,
+    version: Version,
+    address: SocketAddr,
+    busy: Busy,
+) -> Answer {
     let to = match destination(request.headers()) {
         Ok(to) => to,
         Err(why) => return text(StatusCode::BAD_REQUEST, why),
     };
     if let Err(wait) = relay.connect_client.take(client_key(address.ip()), Instant::now()) {
         return too_fast(wait);
+    }
+    if version == Version::Plain && to.origin != Origin::Bws {
+        let fault = Fault::new(Code::Forbidden, "the plain-HTTP port serves origin bws only: use https:// for others");
+        return refused(&fault, StatusCode::FORBIDDEN);
     }
     if let Err(fault) = may(relay, &to) {
         return refused(&fault.1, fault.0);

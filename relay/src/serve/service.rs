@@ -1,4 +1,4 @@
-//! Services of the relay for a tenant's core: its CA, its configuration, its open activations.
+//! Services of the relay for a tenant's core: its CA, its configuration, its open activations and names.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,21 +6,24 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::{Channel, Incoming, Stream};
-use hedgerow_shared::Role;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::verify::config;
 use hedgerow_shared::wire::message::{CaRegistration, ConfigUpload, Registrations, Service, ServiceReply};
+use hedgerow_shared::wire::names::MAX_NAMES;
+use hedgerow_shared::{Origin, Role};
 
 use crate::registry::Live;
 use crate::state::{Relay, count_refusal};
 use crate::store::{MAX_REGISTRATIONS, StoreError};
 
-/// The largest configuration with what is around it, and so many open activations.
+/// The largest configuration with what is around it, and so many open activations and names.
 const MAX_REQUEST: usize =
-    if config::MAX_PAYLOAD > MAX_REGISTRATIONS * 48 { config::MAX_PAYLOAD } else { MAX_REGISTRATIONS * 48 } + 64 * 1024;
+    if config::MAX_PAYLOAD > MAX_REGISTRATIONS * 48 { config::MAX_PAYLOAD } else { MAX_REGISTRATIONS * 48 }
+        + MAX_NAMES * 264
+        + 64 * 1024;
 
 /// Answers one request.
-pub(super) async fn serve(relay: &Arc<Relay>, live: &Live<Channel>, incoming: Incoming, service: Service) {
+pub(super) async fn serve(relay: &Arc<Relay>, live: &Arc<Live<Channel>>, incoming: Incoming, service: Service) {
     if live.facts.role != Role::Core {
         let fault = Fault::new(Code::Forbidden, "this service of the relay is for cores");
         count_refusal(&fault);
@@ -34,7 +37,7 @@ pub(super) async fn serve(relay: &Arc<Relay>, live: &Live<Channel>, incoming: In
     let reply = reply.unwrap_or_else(|fault| {
         count_refusal(&fault);
         tracing::warn!(tenant = %live.facts.tenant, ?service, reason = %fault, "a core's request was refused");
-        ServiceReply { fault, version: None }
+        ServiceReply::new(fault)
     });
     let Ok(bytes) = minicbor::to_vec(&reply) else { return };
     if stream.write_chunk(bytes.into()).await.is_ok() {
@@ -60,13 +63,13 @@ async fn read(stream: &mut Stream, limit: Duration) -> Result<Bytes, Fault> {
 /// The store waits for the disk, so it is asked off the async threads.
 async fn carry_out(
     relay: &Arc<Relay>,
-    live: &Live<Channel>,
+    live: &Arc<Live<Channel>>,
     service: Service,
     request: Bytes,
 ) -> Result<ServiceReply, Fault> {
-    let (own, tenant) = (relay.clone(), live.facts.tenant.clone());
+    let (own, live, tenant) = (relay.clone(), live.clone(), live.facts.tenant.clone());
     let work = move || -> Result<ServiceReply, Fault> {
-        let mut version = None;
+        let mut reply = ServiceReply::new(Fault::new(Code::Ok, ""));
         match service {
             Service::RegisterCa => {
                 let CaRegistration { certificate } = read_as(&request)?;
@@ -75,16 +78,28 @@ async fn carry_out(
             Service::PutConfig => {
                 let upload: ConfigUpload = read_as(&request)?;
                 let config = own.store.put_config(&tenant, upload, clock::now()).map_err(refusal)?;
-                version = Some(config.head.version);
+                reply.version = Some(config.head.version);
                 let cut = own.enforce(Some(&tenant));
                 tracing::info!(%tenant, version = %config.head.version, cut, "configuration is in force");
             }
             Service::PutRegistrations => {
-                let Registrations { open } = read_as(&request)?;
-                own.store.put_registrations(&tenant, open).map_err(refusal)?;
+                let Registrations { open, names, serves } = read_as(&request)?;
+                if let Some(other) = serves.iter().find(|o| **o != Origin::Mdm) {
+                    return Err(Fault::new(Code::Forbidden, format!("a core does not announce origin {other}")));
+                }
+                let refused =
+                    own.store.put_registrations(&tenant, open, names, |n| own.config.is_own(n)).map_err(refusal)?;
+                live.announce_mdm(!serves.is_empty());
+                let cut = own.cut_lost_names();
+                if cut > 0 {
+                    tracing::info!(%tenant, cut, "names withdrawn");
+                }
+                tracing::debug!(%tenant, refused = refused.len(), "names registered");
+                reply.refused = Some(refused);
+                reply.web = own.web.get().cloned().unwrap_or_default();
             }
         }
-        Ok(ServiceReply { fault: Fault::new(Code::Ok, ""), version })
+        Ok(reply)
     };
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the request could not be carried out")))
@@ -109,7 +124,7 @@ fn refusal(error: StoreError) -> Fault {
         | StoreError::CaKeyTaken
         | StoreError::CaFixed
         | StoreError::NoCa => Fault::new(Code::Forbidden, error.to_string()),
-        StoreError::TooManyRegistrations => Fault::new(Code::Limited, error.to_string()),
+        StoreError::TooManyRegistrations | StoreError::TooManyNames => Fault::new(Code::Limited, error.to_string()),
         StoreError::Ca(why) => Fault::new(Code::Forbidden, why.to_string()),
         StoreError::Config(why) => Fault::new(Code::Forbidden, why.to_string()),
     }

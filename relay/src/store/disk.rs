@@ -1,6 +1,6 @@
 //! The store's files: one tenant as JSON, and how files with keys are read and replaced.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -13,7 +13,7 @@ use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::certificate::TenantCa;
 use hedgerow_shared::verify::config::{SignedConfig, Version};
 use hedgerow_shared::wire::message::OpenActivation;
-use hedgerow_shared::{TenantId, UnixTime};
+use hedgerow_shared::{Origin, TenantId, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use super::{StoreError, Tenant, TenantState};
@@ -26,6 +26,10 @@ pub(super) struct OnDisk {
     state: TenantState,
     created: UnixTime,
     domains: BTreeSet<String>,
+    #[serde(default)]
+    names: BTreeMap<String, Origin>,
+    #[serde(default)]
+    withheld: BTreeSet<String>,
     ca: Option<String>,
     config: Option<String>,
     seen: Option<Version>,
@@ -40,6 +44,8 @@ impl From<&Tenant> for OnDisk {
             state: tenant.state,
             created: tenant.created,
             domains: tenant.domains.clone(),
+            names: tenant.names.clone(),
+            withheld: tenant.withheld.clone(),
             ca: tenant.ca.as_ref().map(|ca| BASE64.encode(ca.der())),
             config: tenant.signed.as_ref().and_then(|s| minicbor::to_vec(s).ok()).map(|b| BASE64.encode(&b)),
             seen: tenant.seen,
@@ -80,6 +86,8 @@ pub(super) fn read_tenant(path: &Path) -> Result<Tenant, StoreError> {
         srp_key,
         state: disk.state,
         domains: disk.domains,
+        names: disk.names,
+        withheld: disk.withheld,
         ca,
         config,
         seen: disk.seen,

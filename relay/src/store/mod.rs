@@ -5,8 +5,9 @@
 //! second process out. Everything is 0600 below folders of 0700. Readers use the copy in memory and never wait for a disk.
 
 mod disk;
+mod names;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -19,7 +20,8 @@ use hedgerow_shared::verify::certificate::{CertificateError, TenantCa};
 use hedgerow_shared::verify::config::{ConfigError, RelayConfig, SignedConfig, Version};
 use hedgerow_shared::verify::policy::normal_name;
 use hedgerow_shared::wire::message::OpenActivation;
-use hedgerow_shared::{TenantId, UnixTime};
+use hedgerow_shared::wire::names::MAX_NAMES;
+use hedgerow_shared::{Origin, TenantId, UnixTime};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +91,9 @@ pub enum StoreError {
     /// More open activations than are kept.
     #[error("more than {MAX_REGISTRATIONS} open activations")]
     TooManyRegistrations,
+    /// More names than one tenant may have.
+    #[error("more than {MAX_NAMES} names to pass through")]
+    TooManyNames,
 }
 
 /// Whether a tenant may use the relay.
@@ -112,6 +117,10 @@ pub struct Tenant {
     pub state: TenantState,
     /// Domains whose addresses all belong to it, in lower case.
     pub domains: BTreeSet<String>,
+    /// Server names whose connections go to it unopened, in lower case.
+    pub names: BTreeMap<String, Origin>,
+    /// Names that an operator took from it: they are not registered again until he allows them.
+    pub withheld: BTreeSet<String>,
     /// Its CA, once its core registered it.
     pub ca: Option<TenantCa>,
     /// The newest configuration that was valid when it came, or at start.
@@ -136,6 +145,7 @@ impl Tenant {
 struct Memory {
     tenants: HashMap<TenantId, Arc<Tenant>>,
     domains: HashMap<String, TenantId>,
+    names: HashMap<String, (TenantId, Origin)>,
     ca_keys: HashMap<[u8; 32], TenantId>,
     /// For each address the tenants that opened an activation for it, first come first served.
     open: HashMap<[u8; 32], Vec<(TenantId, UnixTime)>>,
@@ -222,6 +232,8 @@ impl Store {
             srp_key: Secret::new(clock::random::<32>().to_vec()),
             state: TenantState::Active,
             domains: BTreeSet::new(),
+            names: BTreeMap::new(),
+            withheld: BTreeSet::new(),
             ca: None,
             config: None,
             seen: None,
@@ -348,20 +360,6 @@ impl Store {
         accepted.ok_or(StoreError::NoCa)
     }
 
-    /// Replaces the tenant's open activations.
-    ///
-    /// # Errors
-    /// `TooManyRegistrations`, `UnknownTenant`, `Io`.
-    pub fn put_registrations(&self, id: &TenantId, open: Vec<OpenActivation>) -> Result<(), StoreError> {
-        if open.len() > MAX_REGISTRATIONS {
-            return Err(StoreError::TooManyRegistrations);
-        }
-        self.change(id, |_, tenant| {
-            tenant.open = Arc::new(open);
-            Ok(())
-        })
-    }
-
     fn change(
         &self,
         id: &TenantId,
@@ -401,6 +399,10 @@ impl Memory {
         for domain in &tenant.domains {
             self.domains.insert(domain.clone(), tenant.id.clone());
         }
+        for (name, origin) in &tenant.names {
+            // Only files of different ages, restored together, claim a name twice: who stands there keeps it.
+            self.names.entry(name.clone()).or_insert_with(|| (tenant.id.clone(), *origin));
+        }
         if let Some(ca) = &tenant.ca {
             self.ca_keys.insert(*ca.key_id(), tenant.id.clone());
         }
@@ -428,6 +430,7 @@ impl Memory {
     /// Takes a tenant's names out, except for its open activations, which `index` merges.
     fn unindex(&mut self, id: &TenantId) {
         self.domains.retain(|_, owner| owner != id);
+        self.names.retain(|_, (owner, _)| owner != id);
         self.ca_keys.retain(|_, owner| owner != id);
     }
 }

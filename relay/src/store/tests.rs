@@ -29,7 +29,9 @@ fn tenants_survive_a_restart_with_everything_they_had() {
         store.claim_domain(&id, "Example.COM").unwrap();
         store.register_ca(&id, ca.der()).unwrap();
         store.put_config(&id, ca.relay_config(5, &[]), clock::now()).unwrap();
-        store.put_registrations(&id, vec![OpenActivation { hash: [7; 32], until: u64::MAX }]).unwrap();
+        store
+            .put_registrations(&id, vec![OpenActivation { hash: [7; 32], until: u64::MAX }], vec![], |_| false)
+            .unwrap();
         store.set_state(&id, TenantState::Blocked).unwrap();
         assert!(matches!(Store::open(folder.path()), Err(StoreError::InUse(_))));
     }
@@ -96,12 +98,12 @@ fn addresses_are_found_by_claimed_domain_or_open_activation_only() {
     assert_eq!(find("eve@mail.test"), None);
     let eve = address(&store, "eve@mail.test").1;
     let open = |until| vec![OpenActivation { hash: eve, until }];
-    store.put_registrations(&one, open(1001)).unwrap();
-    store.put_registrations(&two, open(2000)).unwrap();
+    store.put_registrations(&one, open(1001), vec![], |_| false).unwrap();
+    store.put_registrations(&two, open(2000), vec![], |_| false).unwrap();
     assert_eq!(find("Eve@mail.test"), Some(one.clone()), "first come, first served");
-    store.put_registrations(&one, open(1000)).unwrap();
+    store.put_registrations(&one, open(1000), vec![], |_| false).unwrap();
     assert_eq!(find("eve@mail.test"), Some(two.clone()), "one that has closed does not block the next");
-    store.put_registrations(&two, vec![]).unwrap();
+    store.put_registrations(&two, vec![], vec![], |_| false).unwrap();
     assert_eq!(find("eve@mail.test"), None);
     store.set_state(&one, TenantState::Blocked).unwrap();
     assert_eq!(find("nobody@example.com"), None);
@@ -114,7 +116,7 @@ fn a_removed_tenant_leaves_nothing_to_its_successor() {
     let id = tenant("S12345678");
     let first = store.add(id.clone()).unwrap();
     store.claim_domain(&id, "example.com").unwrap();
-    store.put_registrations(&id, vec![OpenActivation { hash: [1; 32], until: u64::MAX }]).unwrap();
+    store.put_registrations(&id, vec![OpenActivation { hash: [1; 32], until: u64::MAX }], vec![], |_| false).unwrap();
     store.remove(&id).unwrap();
     let second = store.add(id.clone()).unwrap();
     assert!(first.srp_key != second.srp_key && second.domains.is_empty());

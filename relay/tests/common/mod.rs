@@ -55,7 +55,7 @@ impl World {
         let mut config = RelayConfig {
             name: NAME.into(),
             state: folder.path().join("state"),
-            listen: Listen { link: vec![loopback], device: vec![loopback], udp: true },
+            listen: Listen { link: vec![loopback], device: vec![loopback], udp: true, http: vec![loopback] },
             tls: Tls::default(),
             lanes: LaneConfig::default(),
             admin: Admin { listen: loopback },
@@ -135,7 +135,7 @@ impl World {
     pub async fn open_activation(&self, core: &Link, email: &str) {
         let hash = address_hash(&core.accept.lookup_key.unwrap(), email);
         let open = vec![OpenActivation { hash, until: clock::now().plus(600).0 }];
-        service(core, Service::PutRegistrations, &Registrations { open }).await.unwrap();
+        service(core, Service::PutRegistrations, &Registrations { open, ..Registrations::default() }).await.unwrap();
     }
 
     pub async fn control(&self, method: http::Method, path: &str, body: Option<Value>) -> Value {

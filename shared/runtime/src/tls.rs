@@ -38,9 +38,19 @@ pub enum Provider {
     Ring,
 }
 
+/// The `[tls]` table of a role's configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsConfig {
+    /// Which implementation of the algorithms: `aws-lc-rs`, or `ring`, which has no post-quantum key exchange.
+    pub provider: Provider,
+}
+
 static PROVIDER: OnceLock<(Provider, Arc<CryptoProvider>)> = OnceLock::new();
 
-/// Chooses the provider for this process; the first call counts. Returns what is in use.
+/// Chooses the provider for this process; the first call counts. Returns what is in use. aws-lc-rs prefers
+/// X25519MLKEM768 in both directions: as a client it sends a share of it beside one of X25519, as a server it takes it
+/// from whoever offers it.
 pub fn select(wanted: Provider) -> Provider {
     PROVIDER
         .get_or_init(|| {
@@ -64,6 +74,21 @@ pub fn provider() -> Arc<CryptoProvider> {
 #[must_use]
 pub fn post_quantum() -> bool {
     provider().kx_groups.iter().any(|g| g.name() == rustls::NamedGroup::X25519MLKEM768)
+}
+
+/// What every role's status says of its TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct TlsStatus {
+    /// Which implementation of the algorithms.
+    pub provider: Provider,
+    /// Whether the post-quantum key exchange is offered, and taken where the other end offers it.
+    pub post_quantum: bool,
+}
+
+/// The TLS of this process, for its status.
+#[must_use]
+pub fn status() -> TlsStatus {
+    TlsStatus { provider: select(Provider::default()), post_quantum: post_quantum() }
 }
 
 /// How a dialler knows the relay.
@@ -321,4 +346,22 @@ pub fn any_name() -> ServerName<'static> {
 
 fn internal(error: impl std::fmt::Display) -> Fault {
     Fault::new(Code::Internal, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::NamedGroup;
+
+    use super::*;
+
+    #[test]
+    fn n10_the_post_quantum_exchange_is_the_first_choice_and_ring_has_none() {
+        let groups: Vec<NamedGroup> = provider().kx_groups.iter().map(|g| g.name()).collect();
+        assert_eq!(groups.first(), Some(&NamedGroup::X25519MLKEM768), "{groups:?}");
+        assert!(groups.contains(&NamedGroup::X25519), "clients without it connect too: {groups:?}");
+        assert_eq!(status(), TlsStatus { provider: Provider::AwsLcRs, post_quantum: true });
+        assert_eq!(select(Provider::Ring), Provider::AwsLcRs, "the first choice counts");
+        let ring = rustls::crypto::ring::default_provider();
+        assert!(ring.kx_groups.iter().all(|g| g.name() != NamedGroup::X25519MLKEM768));
+    }
 }

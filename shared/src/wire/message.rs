@@ -18,6 +18,7 @@ use minicbor::{Decode, Encode};
 use crate::fault::Fault;
 use crate::verify::config::{SignedConfig, Version};
 use crate::wire::frame;
+use crate::wire::names::{RefusedName, RegisteredName};
 use crate::{EntityId, GroupName, InstanceId, Origin, Role, SessionId, TenantId, Ticket, limits};
 
 /// First field of every HELLO: `HDGR`.
@@ -458,7 +459,7 @@ pub enum Service {
     /// Store and obey a configuration for audience `relay`; request `SignedConfig`.
     #[n(1)]
     PutConfig,
-    /// Replace the look-up entries; request `Registrations`.
+    /// Replace the look-up entries and the names that are passed through; request `Registrations`.
     #[n(2)]
     PutRegistrations,
 }
@@ -472,11 +473,17 @@ pub struct CaRegistration {
 }
 
 /// Request of `Service::PutRegistrations`.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Registrations {
     /// `address_hash` of every address with an open activation, 32 bytes each, and when it closes (seconds since 1970).
     #[n(0)]
     pub open: Vec<OpenActivation>,
+    /// Names whose TLS clients are passed through; at most `names::MAX_NAMES`.
+    #[cbor(n(1), default)]
+    pub names: Vec<RegisteredName>,
+    /// What the core serves on this link besides `core` and `bws`: `mdm`, or nothing.
+    #[cbor(n(2), default)]
+    pub serves: Vec<Origin>,
 }
 
 /// One address that may activate.
@@ -499,6 +506,21 @@ pub struct ServiceReply {
     /// For PutConfig: the version now in force at this relay.
     #[n(1)]
     pub version: Option<Version>,
+    /// For PutRegistrations: the names that are not passed through; absent at a relay that knows nothing of names.
+    #[n(2)]
+    pub refused: Option<Vec<RefusedName>>,
+    /// For PutRegistrations: where web-services clients find this relay as an HTTP proxy, such as
+    /// `http://relay.example:8080`.
+    #[cbor(n(3), default)]
+    pub web: Vec<String>,
+}
+
+impl ServiceReply {
+    /// An answer that says no more than how it went.
+    #[must_use]
+    pub fn new(fault: Fault) -> Self {
+        Self { fault, version: None, refused: None, web: Vec::new() }
+    }
 }
 
 /// The header in OPEN inside an end-to-end session: a TCP connection from the node to a server inside.

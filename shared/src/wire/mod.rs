@@ -6,4 +6,5 @@ pub mod core_api;
 pub mod frame;
 pub mod lane;
 pub mod message;
+pub mod names;
 pub mod token;

@@ -14,6 +14,7 @@ use hedgerow_shared::wire::message::{
     Limits, LinkOpen, OpenActivation, Proof, Refuse, Registrations, Resume, ResumeStream, Resumption, Service,
     ServiceReply, SessionOpen, Vouched, Wake,
 };
+use hedgerow_shared::wire::names::{RefusedName, RegisteredName};
 use hedgerow_shared::wire::token::EnrolmentToken;
 use hedgerow_shared::{EntityId, InstanceId, Origin, Role, SessionId, Ticket};
 use hedgerow_uem_core::activation::pake::Start;
@@ -188,9 +189,25 @@ fn messages(all: &mut Collected) {
     all.cbor("open-through", 6, &through());
     all.cbor("open-service", 6, &LinkOpen::Service { service: Service::PutConfig });
     all.cbor("open-session", 7, &SessionOpen { host: "intranet.example".into(), port: 443, trace: None });
-    all.cbor("registrations", 8, &Registrations { open });
+    let name = |name: &str, origin| RegisteredName { name: name.into(), origin };
+    let names = vec![name("mail.example.com", Origin::Gateway), name("mdm.example.com", Origin::Mdm)];
+    // As cores wrote it that knew nothing of names: one field.
+    all.chosen("message", "registrations-1", 8, &[&[0x81][..], &cbor(&open)].concat());
+    all.cbor("registrations", 8, &Registrations { open, names: names.clone(), serves: vec![Origin::Mdm] });
     all.cbor("ca-registration", 9, &CaRegistration { certificate: fixture().authority.certificate().to_vec() });
-    all.cbor("service-reply", 10, &ServiceReply { fault: fault.clone(), version: Some(Version::default()) });
+    for (what, wanted) in
+        [("good", name("mail.example.com", Origin::Core)), ("address", name("192.0.2.1", Origin::Mdm))]
+    {
+        all.add("registrations", what, cbor(&Registrations { names: vec![wanted], ..Registrations::default() }));
+    }
+    let refused = RefusedName { name: "mail.example.com".into(), fault: fault.clone() };
+    let reply = ServiceReply {
+        fault: fault.clone(),
+        version: Some(Version::default()),
+        refused: Some(vec![refused]),
+        web: vec!["http://relay.example:8080".into()],
+    };
+    all.cbor("service-reply", 10, &reply);
     all.cbor("fault", 11, &fault);
     all.cbor("vouched", 12, &vouched());
     all.cbor("destination", 13, &destination());

@@ -156,6 +156,22 @@ pub fn proxy_answer(data: &[u8]) {
     }
 }
 
+/// What a core registers with a relay: a name that passes the check is one that a ClientHello can ask for, in the same
+/// spelling, and no address.
+pub fn registrations(data: &[u8]) {
+    cbor_round_trip::<Registrations>(data);
+    let Ok(registrations) = minicbor::decode::<Registrations>(data) else { return };
+    for wanted in &registrations.names {
+        if wanted.check().is_ok() {
+            assert_eq!(normal_name(&wanted.name).as_ref(), Some(&wanted.name));
+            assert!(wanted.name.contains('.') && wanted.name.len() <= 253, "{wanted:?}");
+            assert!(wanted.name.parse::<std::net::IpAddr>().is_err(), "{wanted:?}");
+            assert!(!wanted.name.bytes().any(|b| b.is_ascii_uppercase() || b == b'_'), "{wanted:?}");
+            assert!(matches!(wanted.origin, Origin::Gateway | Origin::Mdm | Origin::Core), "{wanted:?}");
+        }
+    }
+}
+
 /// `wire::lane`: an even first byte: the bytes of a preamble; an odd one: a server name.
 pub fn lane_preamble(data: &[u8]) {
     const RELAY: &str = "relay.example";

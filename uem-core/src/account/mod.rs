@@ -1,14 +1,16 @@
-//! Who and what belongs to a tenant: the tenant itself, its users, nodes, devices, and tokens for new nodes.
+//! Who and what belongs to a tenant: the tenant itself, its users, nodes, devices, server names, and tokens for new nodes.
 //! Records are plain data; the rules about changing them are in `service`.
 
 mod device;
 mod email;
+mod name;
 mod node;
 mod tenant;
 mod user;
 
 pub use device::{Device, DeviceState};
 pub use email::{Email, EmailError};
+pub use name::ServerName;
 pub use node::{Node, NodeState, Token, TokenState};
 pub use tenant::{SealedKey, Tenant, TenantSettings};
 pub use user::User;

@@ -5,6 +5,7 @@
 mod activation;
 mod configs;
 mod devices;
+mod names;
 mod nodes;
 mod policy;
 mod tenants;

@@ -7,7 +7,7 @@ use hedgerow_shared::verify::{Route, Rule};
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 
 use super::{Acknowledgement, Change, Commit, Page, Store, StoreError};
-use crate::account::{Device, DeviceState, Email, Node, NodeState, Tenant, Token, User};
+use crate::account::{Device, DeviceState, Email, Node, NodeState, ServerName, Tenant, Token, User};
 use crate::activation::ActivationPassword;
 use crate::audit;
 use crate::ca::CertificateRecord;
@@ -23,6 +23,7 @@ struct Data {
     certificates: Vec<CertificateRecord>,
     rules: Vec<Rule>,
     routes: Vec<Route>,
+    names: BTreeMap<String, ServerName>,
     audit: Vec<audit::Record>,
     acknowledgements: BTreeMap<String, Acknowledgement>,
 }
@@ -118,6 +119,10 @@ impl Store for Memory {
         self.read(tenant, |d| d.routes.clone())
     }
 
+    async fn names(&self, tenant: &TenantId) -> Result<Vec<ServerName>, StoreError> {
+        self.read(tenant, |d| d.names.values().cloned().collect())
+    }
+
     async fn revoked(&self, tenant: &TenantId, now: UnixTime) -> Result<Vec<EntityId>, StoreError> {
         self.read(tenant, |d| {
             let inactive = |user: &EntityId| d.users.get(user).is_none_or(|u| !u.active);
@@ -165,6 +170,7 @@ impl Store for Memory {
             certificates: Vec::new(),
             rules: Vec::new(),
             routes: Vec::new(),
+            names: BTreeMap::new(),
             audit: Vec::new(),
             acknowledgements: BTreeMap::new(),
         });
@@ -180,6 +186,8 @@ impl Store for Memory {
                 Change::AddCertificate(certificate) => data.certificates.push(certificate),
                 Change::SetRules(rules) => data.rules = rules,
                 Change::SetRoutes(routes) => data.routes = routes,
+                Change::PutName(name) => drop(data.names.insert(name.name.clone(), name)),
+                Change::DeleteName(name) => drop(data.names.remove(&name)),
             }
         }
         data.audit.extend(commit.audit);

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use memory::Memory;
 
-use crate::account::{Device, Email, Node, Tenant, Token, User};
+use crate::account::{Device, Email, Node, ServerName, Tenant, Token, User};
 use crate::activation::ActivationPassword;
 use crate::audit;
 use crate::ca::CertificateRecord;
@@ -80,6 +80,10 @@ pub enum Change {
     SetRules(Vec<Rule>),
     /// Replaces the routes.
     SetRoutes(Vec<Route>),
+    /// Adds or replaces a server name.
+    PutName(ServerName),
+    /// Removes a server name.
+    DeleteName(String),
 }
 
 /// Everything that changes together.
@@ -155,6 +159,8 @@ pub trait Store: Send + Sync + 'static {
     fn rules(&self, tenant: &TenantId) -> impl Future<Output = Result<Vec<Rule>, StoreError>> + Send;
     /// Routes in order.
     fn routes(&self, tenant: &TenantId) -> impl Future<Output = Result<Vec<Route>, StoreError>> + Send;
+    /// Server names, in their order.
+    fn names(&self, tenant: &TenantId) -> impl Future<Output = Result<Vec<ServerName>, StoreError>> + Send;
     /// Ids whose certificates do not count although they have not expired at `now`: revoked devices and nodes, and
     /// devices of inactive users; in the order of ids.
     fn revoked(

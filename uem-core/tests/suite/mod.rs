@@ -54,6 +54,7 @@ macro_rules! suite {
             revoked_holders_leave_the_list_when_their_certificates_have_expired
             certificates_are_renewed_for_the_same_identity
             rules_and_routes_keep_their_order_and_reach_their_audience
+            p02_server_names_are_kept_in_one_spelling_and_audited
             one_version_has_one_content
             configuration_is_issued_again_every_hour_and_when_the_clock_went_back
             the_configuration_keys_certificate_is_renewed_in_time
@@ -615,6 +616,36 @@ pub(crate) async fn rules_and_routes_keep_their_order_and_reach_their_audience<S
     );
     w.core.set_rules(call!(w), &w.tenant, rules[1..].to_vec()).await.unwrap();
     assert_eq!(w.configs().await.1.rules, rules[1..]);
+}
+
+pub(crate) async fn p02_server_names_are_kept_in_one_spelling_and_audited<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let before = w.core.configs(&w.tenant).await.unwrap().version;
+    let added = w.core.add_name(call!(w), &w.tenant, " Mail.Example.COM. ", Origin::Gateway).await.unwrap();
+    assert_eq!((added.name.as_str(), added.origin, added.created), ("mail.example.com", Origin::Gateway, NOW));
+    let again = w.core.add_name(call!(w), &w.tenant, "mail.example.com", Origin::Mdm).await;
+    assert!(matches!(again, Err(CoreError::Exists { kind: "name", .. })), "{again:?}");
+    for (name, origin) in
+        [("mail", Origin::Mdm), ("192.0.2.1", Origin::Mdm), ("a b.example", Origin::Mdm), ("x.example", Origin::Proxy)]
+    {
+        let refused = w.core.add_name(call!(w), &w.tenant, name, origin).await;
+        assert!(matches!(refused, Err(CoreError::Invalid { .. })), "{name}: {refused:?}");
+    }
+    w.core.add_name(call!(w), &w.tenant, "core.example.com", Origin::Core).await.unwrap();
+    let names: Vec<_> = w.core.names(&w.tenant).await.unwrap().into_iter().map(|n| n.name).collect();
+    assert_eq!(names, ["core.example.com", "mail.example.com"]);
+    w.core.remove_name(call!(w), &w.tenant, "MAIL.example.com").await.unwrap();
+    let gone = w.core.remove_name(call!(w), &w.tenant, "mail.example.com").await;
+    assert!(matches!(gone, Err(CoreError::NotFound { kind: "name", .. })), "{gone:?}");
+    let told: Vec<_> =
+        w.core.audit(&w.tenant, 0, 1000).await.unwrap().into_iter().map(|r| (r.action, r.subject)).collect();
+    let told: Vec<_> =
+        told.iter().filter(|(a, _)| a.starts_with("name.")).map(|(a, s)| (a.as_str(), s.as_str())).collect();
+    assert_eq!(
+        told,
+        [("name.add", "mail.example.com"), ("name.add", "core.example.com"), ("name.remove", "mail.example.com")]
+    );
+    assert_eq!(w.core.configs(&w.tenant).await.unwrap().version, before, "nodes and devices need not learn of it");
 }
 
 pub(crate) async fn one_version_has_one_content<S: Store>(store: S) {

@@ -139,7 +139,15 @@ impl Dialling<'_> {
         let config = MuxConfig::link(limits, peer.limits, *self.timers);
         let Shaking { io, input } = shaking;
         let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Dialler, config, input.freeze(), self.scope));
-        Ok(Link { mux, peer, accept, transport: Transport::Tls, reason: Reason::Asked, address, at: Some(at) })
+        Ok(Link {
+            mux,
+            peer,
+            accept,
+            transport: Transport::Tls,
+            reason: Reason::Asked,
+            address,
+            at: Some(Arc::new(at)),
+        })
     }
 
     /// QUIC's own hand-shake with the first of the relay's addresses that answers; each begins a moment after the one
@@ -207,7 +215,7 @@ impl Dialling<'_> {
             endpoint: Some(endpoint),
         };
         let mux = Channel::Quic(quic::Mux::start(connection, opened, self.scope));
-        let at = Some(self.target.directly_at(address.clone()));
+        let at = Some(Arc::new(self.target.directly_at(address.clone())));
         Ok(Link { mux, peer, accept, transport: Transport::Quic, reason: Reason::Asked, address, at })
     }
 

@@ -1,5 +1,6 @@
 //! One stream of a link in the application's hands, whichever transport carries it.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -93,6 +94,20 @@ impl ReadHalf {
             Self::Framed(half) => half.read_chunk().await,
             Self::Quic(half) => half.read_chunk().await,
         }
+    }
+
+    /// Everything that is there, at least one chunk, appended to `out`; `false` at the peer's FINISH. Cancel safe.
+    ///
+    /// # Errors
+    /// Why the stream was reset.
+    pub async fn read_chunks(&mut self, out: &mut VecDeque<Bytes>) -> Result<bool, Fault> {
+        if let Self::Framed(half) = self {
+            return half.read_chunks(out).await;
+        }
+        let chunk = self.read_chunk().await?;
+        let more = chunk.is_some();
+        out.extend(chunk);
+        Ok(more)
     }
 
     /// Ends both directions at once.

@@ -1,0 +1,187 @@
+//! Connections that are passed through by server name: a TLS client asked for a name that a tenant registered, and its
+//! unread bytes become a stream to that tenant's `gateway`, `mdm` or `core`. The relay never opens them.
+//!
+//! ```text
+//!   accept: ClientHello read, name found --> limits --> stream over a link --> bytes both ways, as they came
+//! ```
+//! Such a connection lives as long as its name: when the tenant is blocked or removed, or the name withdrawn, it is cut.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hedgerow_runtime::clock;
+use hedgerow_runtime::link::Stream;
+use hedgerow_runtime::telemetry::dropped;
+use hedgerow_shared::fault::{Code, DropReason, Fault};
+use hedgerow_shared::wire::message::{Destination, Vouched};
+use hedgerow_shared::{Origin, SessionId, TenantId, UnixTime};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+use crate::accept::Place;
+use crate::limit::{Share, client_key};
+use crate::pump;
+use crate::state::{Relay, count_refusal};
+
+/// Where a connection goes by the name that it asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// The server name, lower case.
+    pub name: String,
+    /// Who registered it.
+    pub tenant: TenantId,
+    /// Where its connections go.
+    pub origin: Origin,
+}
+
+/// One connection that is passed through.
+#[derive(Debug)]
+pub struct Pass {
+    /// For `GET /sessions` and for cutting it.
+    pub id: SessionId,
+    /// Where it goes.
+    pub to: Named,
+    /// Where it came from.
+    pub address: SocketAddr,
+    /// When it was opened.
+    pub since: UnixTime,
+    end: CancellationToken,
+}
+
+impl Pass {
+    /// Ends it now.
+    pub fn cut(&self) {
+        self.end.cancel();
+    }
+}
+
+/// Every connection that is passed through now.
+#[derive(Debug, Default)]
+pub struct Passes {
+    /// Short critical sections without await: one entry and one exit a connection.
+    live: Mutex<HashMap<SessionId, Arc<Pass>>>,
+}
+
+impl Passes {
+    /// Those that live.
+    #[must_use]
+    pub fn live(&self) -> Vec<Arc<Pass>> {
+        self.live.lock().values().cloned().collect()
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn get(&self, id: SessionId) -> Option<Arc<Pass>> {
+        self.live.lock().get(&id).cloned()
+    }
+
+    /// Ends those for which `which` holds; how many.
+    pub fn cut(&self, which: impl Fn(&Pass) -> bool) -> usize {
+        let cut: Vec<_> = self.live().into_iter().filter(|pass| which(pass)).collect();
+        cut.iter().for_each(|pass| pass.cut());
+        cut.len()
+    }
+}
+
+/// A pass in the table; dropping it takes it out.
+struct Entered<'a> {
+    passes: &'a Passes,
+    pass: Arc<Pass>,
+}
+
+impl<'a> Entered<'a> {
+    fn new(passes: &'a Passes, to: Named, address: SocketAddr) -> Self {
+        let id = SessionId::from_random(clock::random());
+        let pass = Arc::new(Pass { id, to, address, since: clock::now(), end: CancellationToken::new() });
+        passes.live.lock().insert(id, pass.clone());
+        Self { passes, pass }
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.passes.live.lock().remove(&self.pass.id);
+    }
+}
+
+impl Relay {
+    /// Where a server name leads, if a tenant that may use the relay has registered it.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<Named> {
+        let (tenant, origin) = self.store.name(name)?;
+        Some(Named { name: name.to_owned(), tenant, origin })
+    }
+
+    /// Cuts what is passed through under a name that does not lead there any more. How many.
+    pub fn cut_lost_names(&self) -> usize {
+        self.passes.cut(|pass| self.named(&pass.to.name).as_ref() != Some(&pass.to))
+    }
+}
+
+/// Serves one connection to its end. `io` yields everything the client sent, its ClientHello first. The place among
+/// those that are not known yet is kept until an endpoint has answered.
+pub(crate) async fn serve<IO>(
+    relay: &Relay,
+    io: IO,
+    to: Named,
+    address: SocketAddr,
+    place: Place,
+    permit: OwnedSemaphorePermit,
+) where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let _permit = permit;
+    let opened = tokio::select! {
+        opened = open(relay, &to, address) => opened,
+        () = place.shown_out() => return,
+    };
+    drop(place);
+    let (stream, _share) = match opened {
+        Ok(opened) => opened,
+        Err(fault) => {
+            count_refusal(&fault);
+            tracing::debug!(tenant = %to.tenant, origin = %to.origin, reason = %fault, "not passed through");
+            return;
+        }
+    };
+    let entered = Entered::new(&relay.passes, to, address);
+    let pass = &entered.pass;
+    // Whoever was blocked, and a name that was withdrawn, between the look-up and this line.
+    if relay.named(&pass.to.name).as_ref() != Some(&pass.to) {
+        return dropped(DropReason::UnknownName);
+    }
+    metrics::counter!("hedgerow_relay_passed_total", "origin" => pass.to.origin.as_str()).increment(1);
+    tokio::select! {
+        () = pump::client(io, stream) => {}
+        () = pass.end.cancelled() => {
+            count_refusal(&Fault::new(Code::Forbidden, ""));
+            tracing::info!(tenant = %pass.to.tenant, origin = %pass.to.origin, "a connection passed through by name was cut");
+        }
+    }
+}
+
+/// The limits of anonymous CONNECT, then a stream.
+async fn open(relay: &Relay, to: &Named, address: SocketAddr) -> Result<(Stream, Share<std::net::IpAddr>), Fault> {
+    let client = client_key(address.ip());
+    let limited = |what: &str| {
+        dropped(DropReason::RateLimited);
+        Fault::new(Code::Limited, what)
+    };
+    relay.connect_client.take(client, Instant::now()).map_err(|_| limited("too many connections of one client"))?;
+    relay
+        .connect_tenant
+        .take(to.tenant.clone(), Instant::now())
+        .map_err(|_| limited("too many connections to one tenant"))?;
+    let share = relay.tunnels.take(client).ok_or_else(|| limited("too many tunnels are open from one address"))?;
+    if relay.is_draining() {
+        return Err(relay.farewell().fault);
+    }
+    let destination =
+        Destination { tenant: to.tenant.clone(), origin: to.origin, group: None, instance: None, node: None };
+    let vouched = Vouched { role: None, id: None, address: address.to_string() };
+    Ok((relay.open(&destination, vouched, None, None).await?, share))
+}
