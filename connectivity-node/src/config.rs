@@ -9,6 +9,7 @@ use std::time::Duration;
 use hedgerow_proxy::publish::Published;
 use hedgerow_proxy::target::{Host, Target};
 use hedgerow_runtime::config::ConfigFault;
+use hedgerow_runtime::dial::Outbound;
 use hedgerow_runtime::link::Choice;
 use hedgerow_runtime::tls::TlsConfig;
 use hedgerow_shared::Origin;
@@ -24,7 +25,10 @@ pub struct NodeConfigFile {
     /// Relays, `host:port`, in order of preference; those named at enrolment when empty.
     #[serde(default)]
     pub relays: Vec<String>,
-    /// How to reach them: `auto` takes QUIC where UDP passes and TLS where it does not, `tls` and `quic` one of them only.
+    /// How to reach relays: proxies, networks that open TLS.
+    #[serde(default)]
+    pub outbound: Outbound,
+    /// How links travel: `auto` takes QUIC where UDP passes and TLS where it does not, `tls` and `quic` one of them only.
     #[serde(default)]
     pub transport: Choice,
     /// Addresses of names, asked before the system's resolver: `"intranet.example" = ["10.1.2.3"]`.
@@ -148,6 +152,7 @@ impl NodeConfigFile {
         Self {
             state,
             relays: Vec::new(),
+            outbound: Outbound::default(),
             transport: Choice::default(),
             hosts: BTreeMap::new(),
             publish: Publish::default(),
@@ -164,7 +169,7 @@ impl NodeConfigFile {
     /// # Errors
     /// Every key that is wrong, and what to write there.
     pub fn check(&self) -> Result<(), ConfigFault> {
-        let mut problems = Vec::new();
+        let mut problems = self.outbound.network().err().map(|f| f.problems).unwrap_or_default();
         if !self.admin.listen.ip().is_loopback() {
             problems.push(
                 "admin.listen: expected a loopback address such as 127.0.0.1:9103: it shows who is connected"

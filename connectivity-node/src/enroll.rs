@@ -14,7 +14,7 @@ use anyhow::{Context, ensure};
 use hedgerow_runtime::boot::Unreachable;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::core_client::CoreClient;
-use hedgerow_runtime::dial::{self, RelayTarget};
+use hedgerow_runtime::dial::{self, Network, RelayTarget};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls::{self, RelayRoots};
 use hedgerow_shared::Origin;
@@ -31,13 +31,27 @@ use zeroize::Zeroizing;
 use crate::config::relay_host;
 use crate::state::{Record, State, check_leaf};
 
+/// As `enroll_over`, with relays reached directly.
+///
+/// # Errors
+/// As `enroll_over`.
+pub async fn enroll(folder: &Path, token: &Secret, name: Option<&str>, timers: &Timers) -> anyhow::Result<Record> {
+    enroll_over(folder, token, name, &Network::default(), timers).await
+}
+
 /// Enrols a node into `folder`, which must not hold one yet. `name` is what the node is to be called; the token's name
 /// when absent.
 ///
 /// # Errors
 /// The token is no good, nobody could be reached (`boot::Unreachable`), the core refused, or the folder cannot be
 /// written.
-pub async fn enroll(folder: &Path, token: &Secret, name: Option<&str>, timers: &Timers) -> anyhow::Result<Record> {
+pub async fn enroll_over(
+    folder: &Path,
+    token: &Secret,
+    name: Option<&str>,
+    network: &Network,
+    timers: &Timers,
+) -> anyhow::Result<Record> {
     let token = EnrolmentToken::from_secret(token)?;
     let state = State::create(folder)?;
     let _lock = state.lock()?;
@@ -45,7 +59,7 @@ pub async fn enroll(folder: &Path, token: &Secret, name: Option<&str>, timers: &
 
     let scope = Scope::new();
     let _stop = scope.guard();
-    let stream = reach_core(&token, timers, &scope).await?;
+    let stream = reach_core(&token, network, timers, &scope).await?;
 
     let pair = rcgen::KeyPair::generate().context("cannot make a key")?;
     let key = state.store_key(&Zeroizing::new(pair.serialize_der()))?;
@@ -91,12 +105,17 @@ pub async fn enroll(folder: &Path, token: &Secret, name: Option<&str>, timers: &
 }
 
 /// A stream to the core through the first relay of the token that lets us.
-async fn reach_core(token: &EnrolmentToken, timers: &Timers, scope: &Scope) -> anyhow::Result<dial::OriginStream> {
+async fn reach_core(
+    token: &EnrolmentToken,
+    network: &Network,
+    timers: &Timers,
+    scope: &Scope,
+) -> anyhow::Result<dial::OriginStream> {
     let roots = token.relay_ca_pin.map_or(RelayRoots::System, RelayRoots::Pin);
     let mut tried: Vec<(String, Fault)> = Vec::new();
     for relay in &token.relays {
         let Some(name) = relay_host(relay) else { continue };
-        let target = RelayTarget { addresses: vec![relay.clone()], name, roots: roots.clone() };
+        let target = RelayTarget::new(vec![relay.clone()], name, roots.clone()).over(network.clone());
         match dial::origin(&target, &token.tenant, Origin::Core, timers, scope).await {
             Ok(stream) => return Ok(stream),
             Err(fault) => tried.push((relay.clone(), fault)),

@@ -4,6 +4,7 @@
 pub mod config;
 mod egress;
 mod enroll;
+mod leg;
 mod policy;
 mod serve;
 mod sessions;
@@ -33,10 +34,11 @@ use tokio::sync::Semaphore;
 use tracing::info;
 
 pub use config::NodeConfigFile;
-pub use enroll::enroll;
+pub use enroll::{enroll, enroll_over};
 pub use sessions::SessionStatus;
 pub use state::{Enrolled, Record, State};
 
+use crate::leg::Legs;
 use crate::policy::Policies;
 use crate::serve::Service;
 use crate::sessions::Sessions;
@@ -52,7 +54,7 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
     let state = State::at(&config.state);
     let enrolled = Arc::new(state.load()?);
     let _lock = state.lock()?;
-    let relays = enrolled.record.relay_targets(&config.relays)?;
+    let relays = enrolled.record.relay_targets(&config.relays, &config.outbound.network()?)?;
     let admin = Admin::bind(config.admin.listen).await?;
     let timers = config.timers();
     let instance = InstanceId::from_random(clock::random());
@@ -85,6 +87,7 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         tls: tls::as_tenant(enrolled.ca.clone(), &[Role::Device], false, &enrolled.own, &[ALPN_SESSION])?,
         policies: policies.clone(),
         sessions: sessions.clone(),
+        legs: Legs::default(),
         handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
         dialer,
         published: published.clone(),

@@ -12,22 +12,22 @@ use std::time::Duration;
 
 use hedgerow_proxy::dial::Dialer;
 use hedgerow_proxy::publish::Published;
-use hedgerow_runtime::dial;
+use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::lane::{self, Endpoint, Served};
 use hedgerow_runtime::link::{Incoming, Link};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
-use hedgerow_shared::wire::lane::preamble;
 use hedgerow_shared::wire::message::{Control, LaneCall, LinkOpen, Vouched};
 use hedgerow_shared::{Origin, Ticket};
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use crate::egress;
+use crate::leg::{Leg, Legs};
 use crate::policy::Policies;
 use crate::sessions::{Registered, Sessions, refused};
 use crate::state::Enrolled;
@@ -41,6 +41,7 @@ pub(crate) struct Service {
     pub(crate) tls: Arc<ServerConfig>,
     pub(crate) policies: Arc<Policies>,
     pub(crate) sessions: Arc<Sessions>,
+    pub(crate) legs: Legs,
     pub(crate) handshakes: Arc<Semaphore>,
     pub(crate) dialer: Dialer,
     pub(crate) published: Published,
@@ -114,7 +115,7 @@ impl Service {
             let _ = refused("handshakes", "this node is busy with other hand-shakes");
             return;
         };
-        let (service, relay) = (self.clone(), link.address.clone());
+        let (service, relay) = (self.clone(), link.at.clone());
         self.scope.spawn(async move {
             match service.lane_leg(relay, &call.ticket).await {
                 Ok(leg) => service.session(leg, "lane", Some(call.vouched), permit).await,
@@ -127,15 +128,10 @@ impl Service {
         });
     }
 
-    /// The node's leg: to the very relay that called, bare, the ticket first.
-    async fn lane_leg(&self, relay: String, ticket: &Ticket) -> Result<tokio::net::TcpStream, Fault> {
-        let mut tcp = dial::tcp(&[relay], self.timers.connect).await?;
-        let sent = timeout(self.timers.handshake, tcp.write_all(&preamble(ticket))).await;
-        match sent {
-            Ok(Ok(())) => Ok(tcp),
-            Ok(Err(error)) => Err(Fault::new(Code::Lost, format!("the relay closed the lane: {error}"))),
-            Err(_) => Err(Fault::new(Code::TimedOut, "the relay does not read the lane's preamble")),
-        }
+    /// The node's leg: to the very relay that called, bare or wrapped, the ticket first.
+    async fn lane_leg(&self, relay: Option<Arc<RelayTarget>>, ticket: &Ticket) -> Result<Leg, Fault> {
+        let relay = relay.ok_or_else(|| Fault::new(Code::Internal, "the link does not know its relay"))?;
+        self.legs.bring(&relay, ticket, &self.timers).await
     }
 
     async fn session<IO>(

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use hedgerow_runtime::clock;
 use hedgerow_runtime::config::ConfigFault;
-use hedgerow_runtime::dial::RelayTarget;
+use hedgerow_runtime::dial::{Network, RelayTarget};
 use hedgerow_runtime::tls::{Own, RelayRoots, SigningKey, read_certificates};
 use hedgerow_shared::verify::certificate::verify_signature;
 use hedgerow_shared::verify::{SignedConfig, TenantCa, Usage, VerifiedCertificate, Version};
@@ -229,7 +229,7 @@ impl Record {
     ///
     /// # Errors
     /// The stored CA or pin is damaged, or there is no relay.
-    pub fn relay_targets(&self, instead: &[String]) -> anyhow::Result<Vec<RelayTarget>> {
+    pub fn relay_targets(&self, instead: &[String], network: &Network) -> anyhow::Result<Vec<RelayTarget>> {
         let roots = match (&self.relay_ca_pem, &self.relay_ca_pin) {
             (Some(text), _) => {
                 let parsed = pem::parse_many(text).context("the relay CA in node.json is damaged")?;
@@ -247,6 +247,7 @@ impl Record {
             relay_host(address).with_context(|| format!("the relay {address:?} is not host:port"))?;
         }
         let relays = core_api::relays_of(self.relay_name.as_deref(), addresses);
-        Ok(relays.into_iter().map(|(name, addresses)| RelayTarget { addresses, name, roots: roots.clone() }).collect())
+        let target = |(name, addresses)| RelayTarget::new(addresses, name, roots.clone()).over(network.clone());
+        Ok(relays.into_iter().map(target).collect())
     }
 }

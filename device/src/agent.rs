@@ -77,7 +77,8 @@ impl Agent {
             key: state.own.key.clone(),
             origins: Vec::new(),
         };
-        let relays = state.relay.targets()?;
+        let network = file.outbound.network()?;
+        let relays = state.relay.targets()?.into_iter().map(|relay| relay.over(network.clone())).collect();
         let uplink =
             Uplink::start(UplinkConfig { relays, credentials, instance, timers, transport: file.transport }, scope);
         let sessions = Sessions::new(state.clone(), uplink.clone(), instance, timers, file.lanes, scope);
@@ -142,6 +143,7 @@ impl Agent {
                 "state": "up",
                 "relay": link.accept.relay,
                 "address": link.address,
+                "proxy": link.at.as_ref().and_then(|at| at.proxy()),
                 "transport": link.transport.label(),
                 "transport_reason": link.reason.label(),
                 "session": link.accept.session.to_string(),

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use hedgerow_runtime::dial::Outbound;
 use hedgerow_runtime::link::Choice;
 use hedgerow_runtime::tls::TlsConfig;
 use hedgerow_shared::limits::Timers;
@@ -14,6 +15,9 @@ use serde::{Deserialize, Serialize};
 pub struct DeviceConfigFile {
     /// The folder with key, certificate and configuration; mode 0700.
     pub state: PathBuf,
+    /// How to reach the relay: proxies, networks that open TLS.
+    #[serde(default)]
+    pub outbound: Outbound,
     /// Loopback listeners for applications.
     #[serde(default)]
     pub proxy: LocalProxy,

@@ -61,7 +61,7 @@ impl RelayFile {
         };
         let follows = core_api::relay_name(None, &self.addresses).is_some_and(|n| n == self.name);
         let relays = core_api::relays_of((!follows).then_some(self.name.as_str()), &self.addresses);
-        Ok(relays.into_iter().map(|(name, addresses)| RelayTarget { addresses, name, roots: roots.clone() }).collect())
+        Ok(relays.into_iter().map(|(name, addresses)| RelayTarget::new(addresses, name, roots.clone())).collect())
     }
 }
 

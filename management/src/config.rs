@@ -9,7 +9,7 @@ use std::time::Duration;
 use hedgerow_proxy::dial::Dialer;
 use hedgerow_proxy::publish::Published;
 use hedgerow_runtime::config::{ConfigFault, SecretFile};
-use hedgerow_runtime::dial::RelayTarget;
+use hedgerow_runtime::dial::{Outbound, RelayTarget};
 use hedgerow_runtime::link::Choice;
 use hedgerow_runtime::tls::{self, RelayRoots, TlsConfig};
 use hedgerow_shared::limits::Timers;
@@ -36,6 +36,9 @@ pub struct CoreConfig {
     /// Relays to keep a link to, each of them all the time.
     #[serde(default)]
     pub relays: Vec<Relay>,
+    /// How to reach them: proxies, networks that open TLS.
+    #[serde(default)]
+    pub outbound: Outbound,
     /// How to reach the relays: `auto` takes QUIC where UDP passes and TLS where it does not, `tls` and `quic` one of
     /// them only.
     #[serde(default)]
@@ -208,6 +211,7 @@ impl CoreConfig {
         if let Some(wrong) = self.advertise.relays.iter().find(|a| !is_address(a)) {
             return bad(format!("advertise.relays: expected host:port, not {wrong:?}"));
         }
+        self.outbound.network()?;
         self.settings().map(|_| ())
     }
 
@@ -248,7 +252,8 @@ impl CoreConfig {
     /// # Errors
     /// A CA file that cannot be read, or a wrong pin.
     pub fn targets(&self) -> Result<Vec<RelayTarget>, ConfigFault> {
-        self.relays.iter().enumerate().map(|(i, relay)| relay.target(i)).collect()
+        let network = self.outbound.network()?;
+        self.relays.iter().enumerate().map(|(i, relay)| Ok(relay.target(i)?.over(network.clone()))).collect()
     }
 
     /// What nodes and devices are told.
@@ -291,7 +296,7 @@ impl Relay {
             })?),
             (None, None) => RelayRoots::System,
         };
-        Ok(RelayTarget { addresses: self.addresses.clone(), name: self.name.clone(), roots })
+        Ok(RelayTarget::new(self.addresses.clone(), &self.name, roots))
     }
 }
 

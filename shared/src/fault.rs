@@ -176,8 +176,10 @@ impl Code {
     }
 }
 
-/// The longest explanation, bytes.
+/// The longest explanation that travels, bytes. What a peer sends beyond it is cut.
 const MAX_TEXT: usize = 200;
+/// The longest explanation that is only shown here, bytes.
+const MAX_SHOWN: usize = 1000;
 
 /// A code with its explanation, as it travels in ANSWER, RESET, REFUSE and GO-AWAY.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, thiserror::Error)]
@@ -187,20 +189,35 @@ pub struct Fault {
     pub code: Code,
     /// For people; at most 200 bytes, no secrets, no customer addresses.
     #[n(1)]
+    #[cbor(decode_with = "decode_text")]
     pub text: String,
+}
+
+fn decode_text<C>(d: &mut minicbor::Decoder<'_>, _: &mut C) -> Result<String, minicbor::decode::Error> {
+    Ok(cut(d.str()?.to_owned(), MAX_TEXT))
 }
 
 impl Fault {
     /// Makes a fault, cutting the text to `MAX_TEXT` bytes.
     #[must_use]
     pub fn new(code: Code, text: impl Into<String>) -> Self {
-        let mut text = text.into();
-        if text.len() > MAX_TEXT {
-            let cut = (0..=MAX_TEXT).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
-            text.truncate(cut);
-        }
-        Self { code, text }
+        Self { code, text: cut(text.into(), MAX_TEXT) }
     }
+
+    /// Makes a fault that is only shown here and never sent, so that its text may explain at length: up to
+    /// `MAX_SHOWN` bytes.
+    #[must_use]
+    pub fn explained(code: Code, text: impl Into<String>) -> Self {
+        Self { code, text: cut(text.into(), MAX_SHOWN) }
+    }
+}
+
+fn cut(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        let at = (0..=most).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        text.truncate(at);
+    }
+    text
 }
 
 impl fmt::Display for Fault {
@@ -210,7 +227,7 @@ impl fmt::Display for Fault {
             return f.write_str(self.code.label());
         }
         // A peer may have written it: whatever it put there, this stays one line of a log, and moves no cursor.
-        for c in self.text.chars().take(MAX_TEXT) {
+        for c in self.text.chars().take(MAX_SHOWN) {
             f.write_char(if c.is_control() { ' ' } else { c })?;
         }
         write!(f, " ({})", self.code.label())
@@ -224,7 +241,8 @@ mod tests {
     #[test]
     fn a_peers_words_stay_one_line_and_short() {
         let text = format!("gone\u{1b}[2J\n2026-01-01 INFO forged\u{9b}{}", "x".repeat(500));
-        let shown = Fault { code: Code::Lost, text }.to_string();
+        let sent = minicbor::to_vec(Fault { code: Code::Lost, text }).unwrap();
+        let shown = minicbor::decode::<Fault>(&sent).unwrap().to_string();
         assert!(!shown.contains(char::is_control), "{shown:?}");
         assert!(shown.starts_with("gone [2J 2026") && shown.ends_with(" (lost)") && shown.len() < 250, "{shown}");
     }

@@ -22,7 +22,7 @@ pub use mux::{mux, mux_calls};
 pub use policy::{acl, policy, role_config, target};
 pub use seeds::seeds;
 pub use trust::{certificate, signed_config};
-pub use wire::{client_hello, frame, lane_preamble, message, names, registrations, token};
+pub use wire::{client_hello, frame, lane_preamble, message, names, proxy_answer, registrations, token};
 
 /// Fed with any bytes; panics when a property does not hold.
 pub type Target = fn(&[u8]);
@@ -42,6 +42,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("mux_calls", mux_calls),
     ("names", names),
     ("policy", policy),
+    ("proxy_answer", proxy_answer),
     ("registrations", registrations),
     ("role_config", role_config),
     ("signed_config", signed_config),

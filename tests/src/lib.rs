@@ -3,10 +3,14 @@
 #![expect(clippy::missing_panics_doc, reason = "a test harness panics to fail the test")]
 
 pub mod chromium;
+pub mod corporate;
 pub mod curl;
+pub mod firewall;
 pub mod fuzz;
+pub mod inspector;
 pub mod liar;
 pub mod nginx;
+pub mod office;
 pub mod process;
 pub mod ssh;
 pub mod tap;

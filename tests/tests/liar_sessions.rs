@@ -60,11 +60,11 @@ fn n04_control_what_is_sent_unsealed_or_to_whoever_answers_is_found_in_the_liars
     let own = scene.tenant.issue(Role::Core, GROUP);
     let imposter = Imposter::new(own.own(&scene.tenant.ca).chain, &own.signing_key(), Act::Listen);
     scene.liar.lie(|l| l.core = Answer::Imposter(imposter));
-    let target = RelayTarget {
-        addresses: vec![scene.liar.address()],
-        name: RELAY.into(),
-        roots: RelayRoots::Ca(tls::read_certificates(&scene.path("relay-ca.pem")).unwrap()),
-    };
+    let target = RelayTarget::new(
+        vec![scene.liar.address()],
+        RELAY,
+        RelayRoots::Ca(tls::read_certificates(&scene.path("relay-ca.pem")).unwrap()),
+    );
     let mark = scene.secrets()[0].clone();
     let said = String::from_utf8(mark.bytes.clone()).unwrap();
     scene.liar.block_on(async {

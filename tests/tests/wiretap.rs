@@ -420,7 +420,7 @@ async fn impostor(scene: &Scene, role: Role, scope: &Scope) -> Link {
 
 fn target(scene: &Scene, tap: &Tap) -> RelayTarget {
     let roots = RelayRoots::Ca(read_certificates(scene.world.text("relay.ca").as_ref()).unwrap());
-    RelayTarget { addresses: vec![tap.address()], name: scene.world.text("relay.name"), roots }
+    RelayTarget::new(vec![tap.address()], scene.world.text("relay.name"), roots)
 }
 
 fn destination(scene: &Scene) -> Destination {

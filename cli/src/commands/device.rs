@@ -121,6 +121,7 @@ const STATUS: &[Column] = &[
     ("because", "link.reason", Show::Plain),
     ("relay", "link.relay", Show::Plain),
     ("address", "link.address", Show::Plain),
+    ("proxy", "link.proxy", Show::Plain),
     ("transport", "link.transport", Show::Plain),
     ("RTT ms", "link.rtt_ms", Show::Plain),
     ("post-quantum", "tls.post_quantum", Show::Plain),
@@ -151,6 +152,7 @@ impl RoleConfig for DeviceConfigFile {
                 )));
             }
         }
+        self.outbound.network()?;
         if !(self.timers.scale > 0.0 && self.timers.scale <= 10.0) {
             return Err(role::fault("timers.scale: expected a number above 0 and up to 10; 1 is right outside tests"));
         }
@@ -189,7 +191,7 @@ async fn activate(source: DeviceConfigArgs, args: ActivateArgs) -> anyhow::Resul
     };
     let name = args.relay_name.unwrap_or_else(|| host.trim_matches(['[', ']']).to_owned());
     let request = ActivateRequest {
-        relay: RelayTarget { addresses: vec![args.relay], name, roots },
+        relay: RelayTarget::new(vec![args.relay], name, roots).over(config.outbound.network()?),
         tenant: args.tenant,
         email: args.email,
         password: secrets::read("activation password", args.password_file.as_deref())?,

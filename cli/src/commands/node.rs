@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use hedgerow_connectivity_node::{NodeConfigFile, enroll as enroll_node};
+use hedgerow_connectivity_node::{NodeConfigFile, enroll_over as enroll_node};
 use hedgerow_runtime::boot;
 use hedgerow_runtime::config::ConfigFault;
 use hedgerow_runtime::telemetry::Logging;
@@ -112,7 +112,8 @@ async fn enroll(
 ) -> anyhow::Result<()> {
     let config = role::load::<NodeConfigFile>(&source.sources("node"))?.value;
     let token = secrets::read("enrolment token", token_file.as_deref())?;
-    let record = enroll_node(&config.state, &token, name.as_deref(), &config.timers()).await?;
+    let record =
+        enroll_node(&config.state, &token, name.as_deref(), &config.outbound.network()?, &config.timers()).await?;
     let shown = json!({
         "id": record.id, "name": record.name, "tenant": record.tenant, "group": record.group, "origins": record.origins,
     });

@@ -116,11 +116,7 @@ impl World {
 
 fn request(folder: &Path, password: &str) -> ActivateRequest {
     ActivateRequest {
-        relay: RelayTarget {
-            addresses: vec![],
-            name: "relay.example".into(),
-            roots: hedgerow_runtime::tls::RelayRoots::System,
-        },
+        relay: RelayTarget::new(vec![], "relay.example", hedgerow_runtime::tls::RelayRoots::System),
         tenant: Some("S12345678".parse().unwrap()),
         email: EMAIL.into(),
         password: Secret::from_text(password.into()),
@@ -222,7 +218,7 @@ async fn relay(world: &Arc<World>, scope: &Scope) -> RelayTarget {
         }
     });
     let roots = hedgerow_runtime::tls::RelayRoots::Ca(vec![certificate.der().clone()]);
-    RelayTarget { addresses, name: "relay.example".into(), roots }
+    RelayTarget::new(addresses, "relay.example", roots)
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use hedgerow_runtime::lane::{ResumeError, Session};
 use hedgerow_runtime::link::Link;
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::limits::Timers;
 use hedgerow_shared::wire::lane::server_name;
 use hedgerow_shared::wire::message::{ALPN_SESSION, Control, Destination, LaneOffer, LaneRequest, LinkOpen};
 use hedgerow_shared::{EntityId, GroupName, Origin, Role};
@@ -155,7 +156,7 @@ impl Inner {
         let offer = self.request_lane(link, self.destination(group, session)).await?;
         let name = dial::server_name(&server_name(&offer.ticket, &link.accept.relay)).map_err(LaneFault::Broken)?;
         // The same relay process that gave the ticket, not just the same name.
-        let tcp = dial::tcp(std::slice::from_ref(&link.address), self.timers.connect).await;
+        let tcp = wire(link, &self.timers).await;
         Ok(Lane { tcp: tcp.map_err(LaneFault::Broken)?, name, offer })
     }
 
@@ -211,6 +212,15 @@ impl Inner {
 
     fn tls(&self, node: Option<EntityId>) -> Result<Arc<ClientConfig>, Fault> {
         tls::to_tenant(self.state.ca.clone(), Role::Node, node, Some(&self.state.own), &[ALPN_SESSION])
+    }
+}
+
+/// A connection for the device's leg, by the link's own way. Where TLS is opened on the way none gets through.
+async fn wire(link: &Link, timers: &Timers) -> Result<TcpStream, Fault> {
+    match &link.at {
+        Some(at) if !at.is_inspected() => at.connect(timers).await,
+        Some(_) => Err(Fault::new(Code::Unreachable, "TLS is opened on the way to the relay, which lanes do not bear")),
+        None => Err(Fault::new(Code::Internal, "the link does not know its relay")),
     }
 }
 

@@ -11,6 +11,7 @@
 //! The plain-HTTP port is a door of its own: everything that comes there is HTTP.
 
 pub mod client_hello;
+pub mod inside;
 pub mod prefixed;
 mod waiting;
 
@@ -133,7 +134,7 @@ impl Doors {
             }
             Sorted::Http(tls, version) => {
                 drop(place);
-                connect::serve(&self.relay, *tls, version, address, permit).await;
+                connect::serve(&self.relay, *tls, version, address, permit, Some(&self)).await;
             }
             Sorted::Name(to, tcp, first) => {
                 pass::serve(&self.relay, Prefixed::new(first, tcp), to, address, place, permit).await;
@@ -154,7 +155,7 @@ impl Doors {
             Err(_) => return dropped(DropReason::HandshakeTimeout),
         }
         metrics::counter!("hedgerow_relay_connections_total", "kind" => "web").increment(1);
-        connect::serve(&self.relay, tcp, Version::Plain, address, permit).await;
+        connect::serve(&self.relay, tcp, Version::Plain, address, permit, None).await;
     }
 
     /// Finds out what a connection is. `None` when it was closed; that is counted already.

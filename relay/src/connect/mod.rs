@@ -36,6 +36,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::accept::{Doors, inside};
 use crate::limit::client_key;
 use crate::route::{self, Asker};
 use crate::state::Relay;
@@ -84,9 +85,15 @@ impl Drop for Busy {
     }
 }
 
-/// Serves one connection to its end.
-pub async fn serve<IO>(relay: &Arc<Relay>, io: IO, version: Version, address: SocketAddr, permit: OwnedSemaphorePermit)
-where
+/// Serves one connection to its end. `doors` take what comes inside a WebSocket; without them none is taken.
+pub async fn serve<IO>(
+    relay: &Arc<Relay>,
+    io: IO,
+    version: Version,
+    address: SocketAddr,
+    permit: OwnedSemaphorePermit,
+    doors: Option<&Doors>,
+) where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let idle = relay.timers.handshake;
@@ -108,10 +115,15 @@ where
         .keep_alive_interval(relay.timers.ping_interval)
         .keep_alive_timeout(relay.timers.ping_timeout);
     let activity = Arc::new(Activity { open: AtomicUsize::new(0), _permit: permit });
-    let (own, own_activity) = (relay.clone(), activity.clone());
+    let (own, own_activity, doors) = (relay.clone(), activity.clone(), doors.cloned());
     let service = service_fn(move |request| {
-        let (relay, busy) = (own.clone(), Busy::new(&own_activity));
-        async move { Ok::<_, Infallible>(answer(&relay, request, version, address, busy).await) }
+        let (relay, busy, doors) = (own.clone(), Busy::new(&own_activity), doors.clone());
+        async move {
+            Ok::<_, Infallible>(match doors {
+                Some(doors) if inside::is_asked_for(&request) => websocket(doors, request, address, busy),
+                _ => answer(&relay, request, version, address, busy).await,
+            })
+        }
     });
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
     tokio::pin!(connection);
@@ -177,6 +189,21 @@ async fn answer(
             answer.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("CONNECT, POST"));
             answer
         }
+    };
+    metrics::counter!("hedgerow_relay_http_total", "status" => answer.status().as_str().to_owned()).increment(1);
+    answer
+}
+
+/// The upgrade to a WebSocket, and what is inside.
+fn websocket(doors: Doors, mut request: Request<Incoming>, address: SocketAddr, busy: Busy) -> Answer {
+    let answer = match inside::agree(request.headers()) {
+        Ok(agreed) => {
+            let upgrade = inside::upgrade(&mut request);
+            let work = doors.relay.work.clone();
+            work.spawn(inside::serve(doors, upgrade, address, Box::new(busy)));
+            agreed.map(|()| Full::default())
+        }
+        Err(why) => text(StatusCode::UPGRADE_REQUIRED, why),
     };
     metrics::counter!("hedgerow_relay_http_total", "status" => answer.status().as_str().to_owned()).increment(1);
     answer

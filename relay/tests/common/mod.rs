@@ -72,7 +72,7 @@ impl World {
     }
 
     pub fn target(&self) -> RelayTarget {
-        RelayTarget { addresses: vec![self.relay.link[0].to_string()], name: NAME.into(), roots: self.roots() }
+        RelayTarget::new(vec![self.relay.link[0].to_string()], NAME, self.roots())
     }
 
     pub fn roots(&self) -> RelayRoots {

@@ -15,6 +15,7 @@ use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::verify::{TenantCa, VerifiedCertificate};
 use hedgerow_shared::wire::message::{ALPN_SESSION, EXPORTER_LABEL};
 use hedgerow_shared::{EntityId, Role};
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -23,7 +24,8 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 pub use key::{KeyError, SigningKey, read_certificates};
 pub use key_log::{KeyLogFile, SESSION_KEY_LOG};
-pub use verifiers::{Anyone, PinnedRelay, TenantClient, TenantPin, TenantServer};
+use verifiers::Watched;
+pub use verifiers::{Anyone, Foreign, PinnedRelay, TenantClient, TenantPin, TenantServer};
 
 /// Which implementation of the algorithms is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -105,25 +107,80 @@ pub enum RelayRoots {
 /// # Errors
 /// No usable CA certificate.
 pub fn to_relay(roots: &RelayRoots, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Fault> {
-    let builder = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(internal)?;
-    let mut config = match roots {
-        RelayRoots::Pin(pin) => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(PinnedRelay::new(*pin))).with_no_client_auth()
-        }
-        RelayRoots::System => builder.with_root_certificates(system_roots()?).with_no_client_auth(),
-        RelayRoots::Ca(certificates) => {
-            let mut store = RootCertStore::empty();
-            let (added, _) = store.add_parsable_certificates(certificates.iter().cloned());
-            if added == 0 {
-                return Err(Fault::new(Code::Unauthenticated, "no usable CA certificate for the relay"));
-            }
-            builder.with_root_certificates(store).with_no_client_auth()
-        }
+    Ok(to_relay_watched(roots, alpn)?.0)
+}
+
+/// As `to_relay`; the second value holds the leaf of another issuer that was shown instead of the relay's, once that
+/// has made a hand-shake fail.
+///
+/// # Errors
+/// As `to_relay`.
+pub fn to_relay_watched(roots: &RelayRoots, alpn: &[&[u8]]) -> Result<(Arc<ClientConfig>, Foreign), Fault> {
+    watched(roots, alpn, &[&rustls::version::TLS13])
+}
+
+/// As `to_relay_watched`, but as an ordinary client would ask, with TLS 1.2 and HTTP/1.1: only to see whose certificate
+/// comes where a hand-shake failed before one was shown.
+///
+/// # Errors
+/// As `to_relay`.
+pub fn to_look_at(roots: &RelayRoots) -> Result<(Arc<ClientConfig>, Foreign), Fault> {
+    watched(roots, &[b"http/1.1"], &[&rustls::version::TLS13, &rustls::version::TLS12])
+}
+
+fn watched(
+    roots: &RelayRoots,
+    alpn: &[&[u8]],
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> Result<(Arc<ClientConfig>, Foreign), Fault> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(versions).map_err(internal)?;
+    let verifier: Arc<dyn ServerCertVerifier> = match roots {
+        RelayRoots::Pin(pin) => Arc::new(PinnedRelay::new(*pin)),
+        RelayRoots::System => of_roots(system_roots()?)?,
+        RelayRoots::Ca(certificates) => of_roots(given_roots(certificates)?)?,
     };
+    let watched = Arc::new(Watched::new(verifier));
+    let foreign = watched.foreign();
+    let mut config = builder.dangerous().with_custom_certificate_verifier(watched).with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
+    Ok((Arc::new(config), foreign))
+}
+
+/// The client side of TLS (1.2 too) to whoever opens TLS on the way to a relay: HTTP/1.1, under the system's CAs, the
+/// relay's own and these.
+///
+/// # Errors
+/// No usable CA certificate.
+pub fn to_inspector(roots: &RelayRoots, extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, Fault> {
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    store.add_parsable_certificates(extra.iter().cloned());
+    if let RelayRoots::Ca(certificates) = roots {
+        store.add_parsable_certificates(certificates.iter().cloned());
+    }
+    if store.is_empty() {
+        return Err(Fault::new(Code::Unauthenticated, "no CA is known for a network that opens TLS"));
+    }
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(internal)?;
+    let mut config = builder.with_root_certificates(store).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+fn of_roots(store: RootCertStore) -> Result<Arc<dyn ServerCertVerifier>, Fault> {
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider()).build();
+    Ok(verifier.map_err(internal)?)
+}
+
+fn given_roots(certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, Fault> {
+    let mut store = RootCertStore::empty();
+    let (added, _) = store.add_parsable_certificates(certificates.iter().cloned());
+    if added == 0 {
+        return Err(Fault::new(Code::Unauthenticated, "no usable CA certificate for the relay"));
+    }
+    Ok(store)
 }
 
 fn system_roots() -> Result<RootCertStore, Fault> {

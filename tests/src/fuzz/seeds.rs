@@ -229,6 +229,14 @@ fn first_bytes(all: &mut Collected) {
     all.chosen("lane_preamble", "name-capitals", 1, lane_name.to_uppercase().as_bytes());
     all.chosen("lane_preamble", "name-bare", 1, b"lane.relay.example");
 
+    for (name, answer) in [
+        ("open", "HTTP/1.1 200 Connection established\r\n\r\n"),
+        ("credentials", "HTTP/1.1 407 Auth\r\nProxy-Authenticate: Negotiate, Basic realm=\"a, b\"\r\n\r\n"),
+        ("portal", "HTTP/1.0 302 Found\r\nLocation: http://portal.example/login?u=1\r\nContent-Length: 0\r\n\r\nmore"),
+    ] {
+        all.add("proxy_answer", name, answer.as_bytes());
+    }
+
     let token = EnrolmentToken {
         tenant: fixture().tenant.clone(),
         relays: vec!["relay.example:3101".into(), "[2001:db8::1]:443".into()],

@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use data_encoding::BASE64URL_NOPAD;
 use hedgerow_relay::accept::client_hello as hello;
+use hedgerow_runtime::dial;
 use hedgerow_shared::fault::Fault;
 use hedgerow_shared::limits::MAX_FIRST_BYTES;
 use hedgerow_shared::secret::Secret;
@@ -134,6 +135,24 @@ pub fn message(data: &[u8]) {
                 assert!(agreed.is_err() || agreed == Ok(frames::VERSION));
             }
         }
+    }
+}
+
+/// `dial`: what an HTTP proxy answers to CONNECT. What is decided early stays decided; nothing unreadable is passed on.
+pub fn proxy_answer(data: &[u8]) {
+    let parsed = dial::parse_proxy_answer(data);
+    for cut in 0..data.len().min(2048) {
+        match (dial::parse_proxy_answer(&data[..cut]), &parsed) {
+            (dial::Parsed::Incomplete, _) | (dial::Parsed::Garbage, dial::Parsed::Garbage) => {}
+            (dial::Parsed::Answer(early), dial::Parsed::Answer(whole)) => {
+                assert_eq!(dial::Head { more: whole.more, ..early }, *whole, "decided differently at {cut}");
+            }
+            (early, _) => panic!("{early:?} at {cut}, then {parsed:?}"),
+        }
+    }
+    if let dial::Parsed::Answer(head) = parsed {
+        let shown = head.schemes.iter().chain(&head.location);
+        assert!(shown.flat_map(|s| s.chars()).all(|c| !c.is_control()));
     }
 }
 

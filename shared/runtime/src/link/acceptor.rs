@@ -90,7 +90,15 @@ where
     let Shaking { io, input } = shaking;
     let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Acceptor, config, input.freeze(), scope));
     Ok((
-        Link { mux, peer: peer.hello.clone(), accept, transport: Transport::Tls, reason: Reason::Asked, address },
+        Link {
+            mux,
+            peer: peer.hello.clone(),
+            accept,
+            transport: Transport::Tls,
+            reason: Reason::Asked,
+            address,
+            at: None,
+        },
         peer,
     ))
 }
@@ -140,7 +148,15 @@ pub async fn answer_quic(
     };
     let mux = Channel::Quic(quic::Mux::start(connection, opened, scope));
     Ok((
-        Link { mux, peer: peer.hello.clone(), accept, transport: Transport::Quic, reason: Reason::Asked, address },
+        Link {
+            mux,
+            peer: peer.hello.clone(),
+            accept,
+            transport: Transport::Quic,
+            reason: Reason::Asked,
+            address,
+            at: None,
+        },
         peer,
     ))
 }

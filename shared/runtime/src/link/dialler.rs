@@ -19,13 +19,12 @@ use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint};
 use rustls::pki_types::CertificateDer;
 use subtle::ConstantTimeEq;
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::lookup_host;
 use tokio::time::timeout;
-use tokio_rustls::client::TlsStream;
 
 use super::{Channel, Link, LinkError, Reason, Shaking, Transport, read, unexpected};
 use crate::clock::random;
-use crate::dial::{self, RelayTarget};
+use crate::dial::{self, Reached, RelayTarget};
 use crate::mux::{Mux, Plain};
 use crate::quic;
 use crate::scope::Scope;
@@ -92,8 +91,8 @@ pub async fn connect(
     scope: &Scope,
 ) -> Result<Link, LinkError> {
     let dialling = Dialling { target, credentials, instance, timers, scope };
-    let stream = dialling.tls().await?;
-    dialling.link_over_tls(stream).await
+    let reached = dialling.tls().await?;
+    dialling.link_over_tls(reached).await
 }
 
 /// Opens one link over QUIC, without falling back. Cancel safe: dropping the future closes the connection.
@@ -116,25 +115,39 @@ pub async fn connect_quic(
 
 impl Dialling<'_> {
     /// TCP and TLS, until the link's own hand-shake.
-    pub(super) async fn tls(&self) -> Result<TlsStream<TcpStream>, LinkError> {
-        let stream = dial::relay_tls(self.target, &[ALPN_LINK], self.timers).await?;
-        if stream.get_ref().1.alpn_protocol() != Some(ALPN_LINK) {
+    pub(super) async fn tls(&self) -> Result<Reached, LinkError> {
+        let reached = dial::relay(self.target, &[ALPN_LINK], self.timers).await?;
+        if reached.stream.get_ref().1.alpn_protocol() != Some(ALPN_LINK) {
             return Err(no_link_protocol().into());
         }
-        Ok(stream)
+        Ok(reached)
     }
 
-    pub(super) async fn link_over_tls(&self, stream: TlsStream<TcpStream>) -> Result<Link, LinkError> {
-        let (tcp, connection) = stream.get_ref();
-        let address = tcp.peer_addr().map(|a| a.to_string()).unwrap_or_default();
+    pub(super) async fn link_over_tls(&self, Reached { stream, at }: Reached) -> Result<Link, LinkError> {
+        let (_, connection) = stream.get_ref();
+        let address = at.addresses.first().cloned().unwrap_or_default();
         let exporter = tls::exporter(connection)?;
         let limits = Limits::default();
         let mut shaking = Shaking::new(stream);
-        let (peer, accept) = self.shake(&mut shaking, limits, &exporter).await?;
+        let shaken = self.shake(&mut shaking, limits, &exporter).await;
+        let (peer, accept) = shaken.inspect_err(|error| {
+            let (LinkError::Refused { fault, .. } | LinkError::Failed(fault)) = error;
+            if fault.code == Code::Unauthenticated {
+                at.suspect_inspection();
+            }
+        })?;
         let config = MuxConfig::link(limits, peer.limits, *self.timers);
         let Shaking { io, input } = shaking;
         let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Dialler, config, input.freeze(), self.scope));
-        Ok(Link { mux, peer, accept, transport: Transport::Tls, reason: Reason::Asked, address })
+        Ok(Link {
+            mux,
+            peer,
+            accept,
+            transport: Transport::Tls,
+            reason: Reason::Asked,
+            address,
+            at: Some(Arc::new(at)),
+        })
     }
 
     /// QUIC's own hand-shake with the first of the relay's addresses that answers; each begins a moment after the one
@@ -202,7 +215,8 @@ impl Dialling<'_> {
             endpoint: Some(endpoint),
         };
         let mux = Channel::Quic(quic::Mux::start(connection, opened, self.scope));
-        Ok(Link { mux, peer, accept, transport: Transport::Quic, reason: Reason::Asked, address })
+        let at = Some(Arc::new(self.target.directly_at(address.clone())));
+        Ok(Link { mux, peer, accept, transport: Transport::Quic, reason: Reason::Asked, address, at })
     }
 
     async fn shake<IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(

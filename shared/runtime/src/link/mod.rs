@@ -9,6 +9,8 @@ mod pathfinder;
 mod stream;
 mod uplink;
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::wire::frame::{self, Frame};
@@ -21,6 +23,8 @@ pub use dialler::{Credentials, connect, connect_quic};
 pub use pathfinder::{Pathfinder, udp_can_reach};
 pub use stream::{ReadHalf, Stream, WriteHalf};
 pub use uplink::{Uplink, UplinkConfig, UplinkStatus, Uplinks};
+
+use crate::dial::RelayTarget;
 
 /// A link that is open.
 #[derive(Debug, Clone)]
@@ -35,8 +39,10 @@ pub struct Link {
     pub transport: Transport,
     /// Why this one.
     pub reason: Reason,
-    /// Address and port of the other end.
+    /// Address and port of the other end; of a dialler behind a proxy, the relay's as the proxy was asked for it.
     pub address: String,
+    /// The very relay process and the way to it, for the lane legs that belong to this link; diallers only.
+    pub at: Option<Arc<RelayTarget>>,
 }
 
 impl Link {
@@ -46,6 +52,7 @@ impl Link {
         let stats = self.mux.stats();
         serde_json::json!({
             "session": self.accept.session.to_string(), "relay": self.accept.relay, "address": self.address,
+            "proxy": self.at.as_ref().and_then(|at| at.proxy()),
             "transport": self.transport.label(), "transport_reason": self.reason.label(),
             "rtt_ms": stats.rtt.map(|r| r.as_secs_f64() * 1e3), "streams": stats.streams,
         })

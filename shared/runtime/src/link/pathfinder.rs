@@ -16,16 +16,14 @@ use hedgerow_shared::InstanceId;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
 use super::dialler::Dialling;
 use super::{Channel, Choice, Credentials, Link, LinkError, Reason};
 use crate::clock::random;
-use crate::dial::RelayTarget;
+use crate::dial::{Reached, RelayTarget};
 use crate::quic;
 use crate::scope::Scope;
 
@@ -48,8 +46,8 @@ const LONGEST_RETRY: u32 = 64;
 
 /// Whether UDP can reach the relay at all: not through a proxy, which carries TCP only.
 #[must_use]
-pub fn udp_can_reach(_target: &RelayTarget) -> bool {
-    true
+pub fn udp_can_reach(target: &RelayTarget) -> bool {
+    !target.is_proxied()
 }
 
 /// What is remembered of the way to one relay.
@@ -235,7 +233,7 @@ async fn race(dialling: &Dialling<'_>) -> Result<Link, LinkError> {
     }
 }
 
-async fn fall_back(dialling: &Dialling<'_>, stream: TlsStream<TcpStream>) -> Result<Link, LinkError> {
+async fn fall_back(dialling: &Dialling<'_>, stream: Reached) -> Result<Link, LinkError> {
     let link = dialling.link_over_tls(stream).await?;
     Ok(Link { reason: Reason::UdpDead, ..link })
 }

@@ -54,11 +54,8 @@ async fn world(relay: Relay) -> World {
     let private = rustls::pki_types::PrivatePkcs8KeyDer::from(key.signing_key.serialize_der()).into();
     let config = tls::as_relay(vec![certificate.clone()], private, &[ALPN_LINK]).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let target = RelayTarget {
-        addresses: vec![listener.local_addr().unwrap().to_string()],
-        name: "relay.test".into(),
-        roots: RelayRoots::Ca(vec![certificate]),
-    };
+    let addresses = vec![listener.local_addr().unwrap().to_string()];
+    let target = RelayTarget::new(addresses, "relay.test", RelayRoots::Ca(vec![certificate]));
     let scope = Scope::new();
     let (sender, outcomes) = tokio::sync::mpsc::channel(16);
     let relay = Arc::new(relay);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hedgerow_shared::verify::certificate::read_leaf;
 use hedgerow_shared::verify::{CertificateError, TenantCa, Usage};
 use hedgerow_shared::{EntityId, Role};
+use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
@@ -51,6 +52,66 @@ macro_rules! signatures {
             provider().signature_verification_algorithms.supported_schemes()
         }
     };
+}
+
+/// The leaf that another issuer than the expected one showed in a hand-shake, if there was one.
+#[derive(Debug, Clone, Default)]
+pub struct Foreign(Arc<Mutex<Option<CertificateDer<'static>>>>);
+
+impl Foreign {
+    /// Takes the leaf out.
+    #[must_use]
+    pub fn take(&self) -> Option<CertificateDer<'static>> {
+        self.0.lock().take()
+    }
+}
+
+/// Another verifier, with an eye on whose certificates it refuses.
+#[derive(Debug)]
+pub(super) struct Watched {
+    inner: Arc<dyn ServerCertVerifier>,
+    foreign: Foreign,
+}
+
+impl Watched {
+    pub(super) fn new(inner: Arc<dyn ServerCertVerifier>) -> Self {
+        Self { inner, foreign: Foreign::default() }
+    }
+
+    pub(super) fn foreign(&self) -> Foreign {
+        self.foreign.clone()
+    }
+}
+
+impl ServerCertVerifier for Watched {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let result = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp, now);
+        if let Err(Error::InvalidCertificate(why)) = &result {
+            // A certificate of the right issuer that is old or names another relay is not somebody in between.
+            use TlsCertificateError as E;
+            let own = matches!(
+                why,
+                E::Expired
+                    | E::ExpiredContext { .. }
+                    | E::NotValidYet
+                    | E::NotValidYetContext { .. }
+                    | E::NotValidForName
+                    | E::NotValidForNameContext { .. }
+                    | E::Revoked
+            );
+            *self.foreign.0.lock() = (!own).then(|| end_entity.clone().into_owned());
+        }
+        result
+    }
+
+    signatures!();
 }
 
 /// A relay whose chain goes through a CA known by the SHA-256 of its public key info.

@@ -1,0 +1,278 @@
+//! The roles started one by one, with what a corporate network stands between them and the relay. Needs root: the
+//! relay listens on port 443, which is all that many proxies let through.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::nginx::Nginx;
+use crate::process::{Process, free_port, hedgerow, run, try_run};
+
+/// The relay's name: only proxies can resolve it.
+pub const RELAY: &str = "relay.corp.test";
+const PATIENCE: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(90);
+const PAGE: &str = "the page behind the proxies";
+const VARIABLES: [&str; 8] =
+    ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY", "http_proxy", "HTTP_PROXY"];
+
+/// Where roles dial, and how they get there.
+#[derive(Debug, Clone, Default)]
+pub struct Ways {
+    /// `host:port` of the relay, as core, token and device are told.
+    pub relay: Vec<String>,
+    /// CA certificates, PEM, that core and device trust for the relay beside its own.
+    pub more_ca: String,
+    /// Where the node finds the relay instead.
+    pub node_relay: Vec<String>,
+    /// The section `[outbound]` by role; none for a role that is not named.
+    pub outbound: BTreeMap<&'static str, String>,
+    /// More variables, by role.
+    pub environment: BTreeMap<&'static str, Vec<(String, String)>>,
+    /// The device's key `lanes`.
+    pub lanes: &'static str,
+}
+
+impl Ways {
+    /// Every role by the same section.
+    #[must_use]
+    pub fn all(relay: &[String], outbound: &str) -> Self {
+        let outbound = ["core", "node", "device"].map(|role| (role, outbound.to_owned()));
+        Self { relay: relay.to_vec(), outbound: outbound.into(), lanes: "auto", ..Self::default() }
+    }
+}
+
+/// Relay, core, node, device and a site, each a process.
+#[derive(Debug)]
+pub struct Office {
+    folder: tempfile::TempDir,
+    /// The relay's loopback address; it listens on 3101 and 443 there.
+    pub address: String,
+    ports: BTreeMap<&'static str, u16>,
+    ways: Ways,
+    site: Nginx,
+    running: BTreeMap<&'static str, Process>,
+}
+
+impl Office {
+    /// A folder, a relay that runs, and a site.
+    #[must_use]
+    pub fn open() -> Self {
+        // SAFETY: geteuid has no preconditions and cannot fail.
+        assert_eq!(unsafe { libc::geteuid() }, 0, "this test needs root: a relay on port 443, mounts of its own");
+        let ports = ["relay", "core", "node", "device", "socks5", "http"].map(|role| (role, free_port()));
+        let mut office = Self {
+            folder: tempfile::tempdir().expect("a folder"),
+            address: own_address(),
+            ports: ports.into(),
+            ways: Ways::default(),
+            site: Nginx::start(PAGE),
+            running: BTreeMap::new(),
+        };
+        let listen = format!(
+            "name = \"{RELAY}\"\n[listen]\nlink = [\"{a}:3101\"]\ndevice = [\"{a}:443\"]\n",
+            a = office.address
+        );
+        office.configure("relay", &listen);
+        office.start("relay");
+        let key = office.path("srp.key");
+        office.verb(&["relay", "tenant", "add", "S12345678", "--out", &key]);
+        office.verb(&["relay", "domain", "add", "S12345678", "example.com"]);
+        office
+    }
+
+    /// A file or folder of this office.
+    #[must_use]
+    pub fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// Starts core, node and device, which find the relay by these ways. Enrolment and activation go by them too.
+    pub fn move_in(&mut self, ways: Ways) {
+        self.ways = ways;
+        let core = format!(
+            "tenant = \"S12345678\"\nsrp_key_file = {:?}\n[[relays]]\nname = \"{RELAY}\"\naddresses = {:?}\nca_file = {:?}\n",
+            self.path("srp.key"),
+            self.ways.relay,
+            self.path("trusted.pem")
+        );
+        let own = std::fs::read_to_string(self.path("relay/relay-ca.pem")).expect("the relay has made it");
+        std::fs::write(self.path("trusted.pem"), format!("{own}{}", self.ways.more_ca)).expect("a file");
+        self.configure("core", &core);
+        let relays = &self.ways.node_relay;
+        self.configure(
+            "node",
+            &format!("relays = {relays:?}\n[hosts]\n\"wiki.intranet.example.com\" = [\"127.0.0.1\"]\n"),
+        );
+        self.configure_device();
+        self.start("core");
+        self.verb(&["user", "add", "anna@example.com", "--name", "Anna"]);
+        let (password, token) = (self.path("password"), self.path("node.token"));
+        self.verb(&["password", "generate", "anna@example.com", "--out", &password]);
+        let port = self.site.port.to_string();
+        self.verb(&["rule", "add", "allow", "wiki.intranet.example.com", "--ports", &port]);
+        self.verb(&["rule", "add", "allow", "127.0.0.1", "--ports", &port]);
+        self.verb(&["route", "add", "*.intranet.example.com", "group:default"]);
+        self.verb(&["token", "create", "--name", "node-1", "--out", &token]);
+        self.verb(&["node", "enroll", "--token-file", &token]);
+        self.start("node");
+        self.activate();
+        self.start("device");
+    }
+
+    /// Activates the device; it must succeed.
+    fn activate(&self) {
+        let output = self.try_activate();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Tries to activate the device with its settings.
+    #[must_use]
+    pub fn try_activate(&self) -> Output {
+        let (password, ca) = (self.path("password"), self.path("relay/relay-ca.pem"));
+        let relay = self.ways.relay.last().expect("a relay");
+        let activate = ["device", "activate", "--email", "anna@example.com", "--relay", relay, "--relay-name", RELAY];
+        let trust = ["--relay-ca", &ca, "--password-file", &password];
+        try_run(&mut self.command("device", &[&activate[..], &trust].concat()), LIMIT)
+    }
+
+    /// Tries to activate another device at `relay`, which gets out by this section `[outbound]`.
+    #[must_use]
+    pub fn try_activate_at(&self, relay: &str, outbound: &str) -> Output {
+        let config = self.path("other.toml");
+        let text = format!("state = {:?}\n[outbound]\n{outbound}\n", self.path("other"));
+        std::fs::write(&config, text).expect("a configuration");
+        let (password, ca) = (self.path("password"), self.path("relay/relay-ca.pem"));
+        let activate = ["device", "activate", "--email", "anna@example.com", "--relay", relay, "--relay-name", RELAY];
+        let trust = ["--relay-ca", &ca, "--password-file", &password, "--config", &config];
+        try_run(&mut self.command("other", &[&activate[..], &trust].concat()), LIMIT)
+    }
+
+    /// The device again, with another value for `lanes`.
+    pub fn restart_device(&mut self, lanes: &'static str) {
+        self.ways.lanes = lanes;
+        self.configure_device();
+        self.running.remove("device");
+        self.start("device");
+    }
+
+    fn configure_device(&self) {
+        let (socks5, http) = (self.ports["socks5"], self.ports["http"]);
+        let text = format!(
+            "lanes = \"{}\"\n[proxy]\nsocks5 = \"127.0.0.1:{socks5}\"\nhttp = \"127.0.0.1:{http}\"\n",
+            self.ways.lanes
+        );
+        self.configure("device", &text);
+    }
+
+    fn configure(&self, role: &'static str, more: &str) {
+        let outbound = self.ways.outbound.get(role).map(|o| format!("[outbound]\n{o}\n")).unwrap_or_default();
+        let text = format!(
+            "state = {:?}\n{more}{outbound}[admin]\nlisten = \"127.0.0.1:{}\"\n",
+            self.path(role),
+            self.ports[role]
+        );
+        std::fs::write(self.path(&format!("{role}.toml")), text).expect("a configuration");
+    }
+
+    fn command(&self, role: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(hedgerow());
+        command.args(arguments);
+        for variable in VARIABLES {
+            command.env_remove(variable);
+        }
+        for role in ["relay", "core", "node", "device"] {
+            let name = role.to_ascii_uppercase();
+            command.env(format!("HEDGEROW_{name}_CONFIG"), self.path(&format!("{role}.toml")));
+            command.env(format!("HEDGEROW_{name}_SOCKET"), self.path(&format!("{role}/control.sock")));
+        }
+        command.envs(self.ways.environment.get(role).into_iter().flatten().cloned());
+        command
+    }
+
+    /// Runs one of our commands, which must succeed.
+    fn verb(&self, arguments: &[&str]) {
+        let _ = run(&mut self.command(arguments[0], arguments), LIMIT);
+    }
+
+    /// Starts a role and waits until it is ready.
+    fn start(&mut self, role: &'static str) {
+        let process = Process::start(&mut self.command(role, &[role, "run"]), &self.log_of(role));
+        self.running.insert(role, process);
+        let url = format!("http://127.0.0.1:{}/readyz", self.ports[role]);
+        let ready = || crate::curl::attempt(crate::curl::curl().arg(&url)).status.success();
+        let begun = std::time::Instant::now();
+        while !ready() {
+            assert!(begun.elapsed() < PATIENCE, "{role} is not ready:\n{}\n{}", self.log(role), self.log("relay"));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn log_of(&self, role: &str) -> PathBuf {
+        self.folder.path().join(format!("{role}.log"))
+    }
+
+    /// What a role logged since it was started last.
+    #[must_use]
+    pub fn log(&self, role: &str) -> String {
+        std::fs::read_to_string(self.log_of(role)).unwrap_or_default()
+    }
+
+    /// A role's own JSON: `get("device", "/status")`.
+    #[must_use]
+    pub fn get(&self, role: &str, path: &str) -> Value {
+        let url = format!("http://127.0.0.1:{}{path}", self.ports[role]);
+        serde_json::from_str(&crate::curl::text(crate::curl::curl().arg(url))).expect("JSON")
+    }
+
+    /// The value of one metric, labels summed up.
+    #[must_use]
+    pub fn metric(&self, role: &str, name: &str, label: &str) -> f64 {
+        let url = format!("http://127.0.0.1:{}/metrics", self.ports[role]);
+        let text = crate::curl::text(crate::curl::curl().arg(url));
+        let lines = text.lines().filter(|l| l.starts_with(name) && l.contains(label));
+        lines.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Loads the page through the device with curl; how the session that carried it travels.
+    #[must_use]
+    pub fn load_page(&self) -> String {
+        let url = format!("http://wiki.intranet.example.com:{}/page", self.site.port);
+        let proxy = format!("socks5h://127.0.0.1:{}", self.ports["socks5"]);
+        let output = crate::curl::attempt(crate::curl::curl().args(["--proxy", &proxy, &url]));
+        let page = String::from_utf8_lossy(&output.stdout).into_owned();
+        let logs = || format!("{}\n{}\n{}", self.log("device"), self.log("node"), self.log("relay"));
+        assert_eq!(page, PAGE, "{}\n{}", String::from_utf8_lossy(&output.stderr), logs());
+        self.get("device", "/status")["sessions"][0]["path"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Links and lanes at the relay.
+    #[must_use]
+    pub fn at_relay(&self) -> Vec<Value> {
+        self.get("relay", "/sessions").as_array().cloned().unwrap_or_default()
+    }
+}
+
+impl Drop for Office {
+    fn drop(&mut self) {
+        // In the order of people leaving: the device first, the relay last.
+        for role in ["device", "node", "core", "relay"] {
+            self.running.remove(role);
+        }
+    }
+}
+
+/// A loopback address that no other test of this machine uses.
+fn own_address() -> String {
+    loop {
+        let [a, b] = hedgerow_runtime::clock::random::<2>();
+        let address = format!("127.61.{a}.{}", b.max(1));
+        let free = [443, 3101].iter().all(|p| std::net::TcpListener::bind((address.as_str(), *p)).is_ok());
+        if free {
+            return address;
+        }
+    }
+}
