@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::clock::random;
-use crate::dial::RelayTarget;
+use crate::dial::{self, RelayTarget};
 use crate::quic;
 use crate::scope::Scope;
 use crate::tls::{self, RelayRoots};
@@ -98,7 +98,12 @@ async fn relay(limits: Limits) -> Relay {
         }
     });
     let roots = RelayRoots::Ca(vec![certificate]);
-    let target = RelayTarget { addresses: vec![port.to_string()], name: "relay.test".into(), roots };
+    let target = RelayTarget {
+        addresses: vec![port.to_string()],
+        name: "relay.test".into(),
+        roots,
+        network: dial::Network::default(),
+    };
     Relay { target, port, links, scope }
 }
 
