@@ -7,7 +7,7 @@
 //! | both | `GET /status` | name, build, TLS (provider, post-quantum), proxy URLs for web services, numbers |
 //! | control | `GET /info` | name, instance, CA file and pin, TLS, proxy URLs for web services |
 //! | control | `GET /tenants` | all tenants, without keys |
-//! | control | `POST /tenants {"tenant"?}` | `{"tenant", "srp_key"}`, shown once |
+//! | control | `POST /tenants {"tenant"?, "srp_key"?}` | `{"tenant", "srp_key"}`, shown once |
 //! | control | `DELETE /tenants/{id}` | `{"cut"}` |
 //! | control | `POST /tenants/{id}/block`, `/unblock` | `{"cut"}` |
 //! | control | `POST /tenants/{id}/srp-key` | `{"tenant", "srp_key"}`: a new one |
@@ -235,6 +235,8 @@ async fn tenants(State(relay): Shared) -> Json<Value> {
 #[serde(deny_unknown_fields)]
 struct NewTenant {
     tenant: Option<TenantId>,
+    /// The key that its core has already, 64 hexadecimal digits.
+    srp_key: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -244,9 +246,20 @@ struct Domain {
 }
 
 async fn add(State(relay): Shared, Json(new): Json<NewTenant>) -> Answer {
+    let given = match new.srp_key {
+        None => None,
+        Some(text) => {
+            let key = HEXLOWER.decode(text.trim().as_bytes()).ok().filter(|k| k.len() == 32);
+            let wrong = "srp_key: expected the 64 hexadecimal digits that the first relay gave out";
+            Some(Secret::new(key.ok_or_else(|| Problem::bad_request(wrong))?))
+        }
+    };
     blocking(relay, move |relay| {
         let id = new.tenant.map_or_else(|| free_id(relay), Ok)?;
-        let tenant = relay.store.add(id)?;
+        let tenant = match given {
+            None => relay.store.add(id)?,
+            Some(key) => relay.store.add_with_key(id, key)?,
+        };
         tracing::info!(tenant = %tenant.id, "tenant added");
         Ok(key_answer(&tenant.id, &tenant.srp_key))
     })

@@ -79,6 +79,9 @@ enum TenantCommand {
         /// Write the key to a new file instead of showing it
         #[arg(long, value_name = "FILE", env = "HEDGEROW_RELAY_KEY_OUT")]
         out: Option<PathBuf>,
+        /// The key that the first relay gave out, when this is another relay of the same core; `-` reads standard input
+        #[arg(long, value_name = "FILE", env = "HEDGEROW_RELAY_SRP_KEY_FILE", requires = "id", conflicts_with = "out")]
+        srp_key_file: Option<PathBuf>,
     },
     /// List tenants
     List,
@@ -253,7 +256,13 @@ fn start(source: &RelayConfigArgs, logging: &Logging) -> ExitCode {
 async fn tenant(relay: AtRelay, command: TenantCommand) -> anyhow::Result<()> {
     let at = relay.at();
     match command {
-        TenantCommand::Add { id, out } => {
+        TenantCommand::Add { id: Some(id), srp_key_file: Some(file), .. } => {
+            let key = secrets::read("authentication key", Some(&file))?;
+            let body = json!({ "tenant": id, "srp_key": key.expose_text().map(str::trim) });
+            let _ = at.post("/tenants", &body).await?;
+            at.done(&json!({ "tenant": id }), &format!("tenant {id}, with the key of {}", file.display()))
+        }
+        TenantCommand::Add { id, out, .. } => {
             let body = id.map_or_else(|| json!({}), |id| json!({ "tenant": id }));
             key(at, at.post("/tenants", &body).await?, out.as_deref())
         }

@@ -231,13 +231,21 @@ impl Store {
     /// # Errors
     /// `Exists`, `Io`.
     pub fn add(&self, id: TenantId) -> Result<Arc<Tenant>, StoreError> {
+        self.add_with_key(id, Secret::new(clock::random::<32>().to_vec()))
+    }
+
+    /// As `add`, with the key that the tenant's core has already: for the second relay and every further one.
+    ///
+    /// # Errors
+    /// As `add`.
+    pub fn add_with_key(&self, id: TenantId, srp_key: Secret) -> Result<Arc<Tenant>, StoreError> {
         let _writer = self.writer.lock();
         if self.tenant(&id).is_some() {
             return Err(StoreError::Exists(id));
         }
         let tenant = Tenant {
             id,
-            srp_key: Secret::new(clock::random::<32>().to_vec()),
+            srp_key,
             state: TenantState::Active,
             domains: BTreeSet::new(),
             names: BTreeMap::new(),
