@@ -10,9 +10,12 @@ use serde_json::Value;
 
 use crate::nginx::Nginx;
 use crate::process::{Process, free_port, hedgerow, run, try_run};
+use crate::work::Proxy;
 
 /// The relay's name: only proxies can resolve it.
 pub const RELAY: &str = "relay.corp.test";
+/// The second one's.
+const RELAY2: &str = "relay2.corp.test";
 const PATIENCE: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(90);
 const PAGE: &str = "the page behind the proxies";
@@ -34,6 +37,12 @@ pub struct Ways {
     pub environment: BTreeMap<&'static str, Vec<(String, String)>>,
     /// The device's key `lanes`.
     pub lanes: &'static str,
+    /// The device's key `timers.scale`; 0 leaves it out.
+    pub device_timers: f64,
+    /// The network namespace that the device runs in.
+    pub netns: Option<String>,
+    /// Further targets that the node lets devices reach, ports on 127.0.0.1.
+    pub allow: Vec<u16>,
 }
 
 impl Ways {
@@ -53,6 +62,8 @@ pub struct Office {
     pub address: String,
     ports: BTreeMap<&'static str, u16>,
     ways: Ways,
+    /// Of the second relay, when there is one.
+    second: Option<String>,
     site: Nginx,
     running: BTreeMap<&'static str, Process>,
 }
@@ -61,20 +72,29 @@ impl Office {
     /// A folder, a relay that runs, and a site.
     #[must_use]
     pub fn open() -> Self {
+        Self::open_at(&[])
+    }
+
+    /// As `open`; the relay listens at these addresses too.
+    #[must_use]
+    pub fn open_at(more: &[String]) -> Self {
         // SAFETY: geteuid has no preconditions and cannot fail.
         assert_eq!(unsafe { libc::geteuid() }, 0, "this test needs root: a relay on port 443, mounts of its own");
-        let ports = ["relay", "core", "node", "device", "socks5", "http"].map(|role| (role, free_port()));
+        let ports = ["relay", "relay2", "core", "node", "device", "socks5", "http"].map(|role| (role, free_port()));
         let mut office = Self {
             folder: tempfile::tempdir().expect("a folder"),
             address: own_address(),
             ports: ports.into(),
             ways: Ways::default(),
+            second: None,
             site: Nginx::start(PAGE),
             running: BTreeMap::new(),
         };
         let listen = format!(
-            "name = \"{RELAY}\"\n[listen]\nlink = [\"{a}:3101\"]\ndevice = [\"{a}:443\"]\n",
-            a = office.address
+            "name = \"{RELAY}\"\n[listen]\nlink = [\"{a}:3101\"]\ndevice = {device:?}\n[tls]\nnames = [{gate:?}]\n",
+            a = office.address,
+            gate = office.gate(),
+            device = [&[format!("{}:443", office.address)], more].concat()
         );
         office.configure("relay", &listen);
         office.start("relay");
@@ -82,6 +102,56 @@ impl Office {
         office.verb(&["relay", "tenant", "add", "S12345678", "--out", &key]);
         office.verb(&["relay", "domain", "add", "S12345678", "example.com"]);
         office
+    }
+
+    /// Another loopback address that the relay's certificate names: for what a test puts before the relay.
+    #[must_use]
+    pub fn gate(&self) -> String {
+        self.address.replacen("127.61.", "127.62.", 1)
+    }
+
+    /// Starts a second relay of the same CA, which answers to the first one's name too; returns its address. Core, node
+    /// and device are told of both.
+    pub fn open_second(&mut self) -> String {
+        let address = own_address();
+        let from = self.path("relay");
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new().mode(0o700).create(self.path("relay2")).expect("a folder");
+        for file in std::fs::read_dir(&from).expect("the first relay's folder").flatten() {
+            let name = file.file_name();
+            if name.to_string_lossy().starts_with("relay-ca") {
+                std::fs::copy(file.path(), PathBuf::from(self.path("relay2")).join(&name)).expect("a copy");
+            }
+        }
+        let listen = format!(
+            "name = \"{RELAY2}\"\n[listen]\nlink = [\"{address}:3101\"]\ndevice = [\"{address}:443\"]\n[tls]\nnames = [\"{RELAY}\"]\n"
+        );
+        self.configure("relay2", &listen);
+        self.start("relay2");
+        let key = self.path("srp.key");
+        let add = ["relay", "tenant", "add", "S12345678", "--srp-key-file", &key];
+        let _ = run(&mut self.command("relay2", &add), LIMIT);
+        self.second = Some(address.clone());
+        address
+    }
+
+    /// Where the device's proxy is.
+    #[must_use]
+    pub fn proxy(&self) -> Proxy {
+        Proxy { socks5: format!("127.0.0.1:{}", self.ports["socks5"]), netns: self.ways.netns.clone() }
+    }
+
+    /// The site inside, for files of a test's own.
+    #[must_use]
+    pub fn site(&self) -> &Nginx {
+        &self.site
+    }
+
+    /// Asks a role to end, and waits until it has.
+    pub fn stop(&mut self, role: &'static str, patience: Duration) {
+        let mut process = self.running.remove(role).expect("it runs");
+        crate::process::signal(process.pid(), libc::SIGTERM);
+        crate::process::wait_until(&format!("{role} has ended"), patience, || process.has_ended());
     }
 
     /// A file or folder of this office.
@@ -93,12 +163,17 @@ impl Office {
     /// Starts core, node and device, which find the relay by these ways. Enrolment and activation go by them too.
     pub fn move_in(&mut self, ways: Ways) {
         self.ways = ways;
-        let core = format!(
-            "tenant = \"S12345678\"\nsrp_key_file = {:?}\n[[relays]]\nname = \"{RELAY}\"\naddresses = {:?}\nca_file = {:?}\n",
-            self.path("srp.key"),
-            self.ways.relay,
-            self.path("trusted.pem")
-        );
+        let mut core = format!("tenant = \"S12345678\"\nsrp_key_file = {:?}\n", self.path("srp.key"));
+        let second = self.second.as_ref().map(|a| vec![format!("{a}:443"), format!("{a}:3101")]);
+        let all: Vec<String> = self.ways.relay.iter().chain(second.iter().flatten()).cloned().collect();
+        for (name, addresses) in [(RELAY, Some(self.ways.relay.clone())), (RELAY2, second)] {
+            let Some(addresses) = addresses else { continue };
+            core += &format!(
+                "[[relays]]\nname = \"{name}\"\naddresses = {addresses:?}\nca_file = {:?}\n",
+                self.path("trusted.pem")
+            );
+        }
+        core += &format!("[advertise]\nrelays = {all:?}\n");
         let own = std::fs::read_to_string(self.path("relay/relay-ca.pem")).expect("the relay has made it");
         std::fs::write(self.path("trusted.pem"), format!("{own}{}", self.ways.more_ca)).expect("a file");
         self.configure("core", &core);
@@ -115,6 +190,12 @@ impl Office {
         let port = self.site.port.to_string();
         self.verb(&["rule", "add", "allow", "wiki.intranet.example.com", "--ports", &port]);
         self.verb(&["rule", "add", "allow", "127.0.0.1", "--ports", &port]);
+        for port in self.ways.allow.clone() {
+            self.verb(&["rule", "add", "allow", "127.0.0.1", "--ports", &port.to_string()]);
+        }
+        if !self.ways.allow.is_empty() {
+            self.verb(&["route", "add", "127.0.0.1", "group:default"]);
+        }
         self.verb(&["route", "add", "*.intranet.example.com", "group:default"]);
         self.verb(&["token", "create", "--name", "node-1", "--out", &token]);
         self.verb(&["node", "enroll", "--token-file", &token]);
@@ -161,8 +242,10 @@ impl Office {
 
     fn configure_device(&self) {
         let (socks5, http) = (self.ports["socks5"], self.ports["http"]);
+        let scale = self.ways.device_timers;
+        let timers = if scale > 0.0 { format!("timers.scale = {scale}\n") } else { String::new() };
         let text = format!(
-            "lanes = \"{}\"\n[proxy]\nsocks5 = \"127.0.0.1:{socks5}\"\nhttp = \"127.0.0.1:{http}\"\n",
+            "lanes = \"{}\"\n{timers}[proxy]\nsocks5 = \"127.0.0.1:{socks5}\"\nhttp = \"127.0.0.1:{http}\"\n",
             self.ways.lanes
         );
         self.configure("device", &text);
@@ -178,19 +261,28 @@ impl Office {
         std::fs::write(self.path(&format!("{role}.toml")), text).expect("a configuration");
     }
 
-    fn command(&self, role: &str, arguments: &[&str]) -> Command {
+    /// One of our commands as this role gives it.
+    #[must_use]
+    pub fn command(&self, role: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(hedgerow());
         command.args(arguments);
         for variable in VARIABLES {
             command.env_remove(variable);
         }
-        for role in ["relay", "core", "node", "device"] {
-            let name = role.to_ascii_uppercase();
+        for own in ["relay", "core", "node", "device"] {
+            let name = own.to_ascii_uppercase();
+            let role = if role == "relay2" && own == "relay" { role } else { own };
             command.env(format!("HEDGEROW_{name}_CONFIG"), self.path(&format!("{role}.toml")));
             command.env(format!("HEDGEROW_{name}_SOCKET"), self.path(&format!("{role}/control.sock")));
         }
         command.envs(self.ways.environment.get(role).into_iter().flatten().cloned());
-        command
+        if role == "device" { self.proxy().beside(command) } else { command }
+    }
+
+    /// curl where the role's own listeners can be reached.
+    fn curl(&self, role: &str) -> Command {
+        let curl = crate::curl::curl();
+        if role == "device" { self.proxy().beside(curl) } else { curl }
     }
 
     /// Runs one of our commands, which must succeed.
@@ -200,10 +292,11 @@ impl Office {
 
     /// Starts a role and waits until it is ready.
     fn start(&mut self, role: &'static str) {
-        let process = Process::start(&mut self.command(role, &[role, "run"]), &self.log_of(role));
+        let verb = if role == "relay2" { "relay" } else { role };
+        let process = Process::start(&mut self.command(role, &[verb, "run"]), &self.log_of(role));
         self.running.insert(role, process);
         let url = format!("http://127.0.0.1:{}/readyz", self.ports[role]);
-        let ready = || crate::curl::attempt(crate::curl::curl().arg(&url)).status.success();
+        let ready = || crate::curl::attempt(self.curl(role).arg(&url)).status.success();
         let begun = std::time::Instant::now();
         while !ready() {
             assert!(begun.elapsed() < PATIENCE, "{role} is not ready:\n{}\n{}", self.log(role), self.log("relay"));
@@ -225,14 +318,14 @@ impl Office {
     #[must_use]
     pub fn get(&self, role: &str, path: &str) -> Value {
         let url = format!("http://127.0.0.1:{}{path}", self.ports[role]);
-        serde_json::from_str(&crate::curl::text(crate::curl::curl().arg(url))).expect("JSON")
+        serde_json::from_str(&crate::curl::text(self.curl(role).arg(url))).expect("JSON")
     }
 
     /// The value of one metric, labels summed up.
     #[must_use]
     pub fn metric(&self, role: &str, name: &str, label: &str) -> f64 {
         let url = format!("http://127.0.0.1:{}/metrics", self.ports[role]);
-        let text = crate::curl::text(crate::curl::curl().arg(url));
+        let text = crate::curl::text(self.curl(role).arg(url));
         let lines = text.lines().filter(|l| l.starts_with(name) && l.contains(label));
         lines.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
@@ -254,12 +347,18 @@ impl Office {
     pub fn at_relay(&self) -> Vec<Value> {
         self.get("relay", "/sessions").as_array().cloned().unwrap_or_default()
     }
+
+    /// What carries the device's session: `lane`, `link`, or nothing while there is none.
+    #[must_use]
+    pub fn path_of_session(&self) -> String {
+        self.get("device", "/status")["sessions"][0]["path"].as_str().unwrap_or_default().to_owned()
+    }
 }
 
 impl Drop for Office {
     fn drop(&mut self) {
         // In the order of people leaving: the device first, the relay last.
-        for role in ["device", "node", "core", "relay"] {
+        for role in ["device", "node", "core", "relay", "relay2"] {
             self.running.remove(role);
         }
     }
