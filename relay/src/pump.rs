@@ -24,11 +24,15 @@ async fn one_way(from: &mut ReadHalf, to: &mut WriteHalf) -> Result<(), Fault> {
     loop {
         let chunk = tokio::select! {
             biased;
-            fault = to.ended() => return Err(fault),
+            fault = to.ended() => return unwanted(fault),
             chunk = from.read_chunk() => chunk?,
         };
         match chunk {
-            Some(chunk) => to.write_chunk(chunk).await?,
+            Some(chunk) => {
+                if let Err(fault) = to.write_chunk(chunk).await {
+                    return unwanted(fault);
+                }
+            }
             None => {
                 to.finish();
                 return Ok(());
@@ -47,7 +51,7 @@ pub async fn client(io: impl AsyncRead + AsyncWrite + Unpin, stream: Stream) {
             buffer.reserve(BUFFER);
             let length = tokio::select! {
                 biased;
-                fault = write.ended() => return Err(fault),
+                fault = write.ended() => return unwanted(fault),
                 length = io_read.read_buf(&mut buffer) => length.map_err(|_| gone())?,
             };
             if length == 0 {
@@ -55,7 +59,9 @@ pub async fn client(io: impl AsyncRead + AsyncWrite + Unpin, stream: Stream) {
                 return Ok(());
             }
             let chunk: Bytes = buffer.split().freeze();
-            write.write_chunk(chunk).await?;
+            if let Err(fault) = write.write_chunk(chunk).await {
+                return unwanted(fault);
+            }
         }
     };
     let downwards = async {
@@ -69,6 +75,12 @@ pub async fn client(io: impl AsyncRead + AsyncWrite + Unpin, stream: Stream) {
     if let Err(fault) = result {
         read.reset(fault);
     }
+}
+
+/// An end that has said everything and let go wants no more bytes; what it said may still be on its way. (Over QUIC the
+/// news overtake the data; over TLS they come after it, and then the other direction has ended too.)
+fn unwanted(fault: Fault) -> Result<(), Fault> {
+    if fault.code == Code::Ok { Ok(()) } else { Err(fault) }
 }
 
 fn gone() -> Fault {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::{Channel, Stream};
@@ -19,11 +19,14 @@ use crate::config::RelayConfig;
 use crate::lane::{End, Lanes};
 use crate::limit::{Limiter, Shares};
 use crate::pass::Passes;
-use crate::registry::{Facts, Load, Registry};
+use crate::registry::{Facts, Live, Load, Registry};
 use crate::store::{Store, Tenant, TenantState};
 
 /// Sessions tried for one stream before it is refused.
 const ATTEMPTS: usize = 3;
+
+/// An endpoint that takes longer to answer is asked whether it is there.
+const SLOW_ANSWER: Duration = Duration::from_millis(500);
 
 /// One relay.
 pub struct Relay {
@@ -102,7 +105,7 @@ impl Relay {
         let mut last = self.no_route(to);
         for _ in 0..ATTEMPTS {
             let Some(live) = self.registry.pick(to, &tried) else { break };
-            match timeout(self.timers.connect, live.handle.open(&header)).await {
+            match timeout(self.timers.connect, self.opened(&live, &header)).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(fault)) if matches!(fault.code, Code::Lost | Code::Draining | Code::Displaced) => last = fault,
                 Ok(Err(fault)) => return Err(fault),
@@ -111,6 +114,33 @@ impl Relay {
             tried.push(live.facts.id);
         }
         Err(last)
+    }
+
+    /// Opens a stream on a link; when the answer takes its time, the peer is asked whether it is still there.
+    async fn opened(&self, live: &Arc<Live<Channel>>, header: &LinkOpen) -> Result<Stream, Fault> {
+        let mut opening = std::pin::pin!(live.handle.open(header));
+        match timeout(SLOW_ANSWER, &mut opening).await {
+            Ok(opened) => opened,
+            Err(_) => {
+                self.check_alive(live.clone());
+                opening.await
+            }
+        }
+    }
+
+    /// Whoever is called must be there: one that vanished without a word is noticed by nothing but silence, and others
+    /// wait for it.
+    pub fn check_alive(&self, live: Arc<Live<Channel>>) {
+        if !live.begin_check() {
+            return;
+        }
+        self.work.spawn(async move {
+            if !live.handle.is_alive().await {
+                live.silent();
+                live.handle.close(Fault::new(Code::Lost, "the peer does not answer any more"));
+            }
+            live.end_check();
+        });
     }
 
     /// Why nobody serves a destination now.

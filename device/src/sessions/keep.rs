@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hedgerow_runtime::clock;
 use hedgerow_runtime::lane::ResumeError;
-use hedgerow_runtime::link::Link;
+use hedgerow_runtime::link::{Link, Transport};
 use hedgerow_shared::fault::{Code, Fault};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
@@ -16,6 +16,9 @@ use super::{Carried, Sessions};
 const FIRST: Duration = Duration::from_millis(100);
 /// The longest: a relay that comes back is used again within this time.
 const LONGEST: Duration = Duration::from_secs(1);
+/// On a stream of a QUIC link a node that vanished without a word is noticed by nothing but silence; after so much of it,
+/// while streams are open, the node is asked.
+const SILENCE: Duration = Duration::from_secs(3);
 /// How often it is looked whether something better can be had.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -26,6 +29,7 @@ impl Sessions {
         let idle = self.inner.timers.session_idle;
         let (mut opened, mut since) = (mux.stats().opened, Instant::now());
         let mut improve_at = Instant::now();
+        let mut heard = (mux.stats().bytes_in, Instant::now());
         loop {
             tokio::select! {
                 suspended = mux.suspended() => match suspended {
@@ -37,6 +41,12 @@ impl Sessions {
                         improve_at = Instant::now() + clock::jitter(LONGEST);
                     }
                     let stats = mux.stats();
+                    if stats.bytes_in != heard.0 || stats.streams == 0 {
+                        heard = (stats.bytes_in, Instant::now());
+                    } else if heard.1.elapsed() >= SILENCE && carried.link.transport == Transport::Quic && carried.path == "link" {
+                        mux.probe();
+                        heard.1 = Instant::now();
+                    }
                     if stats.streams > 0 || stats.opened != opened {
                         (opened, since) = (stats.opened, Instant::now());
                     } else if since.elapsed() >= idle {

@@ -310,24 +310,9 @@ fn offer_lane(relay: &Relay, live: &Live<Channel>, LaneRequest { request, to }: 
         offered.ok_or_else(|| Fault::new(Code::Limited, "too many lanes asked for and not taken"))?;
     let call = LaneCall { ticket: node_ticket, origin: to.origin, vouched: live.facts.vouched() };
     node.handle.send_control(&call.into())?;
-    check_alive(relay, node);
+    relay.check_alive(node);
     metrics::counter!("hedgerow_relay_lanes_offered_total").increment(1);
     live.handle.send_control(&LaneOffer { request, ticket: device_ticket, node: entity, instance }.into())
-}
-
-/// A node that was called must be there: one that vanished without a word is noticed by nothing but silence, and
-/// sessions wait for it.
-fn check_alive(relay: &Relay, node: Arc<Live<Channel>>) {
-    if !node.begin_check() {
-        return;
-    }
-    relay.work.spawn(async move {
-        if !node.handle.is_alive().await {
-            node.silent();
-            node.handle.close(Fault::new(Code::Lost, "the node does not answer any more"));
-        }
-        node.end_check();
-    });
 }
 
 fn end(facts: &Facts) -> Option<lane::End> {

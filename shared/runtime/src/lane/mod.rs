@@ -73,6 +73,7 @@ pub struct Endpoint {
 
 /// What a device brought to a node.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one is made a session, and taken apart at once")]
 pub enum Served {
     /// A new session.
     New(Session),
