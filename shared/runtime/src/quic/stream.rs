@@ -11,7 +11,7 @@ use futures_util::task::AtomicWaker;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::wire::frame::{self, Frame};
 use parking_lot::Mutex;
-use quinn::{ReadError, RecvStream, SendStream, StoppedError, WriteError};
+use quinn::{ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::inner::Place;
@@ -117,9 +117,15 @@ impl Core {
         said.unwrap_or_else(|| connection_fault(error))
     }
 
+    /// The peer takes no more. When it has said everything, what it said is still to be read: only this direction ends.
+    fn stopped(&self, code: VarInt) -> Fault {
+        let fault = fault_of(code, "the peer reset the stream");
+        if fault.code == Code::Ok { fault } else { self.end(fault) }
+    }
+
     fn write_fault(&self, error: WriteError) -> Fault {
         match error {
-            WriteError::Stopped(code) => self.end(fault_of(code, "the peer reset the stream")),
+            WriteError::Stopped(code) => self.stopped(code),
             WriteError::ConnectionLost(error) => self.end(self.lost(&error)),
             WriteError::ClosedStream if self.fault.get().is_none() => {
                 Fault::new(Code::Protocol, "the stream was finished")
@@ -179,12 +185,13 @@ impl Drop for Core {
         if self.fault.get().is_some() {
             return;
         }
-        let code = number(Code::Lost);
+        let send = self.send.get_mut();
+        // An end that has said everything wants no more, and nothing is wrong.
+        let code = number(if send.finished { Code::Ok } else { Code::Lost });
         let receive = self.receive.get_mut();
         if !receive.finished {
             let _ = receive.stream.stop(code);
         }
-        let send = self.send.get_mut();
         if !send.finished {
             let _ = send.stream.reset(code);
             return;
@@ -282,7 +289,7 @@ impl WriteHalf {
             if open && let Poll::Ready(end) = stopped.as_mut().poll(cx) {
                 open = false;
                 match end {
-                    Ok(Some(code)) => return Poll::Ready(core.end(fault_of(code, "the peer reset the stream"))),
+                    Ok(Some(code)) => return Poll::Ready(core.stopped(code)),
                     Err(StoppedError::ConnectionLost(error)) => return Poll::Ready(core.end(core.lost(&error))),
                     // Everything has arrived: from here on only a reset of the other direction can end it.
                     Ok(None) | Err(StoppedError::ZeroRttRejected) => {}
