@@ -102,7 +102,10 @@ pub(crate) struct Requests {
 
 /// Small requests for `time`, one after the other on one connection, beside `bulk` downloads the same way.
 pub(crate) fn requests(way: Way, bulk: usize, time: Duration) -> io::Result<Requests> {
-    let mut times = while_bulk_moves(way, bulk, Direction::Down, |_| ask(way, time))?.0?;
+    let mut times = match bulk {
+        0 => ask(way, time)?,
+        _ => while_bulk_moves(way, bulk, Direction::Down, |_| ask(way, time))?.0?,
+    };
     times.sort_unstable();
     Ok(Requests { p50: percentile(&times, 0.50), p99: percentile(&times, 0.99) })
 }

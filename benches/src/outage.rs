@@ -130,7 +130,8 @@ fn restart(product: &Product, signal: i32) -> anyhow::Result<Duration> {
         }
         Ok(Instant::now())
     };
-    let gone = wait("does not end", &|| is_gone(pid))?;
+    // A process of several threads can be gone in name while its sockets are still open.
+    let gone = wait("does not end", &|| is_gone(pid) && !product.relay_answers())?;
     let back = wait("does not come back", &|| product.relay_answers())?;
     Ok(back - gone)
 }
