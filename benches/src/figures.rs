@@ -6,6 +6,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::machine::Machine;
+
 /// One line of the JSON file.
 #[derive(Debug, Serialize)]
 struct Row {
@@ -92,8 +94,15 @@ impl Figures {
         out
     }
 
-    pub(crate) fn write_json(&self, path: &Path) -> anyhow::Result<()> {
-        std::fs::write(path, serde_json::to_string_pretty(&self.rows())? + "\n")?;
+    /// The median of a figure of a subject.
+    pub(crate) fn median(&self, subject: &str, figure: &str) -> Option<f64> {
+        let samples = self.samples.get(&(figure.to_owned(), subject.to_owned()))?;
+        Some(median(&samples.iter().map(|(_, v)| *v).collect::<Vec<_>>()))
+    }
+
+    pub(crate) fn write_json(&self, machine: &Machine, path: &Path) -> anyhow::Result<()> {
+        let file = serde_json::json!({ "machine": machine, "rows": self.rows() });
+        std::fs::write(path, serde_json::to_string_pretty(&file)? + "\n")?;
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    fn open(self) -> io::Result<TcpStream> {
+    pub(crate) fn open(self) -> io::Result<TcpStream> {
         let port = match self {
             Self::Port(port) | Self::Socks { proxy: port, .. } => port,
         };
@@ -58,9 +58,24 @@ pub(crate) struct Throughput {
 
 /// Moves bulk over `streams` connections for `time` after half a second of warm-up.
 pub(crate) fn throughput(way: Way, streams: usize, direction: Direction, time: Duration) -> io::Result<Throughput> {
+    let (rate, bytes) = while_bulk_moves(way, streams, direction, |bytes| {
+        let (before, since) = (bytes.load(Relaxed), Instant::now());
+        std::thread::sleep(time);
+        (bytes.load(Relaxed) - before) as f64 * 8e-6 / since.elapsed().as_secs_f64()
+    })?;
+    Ok(Throughput { megabits_per_second: rate, bytes })
+}
+
+/// Does `work` while bulk moves, after half a second of warm-up; also returns the bytes that moved in all.
+fn while_bulk_moves<T>(
+    way: Way,
+    streams: usize,
+    direction: Direction,
+    work: impl FnOnce(&AtomicU64) -> T,
+) -> io::Result<(T, u64)> {
     let (bytes, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let failure = std::sync::Mutex::new(None);
-    let rate = std::thread::scope(|threads| {
+    let result = std::thread::scope(|threads| {
         for _ in 0..streams {
             threads.spawn(|| {
                 if let Err(error) = bulk(way, direction, &bytes, &stop) {
@@ -69,16 +84,63 @@ pub(crate) fn throughput(way: Way, streams: usize, direction: Direction, time: D
             });
         }
         std::thread::sleep(Duration::from_millis(500));
-        let (before, since) = (bytes.load(Relaxed), Instant::now());
-        std::thread::sleep(time);
-        let rate = (bytes.load(Relaxed) - before) as f64 * 8e-6 / since.elapsed().as_secs_f64();
+        let result = work(&bytes);
         stop.store(true, Relaxed);
-        rate
+        result
     });
     match failure.into_inner() {
         Ok(Some(error)) => Err(error),
-        _ => Ok(Throughput { megabits_per_second: rate, bytes: bytes.load(Relaxed) }),
+        _ => Ok((result, bytes.load(Relaxed))),
     }
+}
+
+/// What small requests took, one after the other on a connection that stays open.
+pub(crate) struct Requests {
+    pub(crate) p50: Duration,
+    pub(crate) p99: Duration,
+}
+
+/// Small requests for `time`, one after the other on one connection, beside `bulk` downloads the same way.
+pub(crate) fn requests(way: Way, bulk: usize, time: Duration) -> io::Result<Requests> {
+    let mut times = match bulk {
+        0 => ask(way, time)?,
+        _ => while_bulk_moves(way, bulk, Direction::Down, |_| ask(way, time))?.0?,
+    };
+    times.sort_unstable();
+    Ok(Requests { p50: percentile(&times, 0.50), p99: percentile(&times, 0.99) })
+}
+
+fn ask(way: Way, time: Duration) -> io::Result<Vec<Duration>> {
+    let mut tcp = way.open()?;
+    let (mut times, begun) = (Vec::new(), Instant::now());
+    let mut reply = [0; 512];
+    // The first opens the connection to the target; it is not counted.
+    while times.len() < 2 || begun.elapsed() < time {
+        let since = Instant::now();
+        tcp.write_all(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n")?;
+        let mut have = 0;
+        while !is_whole(&reply[..have]) {
+            let n = tcp.read(&mut reply[have..])?;
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            have += n;
+        }
+        times.push(since.elapsed());
+    }
+    times.remove(0);
+    Ok(times)
+}
+
+/// A head and the 128 bytes after it.
+fn is_whole(reply: &[u8]) -> bool {
+    reply.windows(4).position(|w| w == b"\r\n\r\n").is_some_and(|head| reply.len() >= head + 4 + 128)
+}
+
+/// The value that this share of sorted times does not exceed; zero when there are none.
+fn percentile(sorted: &[Duration], share: f64) -> Duration {
+    let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
+    sorted.get(at).copied().unwrap_or_default()
 }
 
 fn bulk(way: Way, direction: Direction, bytes: &AtomicU64, stop: &AtomicBool) -> io::Result<()> {
@@ -132,12 +194,10 @@ pub(crate) fn connections(way: Way, clients: usize, total: usize) -> io::Result<
     let elapsed = started.elapsed();
     let mut times: Vec<Duration> = results.into_iter().collect::<io::Result<Vec<_>>>()?.concat();
     times.sort_unstable();
-    let at =
-        |share: f64| times.get(((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1))).copied();
     Ok(Connections {
         per_second: times.len() as f64 / elapsed.as_secs_f64(),
-        p50: at(0.50).unwrap_or_default(),
-        p99: at(0.99).unwrap_or_default(),
+        p50: percentile(&times, 0.50),
+        p99: percentile(&times, 0.99),
         done: times.len(),
     })
 }

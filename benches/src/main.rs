@@ -4,7 +4,11 @@
 
 mod figures;
 mod load;
+mod machine;
+mod outage;
 mod process;
+mod product;
+mod steady;
 mod stream;
 mod subjects;
 mod target;
@@ -24,10 +28,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// One stream, 16 streams, new connections a second, latency, CPU and memory: direct, three plain hops, this
-    /// product by lane and by link stream, OpenSSH's reverse tunnel and rathole.
+    /// One stream, 16 streams, new connections a second, small requests beside bulk, CPU and memory: direct, three
+    /// plain hops, this product by lane and by link stream over TLS and over QUIC, OpenSSH's reverse tunnel and
+    /// rathole. Then, for what carries this product's sessions, how long a steady stream is without data when it fails.
     Stream(stream::Options),
-    /// The server that the others load: source, sink, echo and a 128-byte HTTP answer on one port.
+    /// The server that the others load: source, sink, echo, steady lines and a 128-byte HTTP answer on one port.
     Target {
         /// Loopback port.
         port: u16,
@@ -44,7 +49,7 @@ enum Bench {
 /// Where benches put their table as JSON.
 #[derive(clap::Args)]
 struct Output {
-    /// Also write rows {subject, figure, unit, median, min, max, runs, ratio_to_direct} to this file.
+    /// Also write the machine and rows {subject, figure, unit, median, min, max, runs, ratio_to_direct} to this file.
     #[arg(long, value_name = "FILE", env = "HEDGEROW_BENCH_JSON")]
     json: Option<PathBuf>,
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 
 use crate::load::Way;
 use crate::process::{Process, free_port, wait_for_port};
+use crate::product::Product;
 
 /// A running subject. Its processes end with it.
 pub(crate) struct Subject {
@@ -17,12 +18,18 @@ pub(crate) struct Subject {
     pub(crate) way: Way,
     /// Part and process: `device`, `relay`, `node`.
     pub(crate) parts: Vec<(&'static str, u32)>,
+    /// What can be done to it while it runs; absent for others' products.
+    pub(crate) product: Option<Product>,
     _processes: Vec<Process>,
     _folder: Option<tempfile::TempDir>,
 }
 
 /// The names of all subjects, in the order they are measured.
-pub(crate) const ALL: &[&str] = &["direct", "plain3", "lane", "link", "ssh", "rathole", "rathole-noise"];
+pub(crate) const ALL: &[&str] =
+    &["direct", "plain3", "lane", "link-tls", "link-quic", "ssh", "rathole", "rathole-noise"];
+
+/// What can carry an end-to-end session of the product.
+pub(crate) const CARRIERS: &[&str] = &["lane", "link-tls", "link-quic"];
 
 /// Where `benches/peers/install` puts what it builds.
 pub(crate) fn peers_folder() -> PathBuf {
@@ -31,12 +38,18 @@ pub(crate) fn peers_folder() -> PathBuf {
 
 pub(crate) fn start(name: &str, target: u16) -> anyhow::Result<Subject> {
     match name {
-        "direct" => {
-            Ok(Subject { name: "direct", way: Way::Port(target), parts: vec![], _processes: vec![], _folder: None })
-        }
+        "direct" => Ok(Subject {
+            name: "direct",
+            way: Way::Port(target),
+            parts: vec![],
+            product: None,
+            _processes: vec![],
+            _folder: None,
+        }),
         "plain3" => plain3(target),
-        "lane" => hedgerow("lane", "auto", target),
-        "link" => hedgerow("link", "off", target),
+        "lane" => hedgerow("lane", "auto", "auto", target),
+        "link-tls" => hedgerow("link-tls", "off", "tls", target),
+        "link-quic" => hedgerow("link-quic", "off", "quic", target),
         "ssh" => ssh(target),
         "rathole" => rathole("rathole", "", target),
         "rathole-noise" => rathole("rathole-noise", "noise", target),
@@ -72,18 +85,28 @@ fn plain3(target: u16) -> anyhow::Result<Subject> {
         processes.push(process);
         to = port;
     }
-    Ok(Subject { name: "plain3", way: Way::Port(to), parts, _processes: processes, _folder: Some(folder) })
+    Ok(Subject {
+        name: "plain3",
+        way: Way::Port(to),
+        parts,
+        product: None,
+        _processes: processes,
+        _folder: Some(folder),
+    })
 }
 
-/// The product's own demo: real processes, real wires; `lanes` chooses the path.
-fn hedgerow(name: &'static str, lanes: &str, target: u16) -> anyhow::Result<Subject> {
+/// The product's own demo: real processes, real wires; `lanes` and `transport` choose the path.
+fn hedgerow(name: &'static str, lanes: &str, transport: &str, target: u16) -> anyhow::Result<Subject> {
     let folder = tempfile::tempdir()?;
     let binary = std::env::current_exe()?.with_file_name("hedgerow");
     let state = folder.path().join("state");
     let mut demo = Process::start(
         Command::new(&binary)
-            .args(["demo", "--lanes", lanes, "--also-allow", &format!("127.0.0.1:{target}"), "--state"])
-            .arg(&state),
+            .args(["demo", "--lanes", lanes, "--transport", transport])
+            .args(["--also-allow", &format!("127.0.0.1:{target}"), "--state"])
+            .arg(&state)
+            // A drain that nobody can end sooner is over sooner; see `outage`.
+            .env("HEDGEROW_RELAY__DRAIN__SECONDS", crate::outage::DRAIN_SECONDS.to_string()),
         &folder.path().join("demo.log"),
     )?;
     let file = state.join("demo.json");
@@ -103,7 +126,9 @@ fn hedgerow(name: &'static str, lanes: &str, target: u16) -> anyhow::Result<Subj
         pid.map(|pid| (p, pid)).with_context(|| format!("demo.json has no pids.{p}"))
     };
     let parts = vec![part("device")?, part("relay")?, part("node")?];
-    Ok(Subject { name, way: Way::Socks { proxy, target }, parts, _processes: vec![demo], _folder: Some(folder) })
+    let product = Some(Product::new(binary, state, &described)?);
+    let way = Way::Socks { proxy, target };
+    Ok(Subject { name, way, parts, product, _processes: vec![demo], _folder: Some(folder) })
 }
 
 /// OpenSSH's reverse tunnel with its fastest cipher: sshd plays the relay, ssh the node.
@@ -154,7 +179,14 @@ fn ssh(target: u16) -> anyhow::Result<Subject> {
     wait_for_port(entry, Duration::from_secs(10))
         .with_context(|| std::fs::read_to_string(at("ssh.log")).unwrap_or_default())?;
     let parts = vec![("relay", server.pid()), ("node", client.pid())];
-    Ok(Subject { name: "ssh", way: Way::Port(entry), parts, _processes: vec![client, server], _folder: Some(folder) })
+    Ok(Subject {
+        name: "ssh",
+        way: Way::Port(entry),
+        parts,
+        product: None,
+        _processes: vec![client, server],
+        _folder: Some(folder),
+    })
 }
 
 fn rathole(name: &'static str, transport: &str, target: u16) -> anyhow::Result<Subject> {
@@ -199,5 +231,12 @@ fn rathole(name: &'static str, transport: &str, target: u16) -> anyhow::Result<S
     wait_for_port(entry, Duration::from_secs(10))?;
     std::thread::sleep(Duration::from_millis(500));
     let parts = vec![("relay", server.pid()), ("node", client.pid())];
-    Ok(Subject { name, way: Way::Port(entry), parts, _processes: vec![client, server], _folder: Some(folder) })
+    Ok(Subject {
+        name,
+        way: Way::Port(entry),
+        parts,
+        product: None,
+        _processes: vec![client, server],
+        _folder: Some(folder),
+    })
 }

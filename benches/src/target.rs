@@ -7,8 +7,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 const BUFFER: usize = 256 * 1024;
+const CLOSE: &[u8] = b"Connection: close\r\n";
 
-/// `D` = source, `U` = sink, `E` = echo, anything else is taken for HTTP and answered with 128 bytes.
+/// `D` = source, `U` = sink, `E` = echo, `S` = a numbered line every millisecond; anything else is taken for HTTP and
+/// answered with 128 bytes.
 pub(crate) fn serve(port: u16) -> anyhow::Result<()> {
     run(port, |tcp| async move {
         // A peer that goes away ends its own connection only.
@@ -36,7 +38,16 @@ async fn answer(mut tcp: TcpStream) -> std::io::Result<()> {
             tcp.read_exact(&mut first).await?;
             tcp.write_all(&first).await?;
         },
-        _ => {
+        b'S' => {
+            // Lines that are due are caught up with, so that what comes late is still all there.
+            let mut tick = tokio::time::interval(std::time::Duration::from_millis(1));
+            for n in 0_u64.. {
+                tick.tick().await;
+                tcp.write_all(format!("{n}\n").as_bytes()).await?;
+            }
+            Ok(())
+        }
+        _ => loop {
             let mut head = Vec::with_capacity(1024);
             while !head.ends_with(b"\r\n\r\n") && head.len() < 8192 {
                 if tcp.read_buf(&mut head).await? == 0 {
@@ -44,11 +55,18 @@ async fn answer(mut tcp: TcpStream) -> std::io::Result<()> {
                 }
             }
             let body = [b'x'; 128];
-            let mut reply = b"HTTP/1.1 200 OK\r\nContent-Length: 128\r\nConnection: close\r\n\r\n".to_vec();
+            let close = head.windows(CLOSE.len()).any(|w| w == CLOSE);
+            let mut reply = b"HTTP/1.1 200 OK\r\nContent-Length: 128\r\n".to_vec();
+            if close {
+                reply.extend_from_slice(CLOSE);
+            }
+            reply.extend_from_slice(b"\r\n");
             reply.extend_from_slice(&body);
             tcp.write_all(&reply).await?;
-            tcp.shutdown().await
-        }
+            if close {
+                return tcp.shutdown().await;
+            }
+        },
     }
 }
 

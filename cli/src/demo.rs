@@ -32,6 +32,9 @@ pub(crate) struct DemoArgs {
     /// How the device's streams travel: `auto` by lanes, `off` over its link
     #[arg(long, value_name = "auto|off", env = "HEDGEROW_DEMO_LANES", default_value = "auto", value_parser = ["auto", "off"])]
     pub(crate) lanes: String,
+    /// How device, node and core reach the relay: `auto` by QUIC where UDP passes and else by TLS, or one of them only
+    #[arg(long, value_name = "auto|tls|quic", env = "HEDGEROW_DEMO_TRANSPORT", default_value = "auto", value_parser = ["auto", "tls", "quic"])]
+    pub(crate) transport: String,
     /// One more target inside that the node's rules allow and the device's routes send there
     #[arg(long, value_name = "HOST:PORT", env = "HEDGEROW_DEMO_ALSO_ALLOW")]
     pub(crate) also_allow: Vec<String>,

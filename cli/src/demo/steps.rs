@@ -53,12 +53,13 @@ async fn core(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
     world.write(
         "core.toml",
         &format!(
-            "tenant = \"{TENANT}\"\nname = \"Hedgerow demo\"\nstate = {state:?}\nsrp_key_file = {key:?}\n\n\
+            "tenant = \"{TENANT}\"\nname = \"Hedgerow demo\"\nstate = {state:?}\nsrp_key_file = {key:?}\ntransport = \"{transport}\"\n\n\
              [[relays]]\nname = \"{RELAY}\"\naddresses = [\"{link}\"]\nca_file = {ca:?}\n\n\
              [advertise]\nrelays = [\"{public}\"]\n\n\
              [admin]\nlisten = \"{admin}\"\n\n[timers]\nscale = {scale:?}\n",
             state = world.path("core"),
             key = world.path("srp.key"),
+            transport = args.transport,
             link = world.address("link"),
             public = world.address("public"),
             ca = world.path("relay/relay-ca.pem"),
@@ -99,8 +100,9 @@ async fn node(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
     world.write(
         "node.toml",
         &format!(
-            "state = {state:?}\n\n[hosts]\n\"{SITE}\" = [\"127.0.0.1\"]\n\n[publish]\n{publish}\n[admin]\nlisten = \"{admin}\"\n\n[timers]\nscale = {scale:?}\n",
+            "state = {state:?}\ntransport = \"{transport}\"\n\n[hosts]\n\"{SITE}\" = [\"127.0.0.1\"]\n\n[publish]\n{publish}\n[admin]\nlisten = \"{admin}\"\n\n[timers]\nscale = {scale:?}\n",
             state = world.path("node"),
+            transport = args.transport,
             admin = world.address("node-admin"),
             scale = args.timer_scale,
         ),
@@ -127,9 +129,10 @@ async fn device(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
     world.write(
         "device.toml",
         &format!(
-            "state = {state:?}\nlanes = \"{lanes}\"\n\n[proxy]\nsocks5 = \"{socks}\"\nhttp = \"{http}\"\n\n[admin]\nlisten = \"{admin}\"\n\n[timers]\nscale = {scale:?}\n",
+            "state = {state:?}\nlanes = \"{lanes}\"\ntransport = \"{transport}\"\n\n[proxy]\nsocks5 = \"{socks}\"\nhttp = \"{http}\"\n\n[admin]\nlisten = \"{admin}\"\n\n[timers]\nscale = {scale:?}\n",
             state = world.path("device"),
             lanes = args.lanes,
+            transport = args.transport,
             socks = world.address("socks5"),
             http = world.address("http"),
             admin = world.address("device-admin"),
