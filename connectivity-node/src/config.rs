@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub struct NodeConfigFile {
     /// The folder for key, certificate and the signed configuration; made with mode 0700 by `node enroll`.
     pub state: PathBuf,
-    /// Relays, `host:port`, in order of preference; those named at enrolment when empty.
+    /// Relays, `host:port`; the node keeps a link with each. Those named at enrolment when empty.
     #[serde(default)]
     pub relays: Vec<String>,
     /// How to reach relays: proxies, networks that open TLS.

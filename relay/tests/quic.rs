@@ -74,7 +74,7 @@ async fn p01_a_node_on_quic_and_a_device_on_tls_reach_each_other() {
 }
 
 #[tokio::test]
-async fn n04_changing_the_transport_displaces_without_a_penalty() {
+async fn n02_changing_the_transport_displaces_without_a_penalty() {
     let world = World::new().await;
     let _core = world.core().await;
     let credentials = world.credentials(Role::Node, 5);

@@ -20,6 +20,7 @@ pub struct Gate {
 #[derive(Debug, Default)]
 struct Shared {
     no_lanes: AtomicBool,
+    no_udp: AtomicBool,
     ends: AtomicBool,
     /// Both sockets of every lane that runs.
     lanes: Mutex<Vec<TcpStream>>,
@@ -57,6 +58,13 @@ impl Gate {
                 let _ = socket.shutdown(Shutdown::Both);
             }
         }
+    }
+}
+
+impl Gate {
+    /// Lets datagrams through, or swallows them without a word.
+    pub fn udp(&self, pass: bool) {
+        self.shared.no_udp.store(!pass, Ordering::Relaxed);
     }
 }
 
@@ -124,6 +132,9 @@ fn forward_udp(near: UdpSocket, target: String, gate: Arc<Shared>) {
         let _ = near.set_read_timeout(Some(LOOK));
         while !gate.ends.load(Ordering::Relaxed) {
             let Ok((length, client)) = near.recv_from(&mut block) else { continue };
+            if gate.no_udp.load(Ordering::Relaxed) {
+                continue;
+            }
             let far = clients.entry(client).or_insert_with(|| {
                 let far = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a port"));
                 far.connect(&target).expect("a loopback address");
@@ -132,7 +143,9 @@ fn forward_udp(near: UdpSocket, target: String, gate: Arc<Shared>) {
                 std::thread::spawn(move || {
                     let mut block = vec![0; 64 * 1024];
                     while !gate.ends.load(Ordering::Relaxed) {
-                        if let Ok(length) = back.recv(&mut block) {
+                        if let Ok(length) = back.recv(&mut block)
+                            && !gate.no_udp.load(Ordering::Relaxed)
+                        {
                             let _ = near.send_to(&block[..length], client);
                         }
                     }

@@ -88,6 +88,37 @@ fn n09_sessions_go_from_a_lane_to_the_link_and_back_over_tls_and_over_quic() {
     }
 }
 
+#[test]
+fn n02_work_goes_on_over_tls_when_udp_dies_and_over_quic_when_it_passes_again() {
+    let mut office = Office::open();
+    let gate = Gate::before(&format!("{}:443", office.address), &format!("{}:443", office.gate()), true);
+    let ways = Ways {
+        relay: vec![gate.address.to_string()],
+        node_relay: vec![format!("{}:3101", office.address)],
+        lanes: "off",
+        device_timers: 0.02,
+        ..Ways::default()
+    };
+    let mut work = at_work(&mut office, ways, 30);
+    let transport = |office: &Office| {
+        let link = office.get("device", "/status")["link"].clone();
+        (link["transport"].clone(), link["transport_reason"].clone())
+    };
+    assert_eq!(transport(&office).0, "quic");
+    gate.udp(false);
+    work.shell.answers();
+    work.download.goes_on();
+    // Who notices first decides the word: the watch over the path, or the session's probe and then a race.
+    let (over, reason) = transport(&office);
+    assert!(over == "tls" && (reason == "udp_died" || reason == "udp_dead"), "{over} {reason}");
+    gate.udp(true);
+    wait_until("QUIC is used again", SOON, || transport(&office) == ("quic".into(), "udp_back".into()));
+    work.shell.answers();
+    work.download.goes_on();
+    assert_eq!(office.path_of_session(), "link");
+    work.download.arrives_unchanged();
+}
+
 /// A network namespace with one cable to this one.
 struct Netns {
     name: String,

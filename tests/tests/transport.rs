@@ -6,7 +6,7 @@ use hedgerow_tests::nginx::{Nginx, sha256};
 use hedgerow_tests::world::{Options, World};
 
 #[test]
-fn p11_links_take_quic_and_work_passes_over_it_where_lanes_are_off() {
+fn n02_links_take_quic_and_work_passes_over_it_where_lanes_are_off() {
     let nginx = Nginx::start("a page from inside\n");
     let allow = vec![format!("127.0.0.1:{}", nginx.port)];
     let world = World::start(&Options { allow, without_lanes: true, ..Options::default() });

@@ -354,7 +354,7 @@ async fn a_wrong_key_and_a_strangers_certificate_are_refused_over_quic_too() {
 }
 
 #[tokio::test]
-async fn n04_a_link_survives_a_change_of_the_clients_address() {
+async fn n02_a_link_survives_a_change_of_the_clients_address() {
     let mut relay = relay(Limits::default()).await;
     let (ours, theirs) = pair(&mut relay).await;
     let (mut a, mut b) = stream(&ours, &theirs).await;
@@ -378,7 +378,7 @@ async fn race(relay: &Relay, target: &RelayTarget, finder: &Pathfinder) -> Resul
 }
 
 #[tokio::test]
-async fn p11_quic_wins_the_race_where_udp_passes_and_the_relay_sees_one_link() {
+async fn n02_quic_wins_the_race_where_udp_passes_and_the_relay_sees_one_link() {
     let mut relay = relay(Limits::default()).await;
     let network = Network::before(&relay, true).await;
     let finder = Pathfinder::new(Choice::Auto, &timers());
@@ -391,7 +391,7 @@ async fn p11_quic_wins_the_race_where_udp_passes_and_the_relay_sees_one_link() {
 }
 
 #[tokio::test]
-async fn p11_a_black_hole_for_udp_costs_less_than_three_seconds_and_is_remembered() {
+async fn n02_a_black_hole_for_udp_costs_less_than_three_seconds_and_is_remembered() {
     let relay = relay(Limits::default()).await;
     let network = Network::before(&relay, false).await;
     let finder = Pathfinder::new(Choice::Auto, &timers());
@@ -428,7 +428,7 @@ async fn until(uplink: &Uplink, wanted: impl Fn(&Link) -> bool) -> Link {
 }
 
 #[tokio::test]
-async fn p11_udp_that_dies_is_noticed_and_udp_that_comes_back_is_used() {
+async fn n02_udp_that_dies_is_noticed_and_udp_that_comes_back_is_used() {
     let mut relay = relay(Limits::default()).await;
     let network = Network::before(&relay, true).await;
     let uplink = uplink(vec![network.target.clone()], &relay.scope);
@@ -457,7 +457,7 @@ async fn p11_udp_that_dies_is_noticed_and_udp_that_comes_back_is_used() {
 }
 
 #[tokio::test]
-async fn n04_streams_on_the_old_link_end_by_themselves_when_quic_takes_over() {
+async fn n02_streams_on_the_old_link_end_by_themselves_when_quic_takes_over() {
     let mut relay = relay(Limits::default()).await;
     let network = Network::before(&relay, false).await;
     let uplink = uplink(vec![network.target.clone()], &relay.scope);
@@ -476,7 +476,7 @@ async fn n04_streams_on_the_old_link_end_by_themselves_when_quic_takes_over() {
 }
 
 #[tokio::test]
-async fn n10_a_device_moves_from_a_draining_relay_before_it_lets_go() {
+async fn n09_a_device_moves_from_a_draining_relay_before_it_lets_go() {
     let (mut a, mut b) = (relay(Limits::default()).await, relay(Limits::default()).await);
     let uplink = uplink(vec![a.target.clone(), b.target.clone()], &a.scope);
     let first = until(&uplink, |_| true).await;
@@ -497,7 +497,7 @@ async fn n10_a_device_moves_from_a_draining_relay_before_it_lets_go() {
 }
 
 #[tokio::test]
-async fn n10_nodes_and_cores_hold_a_link_with_every_relay() {
+async fn p01_nodes_and_cores_hold_a_link_with_every_relay() {
     let (mut a, mut b) = (relay(Limits::default()).await, relay(Limits::default()).await);
     let config = UplinkConfig {
         relays: vec![a.target.clone(), b.target.clone()],
