@@ -94,7 +94,7 @@ pub struct Running {
     pub ca: Option<PathBuf>,
     /// SHA-256 of that CA's public key info: what enrolment tokens carry.
     pub ca_pin: Option<[u8; 32]>,
-    /// The relay's own certificate, for SIGHUP.
+    /// The relay's own certificate, to be read again.
     pub certificate: Certificate,
     /// The UDP ports, when there are.
     pub udp: Vec<Arc<Port>>,

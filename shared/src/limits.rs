@@ -34,7 +34,7 @@ pub struct Timers {
     pub ping_interval: Duration,
     /// Time a ping may stay unanswered; after two such the peer is dead.
     pub ping_timeout: Duration,
-    /// The same when the network below may have changed, or a stream waits for acknowledgements: one such time.
+    /// The whole time for an answer when the network below may have changed, or the peer may be gone.
     pub probe: Duration,
     /// How long a relay keeps the first leg of a lane.
     pub lane_wait: Duration,

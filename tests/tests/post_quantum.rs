@@ -37,7 +37,7 @@ fn n10_chromium_agrees_on_the_post_quantum_exchange_and_openssl_without_it_conne
     assert!(seen["text"].as_str().is_some_and(|t| t.contains("this is a Hedgerow relay")), "{seen}");
     let counted =
         |group: &str| world.metric("relay.admin", "hedgerow_relay_tls_handshakes_total", &format!("group=\"{group}\""));
-    // Core, node, device and Chromium.
+    // Over TCP: Chromium, activation and enrolment, and links that are not over QUIC, which this does not count.
     assert!(counted(GROUP) >= 4.0, "{}", world.get("relay.admin", "/metrics"));
     assert_eq!(counted("X25519"), 0.0, "one of ours did not take it");
     let said = s_client(&world);

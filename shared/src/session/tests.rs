@@ -314,6 +314,37 @@ fn a_silent_peer_is_dead_after_two_misses_and_an_answer_gives_the_round_trip_tim
     assert_eq!(a.handle_timeout(dead).unwrap_err().code, Code::Lost);
 }
 
+/// A sender whose peer grants everything and acknowledges nothing: how much it keeps.
+fn kept_by_a_sender(cap: u64, budget: Option<std::sync::Arc<super::RetainBudget>>) -> (Mux, u64) {
+    let generous = Limits { stream_window: 1 << 30, connection_window: 1 << 30, ..Limits::default() };
+    let config = MuxConfig { retain: Some(cap), budget, ..MuxConfig::session(generous, generous, Timers::default()) };
+    let mut sender = Mux::new(Side::Dialler, config, T0);
+    for _ in 0..3 {
+        let id = sender.open(Bytes::from_static(b"header"), T0).unwrap();
+        while sender.room(id) == Room::Some {
+            sender.write(id, vec![7; 64 * 1024].into());
+            wire(&mut sender);
+            assert!(sender.retained() <= cap, "{} kept, more than {cap}", sender.retained());
+        }
+    }
+    let kept = sender.retained();
+    (sender, kept)
+}
+
+#[test]
+fn unacknowledged_bytes_fill_the_senders_own_cap_and_not_a_byte_more_whatever_the_peer_grants() {
+    let cap = 1_000_000;
+    assert_eq!(kept_by_a_sender(cap, None).1, cap);
+    // A process that has spent its budget leaves each further session its floor.
+    let budget = super::RetainBudget::new(cap);
+    let (first, kept) = kept_by_a_sender(cap, Some(budget.clone()));
+    assert_eq!((kept, budget.used()), (cap, cap));
+    let (second, kept) = kept_by_a_sender(cap, Some(budget.clone()));
+    assert_eq!((kept, budget.used()), (256 * 1024, cap + 256 * 1024));
+    drop((first, second));
+    assert_eq!(budget.used(), 0, "what was kept is given back");
+}
+
 #[test]
 fn a_probe_finds_a_dead_peer_sooner_and_leaves_a_live_one() {
     let timers = Timers::default();

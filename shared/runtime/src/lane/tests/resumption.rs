@@ -228,7 +228,7 @@ async fn a_session_is_resumed_by_its_own_device_with_its_own_secret_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bytes_kept_for_a_replay_stay_under_their_cap_while_a_peer_grants_everything() {
+async fn bytes_kept_for_a_replay_are_counted_and_given_back() {
     let world = World::new(SOON).await;
     let session = world.open().await;
     let budget = world.device.budget.clone();
