@@ -1,18 +1,35 @@
 //! One connection of a device: header → room → rules → dial → answer → bytes, and its line in the audit trail.
 
+use std::fmt::Debug;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
 
-use hedgerow_proxy::dial::{DialError, Dialled};
+use hedgerow_proxy::dial::{DialError, Dialled, Dialer};
 use hedgerow_proxy::splice::{Outbound, ReadAhead, splice};
-use hedgerow_proxy::target::Target;
-use hedgerow_runtime::mux::Incoming;
+use hedgerow_proxy::target::{Host, Target};
+use hedgerow_runtime::mux::{Incoming, Stream};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::verify::VerifiedCertificate;
 use hedgerow_shared::wire::message::SessionOpen;
+use tokio::time::Instant;
 
 use crate::serve::Service;
 use crate::sessions::Registered;
+
+/// What stands behind the node.
+#[derive(Debug, Clone)]
+pub enum Inside {
+    /// The network that this machine is in.
+    Network(Dialer),
+    /// A world that is only modelled.
+    Given(Arc<dyn Servers>),
+}
+
+/// The servers of such a world.
+pub trait Servers: Debug + Send + Sync {
+    /// Serves one connection that the rules allow, to its end.
+    fn serve(&self, target: Target, stream: Stream) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
 
 /// Serves one stream of a session until it has ended.
 pub(crate) async fn connection(
@@ -43,7 +60,14 @@ pub(crate) async fn connection(
         }
     };
     let started = Instant::now();
-    let Dialled { tcp, address, permit } = match service.dialer.dial(&target, &service.policies.current().acl).await {
+    let dialled = match &service.inside {
+        Inside::Network(dialer) => dialer.dial(&target, &service.policies.current().acl).await,
+        Inside::Given(servers) => match allowed(&service, &target) {
+            Ok(()) => return servers.serve(target, incoming.accept()).await,
+            Err(error) => Err(error),
+        },
+    };
+    let Dialled { tcp, address, permit } = match dialled {
         Ok(dialled) => dialled,
         Err(error) => {
             let reason = match &error {
@@ -66,6 +90,16 @@ pub(crate) async fn connection(
         outcome.up,
         outcome.fault.map_or_else(|| "closed".to_owned(), |f| f.code.label().to_owned()),
     ));
+}
+
+/// What the rules say of a target that no resolver is asked about.
+fn allowed(service: &Service, target: &Target) -> Result<(), DialError> {
+    let acl = &service.policies.current().acl;
+    let asked = match &target.host {
+        Host::Address(address) => acl.address(*address, target.port).map(|_| ()),
+        Host::Name(name) => acl.before_resolving(name, target.port).map(|_| ()),
+    };
+    asked.map_err(|denial| DialError::Denied { target: target.clone(), denial })
 }
 
 fn refuse(incoming: Incoming, reason: &'static str, fault: Fault) {

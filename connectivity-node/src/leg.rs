@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hedgerow_runtime::dial::{self, RelayTarget, Wire};
+use hedgerow_runtime::dial::{self, RelayTarget, Socket, Wire};
 use hedgerow_shared::Ticket;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
@@ -22,7 +22,6 @@ use hedgerow_shared::wire::lane::preamble;
 use hedgerow_shared::wire::message::ALPN_LANE;
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
@@ -63,14 +62,14 @@ impl Network {
 }
 
 /// A leg that was brought; the end-to-end session runs on it. A plain socket, or TLS to the relay.
-pub(crate) type Leg = Either<TcpStream, InspectReader<Box<TlsStream<Wire>>, OnRead>>;
+pub(crate) type Leg = Either<Socket, InspectReader<Box<TlsStream<Wire>>, OnRead>>;
 /// Is shown what arrives.
 type OnRead = Box<dyn FnMut(&[u8]) + Send>;
 
 /// What became of a bare leg.
 enum Bare {
     /// The other end has spoken.
-    Passed(TcpStream),
+    Passed(Socket),
     /// It ended sooner than a relay ends it.
     Cut,
     /// The relay has waited for the device in vain, or a firewall swallows what we send.
@@ -110,10 +109,10 @@ impl Legs {
     }
 }
 
-async fn bare(mut tcp: TcpStream, ticket: &Ticket, timers: &Timers) -> Bare {
+async fn bare(mut tcp: Socket, ticket: &Ticket, timers: &Timers) -> Bare {
     let spoken = async {
         tcp.write_all(&preamble(ticket)).await?;
-        tcp.peek(&mut [0]).await
+        dial::heard(&mut tcp).await
     };
     // The relay itself ends a leg that waits alone, but only after `lane_wait`.
     let began = Instant::now();
@@ -159,7 +158,7 @@ async fn wrapped(
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
@@ -167,10 +166,10 @@ mod tests {
         Ticket::from_random(hedgerow_runtime::clock::random())
     }
 
-    async fn pair() -> (TcpStream, TcpStream) {
+    async fn pair() -> (Socket, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (ours, listener.accept().await.unwrap().0)
+        (Either::Left(ours), listener.accept().await.unwrap().0)
     }
 
     #[tokio::test]

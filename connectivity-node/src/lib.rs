@@ -5,6 +5,7 @@ pub mod config;
 mod egress;
 mod enroll;
 mod leg;
+mod node;
 mod policy;
 mod serve;
 mod sessions;
@@ -13,7 +14,6 @@ mod state;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use axum::routing::get;
 use axum::{Json, Router};
 use hedgerow_proxy::dial::Dialer;
@@ -23,24 +23,20 @@ use hedgerow_runtime::admin::Admin;
 use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::config::ConfigFault;
-use hedgerow_runtime::lane::Endpoint;
-use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus, Uplinks};
-use hedgerow_runtime::scope::Scope;
+use hedgerow_runtime::link::{Uplink, UplinkStatus, Uplinks};
+use hedgerow_runtime::network;
 use hedgerow_runtime::tls;
-use hedgerow_shared::fault::{Code, Fault};
-use hedgerow_shared::wire::message::{ALPN_SESSION, GoAway};
-use hedgerow_shared::{InstanceId, Origin, Role};
-use tokio::sync::Semaphore;
+use hedgerow_shared::{InstanceId, Origin};
 use tracing::info;
 
 pub use config::NodeConfigFile;
+pub use egress::{Inside, Servers};
 pub use enroll::{enroll, enroll_over};
+pub use node::{Node, Parts};
 pub use sessions::SessionStatus;
 pub use state::{Enrolled, Record, State};
 
-use crate::leg::Legs;
 use crate::policy::Policies;
-use crate::serve::Service;
 use crate::sessions::Sessions;
 
 /// Runs an enrolled node until its process drains.
@@ -71,8 +67,6 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         return Err(ConfigFault::new(why).into());
     }
 
-    let sessions = Sessions::new(config.limits);
-    let policies = Arc::new(Policies::start(state, enrolled.clone(), own, sessions.clone()));
     let link_check = context.readiness.check("link");
     let config_check = context.readiness.check("configuration");
     link_check.fail("not yet connected to a relay");
@@ -82,30 +76,21 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
     let published = Published::new(targets, dialer.clone(), config.publish.connections);
     let origins = origins(&enrolled.certificate.identity.origins, &published)?;
     let scope = context.scope.child();
-    let service = Arc::new(Service {
+    let parts = Parts {
+        state,
         enrolled: enrolled.clone(),
-        tls: tls::as_tenant(enrolled.ca.clone(), &[Role::Device], false, &enrolled.own, &[ALPN_SESSION])?,
-        policies: policies.clone(),
-        sessions: sessions.clone(),
-        legs: Legs::default(),
-        handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
-        dialer,
-        published: published.clone(),
-        endpoint: Endpoint::new(enrolled.ca.clone(), instance, timers, scope.clone()),
+        instance,
+        own,
+        relays: relays.clone(),
+        transport: config.transport,
+        limits: config.limits,
         timers,
-        scope: scope.clone(),
-    });
-    let credentials = Credentials::Certificate {
-        role: Role::Node,
-        tenant: enrolled.record.tenant.clone(),
-        leaf: enrolled.own.chain.first().context("the node has no certificate")?.clone(),
-        key: enrolled.own.key.clone(),
+        inside: Inside::Network(dialer),
+        published: published.clone(),
         origins: origins.clone(),
     };
-    let uplinks = Uplinks::start(
-        &UplinkConfig { relays: relays.clone(), credentials, instance, timers, transport: config.transport },
-        &scope,
-    );
+    let node = Node::start(parts, &scope)?;
+    let Node { uplinks, sessions, policies, .. } = node.clone();
     admin.serve(
         context.metrics.clone(),
         context.readiness.clone(),
@@ -113,11 +98,8 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         &scope,
     );
 
-    for uplink in uplinks.iter() {
-        scope.spawn(serve_links(service.clone(), uplink.clone()));
-    }
     scope.spawn(watch_links(uplinks.clone(), link_check));
-    scope.spawn(follow_network(uplinks.clone(), sessions.clone(), scope.clone()));
+    scope.spawn(node.clone().follow_network(network::watch(&scope), scope.clone()));
     let (fresh, fresh_uplinks, fresh_scope, scale) =
         (policies.clone(), uplinks.clone(), scope.clone(), config.timers.scale);
     scope.spawn(async move {
@@ -131,8 +113,7 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
     context.ready();
 
     context.draining().await;
-    drain(&sessions, &published, &uplinks, Duration::from_secs(config.drain.seconds).min(context.drain_deadline()))
-        .await;
+    node.drain(Duration::from_secs(config.drain.seconds).min(context.drain_deadline())).await;
     scope.cancel();
     Ok(())
 }
@@ -156,30 +137,6 @@ fn origins(allowed: &[Origin], published: &Published) -> Result<Vec<Origin>, Con
     Ok(all)
 }
 
-/// Serves every link that comes up; an old one that drains is served to its end beside the new one.
-async fn serve_links(service: Arc<Service>, uplink: Uplink) {
-    let mut status = uplink.status();
-    let mut last = None;
-    loop {
-        let now = status.borrow_and_update().clone();
-        match now {
-            UplinkStatus::Up(link) => {
-                if last.replace(link.accept.session) != Some(link.accept.session) {
-                    // News may have been missed while the link was down.
-                    service.policies.wake.notify_one();
-                    let (serving, scope) = (service.clone(), service.scope.clone());
-                    scope.spawn(async move { serving.link(link).await });
-                }
-            }
-            UplinkStatus::Connecting(_) => {}
-            UplinkStatus::Stopped => return,
-        }
-        if status.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
 /// Ready while at least one relay is linked.
 async fn watch_links(uplinks: Uplinks, check: hedgerow_runtime::admin::Check) {
     let mut statuses: Vec<_> = uplinks.iter().map(Uplink::status).collect();
@@ -200,59 +157,6 @@ async fn watch_links(uplinks: Uplinks, check: hedgerow_runtime::admin::Check) {
         }
         Uplinks::changed(&mut statuses).await;
     }
-}
-
-/// Finds out at once what stands on an address, or with a relay, that is gone.
-async fn follow_network(uplinks: Uplinks, sessions: Arc<Sessions>, scope: Scope) {
-    let mut changes = hedgerow_runtime::network::watch(&scope);
-    loop {
-        tokio::select! {
-            changed = changes.changed() => match changed {
-                Ok(()) => sessions.probe(),
-                Err(_) => return,
-            },
-            // Whatever took a lane may have taken the link: over UDP nothing but silence would tell.
-            () = sessions.lane_lost() => {}
-        }
-        uplinks.iter().for_each(|uplink| uplink.probe(&scope));
-        // One look a second, however many lanes end together.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-}
-
-/// Tells relay and devices, then waits for connections to end.
-async fn drain(sessions: &Sessions, published: &Published, uplinks: &Uplinks, limit: Duration) {
-    let message = GoAway {
-        fault: Fault::new(Code::Draining, "the node shuts down"),
-        return_after_ms: 0,
-        alternatives: Vec::new(),
-    };
-    for link in uplinks.links() {
-        link.mux.go_away(&message);
-    }
-    sessions.go_away(&message);
-    let all_ended = async {
-        while sessions.open_connections() + published.open() > 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    if tokio::time::timeout(limit, all_ended).await.is_err() {
-        info!(
-            connections = sessions.open_connections() + published.open(),
-            "the drain's time is over: the rest is cut"
-        );
-    }
-    sessions.cut_all(&message.fault);
-    let links: Vec<_> = uplinks.iter().filter_map(Uplink::current).collect();
-    for link in &links {
-        link.mux.close(message.fault.clone());
-    }
-    let all_closed = async {
-        for link in &links {
-            link.mux.closed().await;
-        }
-    };
-    let _ = tokio::time::timeout(Duration::from_secs(1), all_closed).await;
 }
 
 /// `/sessions` and `/node` of the admin listener.

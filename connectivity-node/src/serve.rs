@@ -10,7 +10,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hedgerow_proxy::dial::Dialer;
 use hedgerow_proxy::publish::Published;
 use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::lane::{self, Endpoint, Served};
@@ -26,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
-use crate::egress;
+use crate::egress::{self, Inside};
 use crate::leg::{Leg, Legs};
 use crate::policy::Policies;
 use crate::sessions::{Registered, Sessions, refused};
@@ -43,7 +42,7 @@ pub(crate) struct Service {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) legs: Legs,
     pub(crate) handshakes: Arc<Semaphore>,
-    pub(crate) dialer: Dialer,
+    pub(crate) inside: Inside,
     pub(crate) published: Published,
     pub(crate) endpoint: Endpoint,
     pub(crate) timers: Timers,

@@ -8,6 +8,7 @@ use hedgerow_proxy::acl;
 use hedgerow_proxy::target::Target;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::core_client::{self, CoreClient};
+use hedgerow_runtime::dial::Network;
 use hedgerow_runtime::link::{Credentials, Link, Uplink, UplinkConfig, UplinkStatus};
 use hedgerow_runtime::mux::Stream;
 use hedgerow_runtime::scope::Scope;
@@ -20,7 +21,7 @@ use hedgerow_shared::wire::message::Control;
 use hedgerow_shared::{InstanceId, Role, UnixTime};
 use parking_lot::RwLock;
 use serde_json::json;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::config::DeviceConfigFile;
@@ -67,6 +68,21 @@ impl Agent {
     /// The device is not activated, or its state cannot be used.
     pub fn start(file: DeviceConfigFile, scope: &Scope) -> anyhow::Result<Self> {
         let state = DeviceState::load(&file.state)?;
+        let network = file.outbound.network()?;
+        Self::over(file, state, &network, hedgerow_runtime::network::watch(scope), scope)
+    }
+
+    /// As `start`, over a network that is given; `changes` counts the changes of its addresses.
+    ///
+    /// # Errors
+    /// The state cannot be used.
+    pub fn over(
+        file: DeviceConfigFile,
+        state: DeviceState,
+        network: &Network,
+        changes: watch::Receiver<u64>,
+        scope: &Scope,
+    ) -> anyhow::Result<Self> {
         let timers = file.timers.timers();
         let instance = InstanceId::from_random(clock::random());
         let leaf = state.own.chain.first().context("no certificate")?.clone();
@@ -77,7 +93,6 @@ impl Agent {
             key: state.own.key.clone(),
             origins: Vec::new(),
         };
-        let network = file.outbound.network()?;
         let relays = state.relay.targets()?.into_iter().map(|relay| relay.over(network.clone())).collect();
         let uplink =
             Uplink::start(UplinkConfig { relays, credentials, instance, timers, transport: file.transport }, scope);
@@ -96,7 +111,7 @@ impl Agent {
         let agent = Self { inner: Arc::new(inner) };
         scope.spawn(agent.clone().listen());
         scope.spawn(agent.clone().keep_config());
-        scope.spawn(agent.clone().follow_network());
+        scope.spawn(agent.clone().follow_network(changes));
         Ok(agent)
     }
 
@@ -125,7 +140,7 @@ impl Agent {
 
     /// Changes of the link's state.
     #[must_use]
-    pub fn link_status(&self) -> tokio::sync::watch::Receiver<UplinkStatus> {
+    pub fn link_status(&self) -> watch::Receiver<UplinkStatus> {
         self.inner.uplink.status()
     }
 
@@ -229,8 +244,7 @@ impl Agent {
     }
 
     /// Finds out at once what stands on an address that is gone.
-    async fn follow_network(self) {
-        let mut changes = hedgerow_runtime::network::watch(&self.inner.scope);
+    async fn follow_network(self, mut changes: watch::Receiver<u64>) {
         while changes.changed().await.is_ok() {
             self.inner.sessions.probe();
             self.inner.uplink.probe(&self.inner.scope);

@@ -296,8 +296,15 @@ impl Running {
     /// Closes the doors, tells every peer, waits for streams and lanes up to the configured time, closes what is left.
     /// Dropping the future leaves the relay half closed: the caller then cancels its scope.
     pub async fn drain(self) {
-        let relay = &self.relay;
         self.doors.cancel();
+        self.relay.drain().await;
+    }
+}
+
+impl Relay {
+    /// The drain once the doors are closed.
+    pub async fn drain(&self) {
+        let relay = self;
         relay.begin_drain();
         tracing::info!(links = relay.registry.len(), lanes = relay.lanes.len(), "draining");
         let all_ended = async {

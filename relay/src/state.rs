@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::{Channel, Stream};
@@ -146,7 +146,7 @@ impl Relay {
     /// Why nobody serves a destination now.
     #[must_use]
     pub fn no_route(&self, to: &Destination) -> Fault {
-        if self.registry.is_gone(to, Instant::now()) {
+        if self.registry.is_gone(to, clock::monotonic()) {
             return Fault::new(Code::Gone, format!("the process that served {} is gone, and its sessions", to.origin));
         }
         no_route(to)
@@ -222,10 +222,10 @@ impl Relay {
     /// What must be done now and then: alone-standing lane legs, expired certificates and configurations.
     pub async fn keep_house(self: Arc<Self>) {
         let tick = (self.timers.lane_wait / 4).min(std::time::Duration::from_secs(1));
-        let mut enforced = Instant::now();
+        let mut enforced = clock::monotonic();
         loop {
             tokio::time::sleep(tick).await;
-            let now = Instant::now();
+            let now = clock::monotonic();
             self.lanes.expire(now);
             if now.duration_since(enforced).as_secs() >= 5 {
                 enforced = now;

@@ -303,7 +303,7 @@ async fn a_million_mixed_datagrams_go_where_they_belong_beside_a_live_quic_link(
         let mut buffer = [0; 1000];
         while receive.read_exact(&mut buffer).await.is_ok() && send.write_all(&buffer).await.is_ok() {}
     });
-    let near = quic::client_endpoint(address, &scope).unwrap();
+    let near = quic::client_endpoint(address, &Default::default(), &scope).unwrap();
     let tls = tls::to_relay(&tls::RelayRoots::Ca(vec![der]), &[ALPN_LINK]).unwrap();
     let config = quic::client_config(tls, &timers).unwrap();
     let connection = near.connect_with(config, address, NAME).unwrap().await.unwrap();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hedgerow_runtime::dial;
+use hedgerow_runtime::dial::{self, Socket};
 use hedgerow_runtime::lane::{ResumeError, Session};
 use hedgerow_runtime::link::Link;
 use hedgerow_runtime::tls;
@@ -14,7 +14,6 @@ use hedgerow_shared::wire::message::{ALPN_SESSION, Control, Destination, LaneOff
 use hedgerow_shared::{EntityId, GroupName, Origin, Role};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
@@ -39,7 +38,7 @@ pub(super) enum LaneFault {
 
 /// A connection to a node by way of a lane: the relay has it joined as soon as both ends are there.
 struct Lane {
-    tcp: TcpStream,
+    tcp: Socket,
     name: ServerName<'static>,
     offer: LaneOffer,
 }
@@ -216,7 +215,7 @@ impl Inner {
 }
 
 /// A connection for the device's leg, by the link's own way. Where TLS is opened on the way none gets through.
-async fn wire(link: &Link, timers: &Timers) -> Result<TcpStream, Fault> {
+async fn wire(link: &Link, timers: &Timers) -> Result<Socket, Fault> {
     match &link.at {
         Some(at) if !at.is_inspected() => at.connect(timers).await,
         Some(_) => Err(Fault::new(Code::Unreachable, "TLS is opened on the way to the relay, which lanes do not bear")),

@@ -18,10 +18,10 @@ mod waiting;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hedgerow_runtime::dial;
+use hedgerow_runtime::{clock, dial};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_shared::Ticket;
@@ -126,7 +126,7 @@ impl Doors {
         match sorted {
             Sorted::Lane(ticket, carrier, first) => {
                 let leg = Leg { carrier, first, address, permit: Box::new(permit) };
-                self.relay.lanes.arrive(&ticket, leg, Instant::now());
+                self.relay.lanes.arrive(&ticket, leg, clock::monotonic());
             }
             Sorted::Link(tls) => {
                 let _permit = permit;

@@ -5,7 +5,6 @@ mod service;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::{self, Admit, Channel, Incoming, Link, LinkError, Peer};
@@ -116,7 +115,7 @@ impl Admit for Door<'_> {
         })?;
         if let Some(certificate) = &peer.certificate {
             let entered =
-                relay.registry.may_enter(&peer.tenant, certificate.identity.id, peer.hello.instance, Instant::now());
+                relay.registry.may_enter(&peer.tenant, certificate.identity.id, peer.hello.instance, clock::monotonic());
             entered.map_err(|fight| {
                 let text = format!(
                     "another process holds the same certificate and is connected from {}: give each its own, stop one of them",
@@ -146,7 +145,7 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         let facts = &self.live.facts;
-        self.relay.registry.remove(&facts.tenant, facts.id, Instant::now());
+        self.relay.registry.remove(&facts.tenant, facts.id, clock::monotonic());
         self.relay.lanes.session_ended(facts.id);
         metrics::gauge!("hedgerow_relay_links", "role" => facts.role.as_str()).decrement(1.0);
     }
@@ -171,7 +170,7 @@ async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr) {
     };
     tracing::info!(tenant = %facts.tenant, role = %facts.role, id = ?facts.entity, session = %facts.id, transport, "link is up");
     metrics::gauge!("hedgerow_relay_links", "role" => facts.role.as_str()).increment(1.0);
-    let inserted = relay.registry.insert(facts, mux.clone(), Instant::now());
+    let inserted = relay.registry.insert(facts, mux.clone(), clock::monotonic());
     let registered = Registered { relay: relay.clone(), live: inserted.live };
     let live = &registered.live;
     for old in inserted.displaced {
@@ -305,7 +304,7 @@ fn offer_lane(relay: &Relay, live: &Live<Channel>, LaneRequest { request, to }: 
     let node_end = end(&node.facts).ok_or_else(uncertified)?;
     let (entity, instance) = (node_end.entity, node.facts.instance);
     let facts = lane::Facts { tenant: to.tenant, origin: to.origin, device: device_end, node: node_end };
-    let offered = relay.lanes.offer(facts, Instant::now());
+    let offered = relay.lanes.offer(facts, clock::monotonic());
     let (device_ticket, node_ticket) =
         offered.ok_or_else(|| Fault::new(Code::Limited, "too many lanes asked for and not taken"))?;
     let call = LaneCall { ticket: node_ticket, origin: to.origin, vouched: live.facts.vouched() };

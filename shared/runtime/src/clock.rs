@@ -1,6 +1,6 @@
 //! The one place that reads the calendar clock; pure crates get its value as an argument.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use hedgerow_shared::UnixTime;
 
@@ -8,6 +8,12 @@ use hedgerow_shared::UnixTime;
 #[must_use]
 pub fn now() -> UnixTime {
     UnixTime(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()))
+}
+
+/// The time that never jumps, of the same clock as every timer of the runtime: a test that moves that one moves all.
+#[must_use]
+pub fn monotonic() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// Anything from half of `most` to all of it, so that those who lost the same thing do not come back in step.

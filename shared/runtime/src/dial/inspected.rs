@@ -9,13 +9,12 @@
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use rustls::pki_types::CertificateDer;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
 use super::way::Way;
-use super::{RelayTarget, Wire, client_tls, network, server_name};
+use super::{RelayTarget, Socket, Wire, client_tls, network, server_name};
 use crate::tls;
 use crate::websocket::{self, ByteStream};
 
@@ -56,7 +55,7 @@ fn readable(name: &str) -> String {
 }
 
 /// The wire inside a WebSocket, over TLS that somebody on the way opens.
-pub(super) async fn wire(target: &RelayTarget, tcp: TcpStream, address: &str, timers: &Timers) -> Result<Wire, Fault> {
+pub(super) async fn wire(target: &RelayTarget, tcp: Socket, address: &str, timers: &Timers) -> Result<Wire, Fault> {
     let extra = target.network.inspection.as_ref().map(|i| i.ca.as_slice()).unwrap_or_default();
     let config = tls::to_inspector(&target.roots, extra)?;
     let outer = client_tls(config, server_name(&target.name)?, tcp, timers).await.map_err(|fault| {

@@ -9,6 +9,7 @@ mod http_proxy;
 mod inspected;
 mod network;
 mod origin;
+mod sockets;
 mod socks;
 mod tcp;
 mod way;
@@ -19,7 +20,6 @@ use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -32,6 +32,7 @@ use way::Way;
 pub use http_proxy::{Head, Parsed, parse as parse_proxy_answer};
 pub use network::{Kind, Network, Outbound, Proxy};
 pub use origin::{OriginStream, origin};
+pub use sockets::{Given, Socket, Sockets, heard};
 pub use tcp::{connect_fault, prepare, tcp};
 
 /// A relay as a dialler knows it.
@@ -89,11 +90,11 @@ impl RelayTarget {
     ///
     /// # Errors
     /// What the last way said.
-    pub async fn connect(&self, timers: &Timers) -> Result<TcpStream, Fault> {
+    pub async fn connect(&self, timers: &Timers) -> Result<Socket, Fault> {
         let mut faults = Faults::default();
         for way in way::ways(self) {
             match way.connect(timers).await {
-                Ok((tcp, _)) => return Ok(tcp),
+                Ok((socket, _)) => return Ok(socket),
                 Err(fault) => faults.push(fault),
             }
         }
@@ -113,9 +114,9 @@ impl RelayTarget {
     }
 }
 
-/// What TLS to a relay runs on: a TCP connection, to the relay or to a proxy that joined it with one, or a WebSocket
+/// What TLS to a relay runs on: a connection, to the relay or to a proxy that joined it with one, or a WebSocket
 /// inside TLS that somebody on the way opens.
-pub type Wire = Either<TcpStream, Box<ByteStream<TlsStream<TcpStream>>>>;
+pub type Wire = Either<Socket, Box<ByteStream<TlsStream<Socket>>>>;
 
 /// TLS to a relay that has been reached.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigFault, SecretFile};
+use super::Sockets;
 use crate::tls;
 
 /// How long a network that inspected TLS is taken to do so still.
@@ -89,7 +90,7 @@ impl Outbound {
             },
         };
         let chosen = chosen.map(|(proxy, exceptions)| (Arc::new(proxy), Arc::new(exceptions)));
-        Ok(Network { chosen, inspection: inspection.map(Arc::new) })
+        Ok(Network { chosen, inspection: inspection.map(Arc::new), sockets: None })
     }
 
     fn proxy_of_file(&self, url: &str) -> Result<Proxy, ConfigFault> {
@@ -134,9 +135,22 @@ impl Outbound {
 pub struct Network {
     chosen: Option<(Arc<Proxy>, Arc<Exceptions>)>,
     pub(super) inspection: Option<Arc<Inspection>>,
+    sockets: Option<Arc<dyn Sockets>>,
 }
 
 impl Network {
+    /// The network of a world that is only modelled: everything is reached directly, by its connections.
+    #[must_use]
+    pub fn given(sockets: Arc<dyn Sockets>) -> Self {
+        Self { sockets: Some(sockets), ..Self::default() }
+    }
+
+    /// Who makes connections, when it is not the system.
+    #[must_use]
+    pub fn sockets(&self) -> Option<&Arc<dyn Sockets>> {
+        self.sockets.as_ref()
+    }
+
     /// The proxy for a target `host:port`; `None` means directly.
     #[must_use]
     pub fn proxy_for(&self, target: &str) -> Option<&Arc<Proxy>> {
@@ -147,7 +161,7 @@ impl Network {
     /// The same network with this way out for every target.
     pub(super) fn pinned(&self, proxy: Option<Arc<Proxy>>) -> Self {
         let chosen = proxy.map(|p| (p, Arc::default()));
-        Self { chosen, inspection: self.inspection.clone() }
+        Self { chosen, inspection: self.inspection.clone(), sockets: self.sockets.clone() }
     }
 
     /// Whether the link goes inside a WebSocket now.

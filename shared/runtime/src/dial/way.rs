@@ -7,9 +7,10 @@ use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_util::either::Either;
 
 use super::network::{Kind, Proxy, join, split};
-use super::{RelayTarget, http_proxy, socks, tcp};
+use super::{RelayTarget, Socket, Sockets, http_proxy, socks, tcp};
 
 /// The port that HTTP proxies let CONNECT through.
 const HTTPS: u16 = 443;
@@ -23,6 +24,8 @@ pub(super) struct Way {
     pub(super) address: String,
     /// Through whom.
     pub(super) proxy: Option<Arc<Proxy>>,
+    /// Who makes the connection, when it is not the system.
+    pub(super) sockets: Option<Arc<dyn Sockets>>,
 }
 
 /// Every way to a relay, in the order of trying. Through an HTTP proxy only port 443, if the relay is known to have
@@ -40,7 +43,7 @@ pub(super) fn ways(target: &RelayTarget) -> Vec<Way> {
             _ => address.clone(),
         };
         if !ways.iter().any(|w| w.address == address) {
-            ways.push(Way { address, proxy });
+            ways.push(Way { address, proxy, sockets: target.network.sockets().cloned() });
         }
     }
     ways
@@ -48,16 +51,22 @@ pub(super) fn ways(target: &RelayTarget) -> Vec<Way> {
 
 impl Way {
     /// Connects; the second value is the address to use for another connection to the same process.
-    pub(super) async fn connect(&self, timers: &Timers) -> Result<(TcpStream, String), Fault> {
+    pub(super) async fn connect(&self, timers: &Timers) -> Result<(Socket, String), Fault> {
+        if let Some(sockets) = &self.sockets {
+            let connected = timeout(timers.connect, sockets.connect(&self.address)).await;
+            let given = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+            let given = given.map_err(|e| tcp::connect_fault(&self.address, &e))?;
+            return Ok((Either::Right(given), self.address.clone()));
+        }
         let Some(proxy) = &self.proxy else {
             let stream = tcp::connect(&self.address, timers.connect).await?;
             let peer = stream.peer_addr().map_or_else(|_| self.address.clone(), |a| a.to_string());
-            return Ok((stream, peer));
+            return Ok((Either::Left(stream), peer));
         };
         let result = through(proxy, &self.address, timers).await;
         let label = if result.is_ok() { "ok" } else { "failed" };
         metrics::counter!("hedgerow_dial_proxied_total", "result" => label).increment(1);
-        Ok((result?, self.address.clone()))
+        Ok((Either::Left(result?), self.address.clone()))
     }
 }
 

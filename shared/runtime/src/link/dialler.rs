@@ -182,7 +182,7 @@ impl Dialling<'_> {
     }
 
     async fn quic_to(&self, address: SocketAddr, config: quinn::ClientConfig) -> Result<(Connection, Endpoint), Fault> {
-        let endpoint = quic::client_endpoint(address, self.scope)?;
+        let endpoint = quic::client_endpoint(address, &self.target.network, self.scope)?;
         let refused = |e: quinn::ConnectError| Fault::new(Code::Unreachable, format!("udp {address}: {e}"));
         let connection = endpoint.connect_with(config, address, &self.target.name).map_err(refused)?;
         let connection = connection.await.map_err(|e| quic::connection_fault(&e))?;

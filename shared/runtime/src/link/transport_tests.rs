@@ -331,7 +331,7 @@ async fn a_peer_that_does_not_say_who_it_is_can_open_one_stream_and_is_cut_in_ti
     let relay = relay(Limits::default()).await;
     let tls = tls::to_relay(&relay.target.roots, &[ALPN_LINK]).unwrap();
     let config = quic::client_config(tls, &timers()).unwrap();
-    let endpoint = quic::client_endpoint(relay.port, &relay.scope).unwrap();
+    let endpoint = quic::client_endpoint(relay.port, &Default::default(), &relay.scope).unwrap();
     let connection = endpoint.connect_with(config, relay.port, "relay.test").unwrap().await.unwrap();
     let (mut send, _receive) = connection.open_bi().await.unwrap();
     assert!(timeout(Duration::from_millis(200), connection.open_bi()).await.is_err(), "only one stream before ACCEPT");

@@ -10,7 +10,7 @@ use hedgerow_shared::fault::Fault;
 use quinn::{AsyncTimer, AsyncUdpSocket, Endpoint, Runtime, TokioRuntime};
 
 use super::{any_port, endpoint_config};
-use crate::dial::connect_fault;
+use crate::dial::{Network, connect_fault};
 use crate::scope::Scope;
 
 /// quinn's tasks, as tasks of a scope. They are not dropped when the scope is cancelled, so that last words still
@@ -40,9 +40,14 @@ impl Runtime for Tasks {
 ///
 /// # Errors
 /// No socket of the peer's address family.
-pub fn client_endpoint(peer: SocketAddr, scope: &Scope) -> Result<Endpoint, Fault> {
-    let local = any_port(peer);
-    let made = std::net::UdpSocket::bind(local)
-        .and_then(|socket| Endpoint::new(endpoint_config(), None, socket, Arc::new(Tasks(scope.clone()))));
+pub fn client_endpoint(peer: SocketAddr, network: &Network, scope: &Scope) -> Result<Endpoint, Fault> {
+    let tasks = Arc::new(Tasks(scope.clone()));
+    let made = match network.sockets() {
+        None => std::net::UdpSocket::bind(any_port(peer))
+            .and_then(|socket| Endpoint::new(endpoint_config(), None, socket, tasks)),
+        Some(sockets) => sockets
+            .datagrams(peer)
+            .and_then(|socket| Endpoint::new_with_abstract_socket(endpoint_config(), None, socket, tasks)),
+    };
     made.map_err(|error| connect_fault(&format!("udp {peer}"), &error))
 }

@@ -1,0 +1,370 @@
+//! Who acts in a world: relays, nodes, devices and the core, each the product's own code on a modelled host, to be
+//! started, killed, drained and started again.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use hedgerow_connectivity_node::{Inside, Node, Parts, Servers, State};
+use hedgerow_device::agent::Agent;
+use hedgerow_proxy::dial::Dialer;
+use hedgerow_proxy::publish::Published;
+use hedgerow_relay::accept::client_hello::{self, Parsed};
+use hedgerow_relay::accept::prefixed::Prefixed;
+use hedgerow_relay::accept::{Place, Waiting};
+use hedgerow_relay::lane::{Carrier, Leg};
+use hedgerow_relay::serve;
+use hedgerow_relay::state::Relay;
+use hedgerow_relay::store::Store;
+use hedgerow_runtime::clock;
+use hedgerow_runtime::dial::{Network, RelayTarget};
+use hedgerow_runtime::link::{Choice, Credentials, Link, Uplink, UplinkConfig, UplinkStatus, Uplinks};
+use hedgerow_runtime::quic;
+use hedgerow_runtime::scope::Scope;
+use hedgerow_runtime::tls;
+use hedgerow_shared::limits::Timers;
+use hedgerow_shared::wire::lane as wire;
+use hedgerow_shared::wire::message::{ALPN_LANE, ALPN_LINK};
+use hedgerow_shared::{InstanceId, Origin, Role};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use super::fixture::{self, Fixture};
+use super::net::{HostId, Net, Stream, udp};
+
+/// A relay on its host.
+pub(crate) struct RelayActor {
+    n: usize,
+    pub(crate) host: HostId,
+    net: Net,
+    folder: tempfile::TempDir,
+    runs: usize,
+    pub(crate) run: Option<RelayRun>,
+}
+
+pub(crate) struct RelayRun {
+    pub(crate) relay: Arc<Relay>,
+    work: Scope,
+    doors: Scope,
+}
+
+impl RelayActor {
+    pub(crate) fn new(net: &Net, n: usize) -> Self {
+        let host = net.add_host(["relay-a", "relay-b"][n], fixture::relay_address(n).ip());
+        Self { n, host, net: net.clone(), folder: tempfile::tempdir().unwrap(), runs: 0, run: None }
+    }
+
+    pub(crate) fn start(&mut self, fixture: &'static Fixture) {
+        self.runs += 1;
+        let kit = &fixture.relays[self.n];
+        let config = fixture::copy_state(kit, &self.folder.path().join(self.runs.to_string()));
+        let store = Store::open(&config.state).unwrap();
+        let work = Scope::new();
+        let doors = work.child();
+        let relay = Relay::new(config, store, work.clone());
+        work.spawn(relay.clone().keep_house());
+        let door =
+            Door { relay: relay.clone(), tls: TlsAcceptor::from(kit.server.clone()), waiting: Waiting::new(1000) };
+        let listener = self.net.listen(self.host);
+        let tcp = door.clone();
+        doors.spawn(async move {
+            loop {
+                let (stream, door) = (listener.accept().await, tcp.clone());
+                tcp.relay.work.spawn(async move { door.greet(stream).await });
+            }
+        });
+        let socket = udp::bind(&self.net, self.host, Some(fixture::relay_address(self.n).port()));
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(
+            quic::relay_endpoint_config(relay.store.reset_key()),
+            Some(quic::server_config(&kit.server, &relay.timers).unwrap()),
+            socket,
+            Arc::new(quic::Tasks(work.clone())),
+        )
+        .unwrap();
+        doors.spawn(async move {
+            while let Some(incoming) = endpoint.accept().await {
+                let door = door.clone();
+                door.relay.clone().work.spawn(async move {
+                    let (place, address) = (door.waiting.enter(), incoming.remote_address());
+                    if let Ok(connection) = incoming.await {
+                        serve::quic_link(&door.relay, connection, address, place).await;
+                    }
+                });
+            }
+        });
+        self.run = Some(RelayRun { relay, work, doors });
+    }
+
+    /// Gone at once.
+    pub(crate) fn crash(&mut self) {
+        self.net.crash(self.host);
+        if let Some(run) = self.run.take() {
+            run.work.cancel();
+        }
+    }
+
+    /// As SIGTERM does it.
+    pub(crate) async fn drain(&mut self) {
+        let Some(run) = self.run.take() else { return };
+        run.doors.cancel();
+        self.net.stop_listening(self.host);
+        run.relay.drain().await;
+        run.work.cancel();
+        // The process ends.
+        self.net.crash(self.host);
+    }
+}
+
+/// What `accept::Doors` does with a socket, with a modelled connection.
+#[derive(Clone)]
+struct Door {
+    relay: Arc<Relay>,
+    tls: TlsAcceptor,
+    waiting: Waiting,
+}
+
+impl Door {
+    async fn greet(self, stream: Stream) {
+        let place = self.waiting.enter();
+        let _ = tokio::time::timeout(self.relay.timers.handshake, self.sort(stream, place)).await;
+    }
+
+    async fn sort(&self, mut stream: Stream, place: Place) {
+        let address = stream.peer;
+        let mut first = BytesMut::new();
+        loop {
+            match wire::parse(&first) {
+                wire::Parsed::Ticket(ticket, skip) => {
+                    let rest = first.split_off(skip).freeze();
+                    return self.leg(&ticket, Carrier::Wrapped(Box::new(stream)), rest, address);
+                }
+                wire::Parsed::Unknown | wire::Parsed::Incomplete => {}
+            }
+            match client_hello::parse(&first) {
+                Parsed::Hello(hello) => {
+                    let name = hello.server_name.unwrap_or_default();
+                    match wire::ticket_of(&name, &self.relay.config.name) {
+                        Some(Ok(ticket)) => {
+                            return self.leg(&ticket, Carrier::Wrapped(Box::new(stream)), first.freeze(), address);
+                        }
+                        Some(Err(())) => return,
+                        None => break,
+                    }
+                }
+                Parsed::Incomplete(_) => {}
+                Parsed::NotTls | Parsed::Malformed(_) if !preamble_may_come(&first) => return,
+                Parsed::NotTls | Parsed::Malformed(_) => {}
+            }
+            if !matches!(stream.read_buf(&mut first).await, Ok(1..)) {
+                return;
+            }
+        }
+        let Ok(mut tls) = self.tls.accept(Prefixed::new(first.freeze(), stream)).await else { return };
+        if tls.get_ref().1.alpn_protocol() == Some(ALPN_LINK) {
+            // From here on the link's own deadlines count.
+            let relay = self.relay.clone();
+            self.relay.work.spawn(async move { serve::link(&relay, tls, address, place).await });
+        } else if tls.get_ref().1.alpn_protocol() == Some(ALPN_LANE)
+            && let Some((ticket, rest)) = preamble(&mut tls).await
+        {
+            self.leg(&ticket, Carrier::Wrapped(Box::new(tls)), rest, address);
+        }
+    }
+
+    fn leg(&self, ticket: &hedgerow_shared::Ticket, carrier: Carrier, first: Bytes, address: std::net::SocketAddr) {
+        let leg = Leg { carrier, first, address, permit: Box::new(()) };
+        self.relay.lanes.arrive(ticket, leg, clock::monotonic());
+    }
+}
+
+fn preamble_may_come(first: &[u8]) -> bool {
+    matches!(wire::parse(first), wire::Parsed::Incomplete)
+}
+
+async fn preamble(io: &mut (impl AsyncRead + Unpin)) -> Option<(hedgerow_shared::Ticket, Bytes)> {
+    let mut bytes = BytesMut::new();
+    loop {
+        match wire::parse(&bytes) {
+            wire::Parsed::Ticket(ticket, length) => return Some((ticket, bytes.split_off(length).freeze())),
+            wire::Parsed::Unknown if !bytes.is_empty() => return None,
+            wire::Parsed::Unknown | wire::Parsed::Incomplete => {
+                if io.read_buf(&mut bytes).await.ok()? == 0 {
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// A node on its host.
+pub(crate) struct NodeActor {
+    n: usize,
+    pub(crate) host: HostId,
+    net: Net,
+    transport: Choice,
+    servers: Arc<dyn Servers>,
+    changes: watch::Sender<u64>,
+    pub(crate) run: Option<(Node, Scope)>,
+}
+
+impl NodeActor {
+    pub(crate) fn new(
+        net: &Net,
+        n: usize,
+        name: &str,
+        address: IpAddr,
+        transport: Choice,
+        servers: Arc<dyn Servers>,
+    ) -> Self {
+        let host = net.add_host(name, address);
+        Self { n, host, net: net.clone(), transport, servers, changes: watch::Sender::new(0), run: None }
+    }
+
+    pub(crate) fn start(&mut self, fixture: &'static Fixture) {
+        let kit = &fixture.nodes[self.n];
+        let scope = Scope::new();
+        let network = Network::given(self.net.sockets(self.host));
+        let parts = Parts {
+            state: State::at(&kit.folder),
+            enrolled: kit.enrolled.clone(),
+            instance: InstanceId::from_random(clock::random()),
+            own: Vec::new(),
+            relays: kit.enrolled.record.relay_targets(&[], &network).unwrap(),
+            transport: self.transport,
+            limits: Default::default(),
+            timers: Timers::default(),
+            inside: Inside::Given(self.servers.clone()),
+            published: Published::new(
+                Default::default(),
+                Dialer::new(Default::default(), Duration::from_secs(1)),
+                Default::default(),
+            ),
+            origins: vec![Origin::Proxy],
+        };
+        let node = Node::start(parts, &scope).unwrap();
+        scope.spawn(node.clone().follow_network(self.changes.subscribe(), scope.clone()));
+        self.run = Some((node, scope));
+    }
+
+    pub(crate) fn crash(&mut self) {
+        self.net.crash(self.host);
+        if let Some((_, scope)) = self.run.take() {
+            scope.cancel();
+        }
+    }
+
+    pub(crate) fn readdress(&self, address: IpAddr) {
+        self.net.readdress(self.host, address);
+        self.changes.send_modify(|n| *n += 1);
+    }
+}
+
+/// A device on its host.
+pub(crate) struct DeviceActor {
+    n: usize,
+    pub(crate) host: HostId,
+    net: Net,
+    transport: Choice,
+    changes: watch::Sender<u64>,
+    pub(crate) run: Option<(Agent, Scope)>,
+}
+
+impl DeviceActor {
+    pub(crate) fn new(net: &Net, n: usize, name: &str, address: IpAddr, transport: Choice) -> Self {
+        let host = net.add_host(name, address);
+        Self { n, host, net: net.clone(), transport, changes: watch::Sender::new(0), run: None }
+    }
+
+    pub(crate) fn start(&mut self, fixture: &'static Fixture) {
+        let kit = &fixture.devices[self.n];
+        let scope = Scope::new();
+        let network = Network::given(self.net.sockets(self.host));
+        let file = hedgerow_device::DeviceConfigFile { transport: self.transport, ..kit.file.clone() };
+        let agent = Agent::over(file, kit.state.clone(), &network, self.changes.subscribe(), &scope).unwrap();
+        self.run = Some((agent, scope));
+    }
+
+    pub(crate) fn readdress(&self, address: IpAddr) {
+        self.net.readdress(self.host, address);
+        self.changes.send_modify(|n| *n += 1);
+    }
+}
+
+/// The core: its links are the product's own, what it answers there is that nothing is new.
+pub(crate) struct CoreActor {
+    pub(crate) host: HostId,
+    pub(crate) uplinks: Option<(Uplinks, Scope)>,
+    net: Net,
+}
+
+impl CoreActor {
+    pub(crate) fn new(net: &Net, address: IpAddr) -> Self {
+        Self { host: net.add_host("core", address), uplinks: None, net: net.clone() }
+    }
+
+    pub(crate) fn start(&mut self, fixture: &'static Fixture) {
+        let scope = Scope::new();
+        let network = Network::given(self.net.sockets(self.host));
+        let relay = |n| {
+            let address = fixture::relay_address(n).to_string();
+            RelayTarget::new(vec![address], "relay.example", fixture.roots.clone()).over(network.clone())
+        };
+        let config = UplinkConfig {
+            relays: (0..fixture::RELAYS).map(relay).collect(),
+            credentials: Credentials::Srp { tenant: fixture.tenant.clone(), key: fixture.core_key.clone() },
+            instance: InstanceId::from_random(clock::random()),
+            timers: Timers::default(),
+            transport: Choice::Tls,
+        };
+        let uplinks = Uplinks::start(&config, &scope);
+        let tls =
+            tls::as_tenant(fixture.ca.clone(), &[Role::Node, Role::Device], true, &fixture.core, &[b"http/1.1"]).unwrap();
+        for uplink in uplinks.iter() {
+            scope.spawn(serve_links(uplink.clone(), TlsAcceptor::from(tls.clone()), scope.clone()));
+        }
+        self.uplinks = Some((uplinks, scope));
+    }
+
+    pub(crate) fn crash(&mut self) {
+        self.net.crash(self.host);
+        if let Some((_, scope)) = self.uplinks.take() {
+            scope.cancel();
+        }
+    }
+}
+
+async fn serve_links(uplink: Uplink, tls: TlsAcceptor, scope: Scope) {
+    let mut status = uplink.status();
+    loop {
+        let link = match &*status.borrow_and_update() {
+            UplinkStatus::Up(link) => Some(link.clone()),
+            UplinkStatus::Connecting(_) | UplinkStatus::Stopped => None,
+        };
+        if let Some(link) = link {
+            scope.spawn(serve_link(link, tls.clone(), scope.clone()));
+        }
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn serve_link(link: Link, tls: TlsAcceptor, scope: Scope) {
+    while let Some(incoming) = link.mux.accept().await {
+        let tls = tls.clone();
+        scope.spawn(async move {
+            let Ok(mut io) = tls.accept(incoming.accept()).await else { return };
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                if !matches!(io.read_buf(&mut head).await, Ok(1..)) {
+                    return;
+                }
+            }
+            let _ = io.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+            let _ = io.flush().await;
+            let _ = io.read_buf(&mut head).await;
+        });
+    }
+}

@@ -1,0 +1,219 @@
+//! What every world begins with, made once a process from a fixed seed: a tenant with its certificates, two relays that
+//! know it, nodes and devices that have theirs. Worlds only read it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use hedgerow_connectivity_node::{Enrolled, Record, State};
+use hedgerow_device::config::DeviceConfigFile;
+use hedgerow_device::state::{DeviceState, RelayFile};
+use hedgerow_relay::config::{Admin, Drain, LaneConfig, Limits, Listen, RelayConfig, TimerConfig, Tls};
+use hedgerow_relay::identity;
+use hedgerow_relay::store::Store;
+use hedgerow_runtime::clock;
+use hedgerow_runtime::tls::{Own, RelayRoots, SigningKey};
+use hedgerow_shared::secret::Secret;
+use hedgerow_shared::verify::certificate::read_leaf;
+use hedgerow_shared::verify::config::{Document, Head, RelayConfig as SignedRelayConfig};
+use hedgerow_shared::verify::{Audience, DeviceConfig, Identity, NodeConfig, Revoked, TenantCa, Version, Via};
+use hedgerow_shared::{EntityId, GroupName, Origin, Role, TenantId};
+use hedgerow_uem_core::ca::{Authority, ConfigKey, Key};
+use rustls_pki_types::CertificateDer;
+use serde_json::json;
+
+use super::dice::Dice;
+
+pub(crate) const RELAYS: usize = 2;
+pub(crate) const NODES: usize = 3;
+pub(crate) const DEVICES: usize = 3;
+/// What the nodes reach inside.
+pub(crate) const PORT: u16 = 7000;
+const NAME: &str = "relay.example";
+/// Longer than anybody lets this process run.
+const LIFETIME: u64 = 6 * 86_400;
+
+pub(crate) struct RelayKit {
+    pub(crate) config: RelayConfig,
+    pub(crate) server: Arc<rustls::ServerConfig>,
+}
+
+pub(crate) struct NodeKit {
+    pub(crate) enrolled: Arc<Enrolled>,
+    pub(crate) folder: PathBuf,
+}
+
+pub(crate) struct DeviceKit {
+    pub(crate) state: DeviceState,
+    pub(crate) file: DeviceConfigFile,
+}
+
+pub(crate) struct Fixture {
+    pub(crate) tenant: TenantId,
+    pub(crate) ca: TenantCa,
+    pub(crate) relays: Vec<RelayKit>,
+    pub(crate) roots: RelayRoots,
+    pub(crate) core_key: Secret,
+    pub(crate) core: Own,
+    pub(crate) nodes: Vec<NodeKit>,
+    pub(crate) devices: Vec<DeviceKit>,
+    _folder: tempfile::TempDir,
+}
+
+pub(crate) fn relay_address(n: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, u8::try_from(n + 1).unwrap()], 3101))
+}
+
+pub(crate) fn get() -> &'static Fixture {
+    static FIXTURE: OnceLock<Fixture> = OnceLock::new();
+    FIXTURE.get_or_init(|| {
+        let made = std::thread::spawn(|| {
+            super::dice::seed_system(7);
+            make()
+        });
+        made.join().expect("the fixture can be made")
+    })
+}
+
+fn make() -> Fixture {
+    let mut dice = Dice::new(1);
+    let mut random = move |bytes: &mut [u8]| {
+        for chunk in bytes.chunks_mut(8) {
+            chunk.copy_from_slice(&dice.next().to_le_bytes()[..chunk.len()]);
+        }
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let tenant: TenantId = "S12345678".parse().unwrap();
+    let now = clock::now();
+    let authority = Authority::create(tenant.clone(), now, &mut random).unwrap();
+    let config_key = Key::generate(&mut random).unwrap();
+    let certificate = authority.issue_config_key(&config_key, now, &mut random).unwrap();
+    let config_key = ConfigKey::from_parts(config_key, certificate);
+    let ca = TenantCa::from_der(authority.certificate()).unwrap();
+    let head = |audience| Head {
+        tenant: tenant.clone(),
+        audience,
+        version: Version { epoch: 1, version: 1 },
+        issued: now,
+        expires: now.plus(LIFETIME),
+    };
+    let group: GroupName = "default".parse().unwrap();
+    let mut issue = |role: Role, n: u8| {
+        let origins = match role {
+            Role::Core => vec![Origin::Core, Origin::Bws],
+            Role::Node => vec![Origin::Proxy],
+            Role::Device => Vec::new(),
+        };
+        let group = (role == Role::Node).then(|| group.clone());
+        let mut id = [n; 16];
+        id[0] = role as u8;
+        let identity = Identity { tenant: tenant.clone(), role, id: EntityId::from_random(id), group, origins };
+        let key = Key::generate(&mut random).unwrap();
+        let leaf = authority.issue_for_key(&key, &identity, now, &mut random).unwrap().certificate;
+        let chain = vec![CertificateDer::from(leaf), ca.der().clone()];
+        (Own { chain, key: SigningKey::from_pkcs8(&key.to_pkcs8()).unwrap() }, identity)
+    };
+
+    let core_key = Secret::new(vec![9; 32]);
+    let signed = config_key.sign(&document(&head)).unwrap();
+    let mut cas = String::new();
+    let relays: Vec<RelayKit> = (0..RELAYS)
+        .map(|n| {
+            let config = relay_config(folder.path().join(format!("relay-{n}")), n);
+            let store = Store::open(&config.state).unwrap();
+            store.add_with_key(tenant.clone(), core_key.clone()).unwrap();
+            store.register_ca(&tenant, authority.certificate()).unwrap();
+            store.put_config(&tenant, signed.clone(), now).unwrap();
+            let identity = identity::load(&config).unwrap();
+            cas.push_str(&std::fs::read_to_string(identity.ca.unwrap()).unwrap());
+            RelayKit { config, server: identity.server }
+        })
+        .collect();
+    let addresses: Vec<String> = (0..RELAYS).map(|n| relay_address(n).to_string()).collect();
+
+    let rule = json!({ "action": "allow", "target": "127.0.0.1", "ports": PORT.to_string() });
+    let rules = vec![serde_json::from_value(rule).unwrap()];
+    let node_config =
+        config_key.sign(&NodeConfig { head: head(Audience::Node), revoked: Revoked::default(), rules }).unwrap();
+    let nodes = (0..NODES)
+        .map(|n| {
+            let (own, identity) = issue(Role::Node, u8::try_from(n).unwrap());
+            let path = folder.path().join(format!("node-{n}"));
+            State::create(&path).unwrap().store_config(&node_config, Version { epoch: 1, version: 1 }).unwrap();
+            let record = Record {
+                tenant: tenant.clone(),
+                id: identity.id,
+                name: format!("node-{n}"),
+                group: group.clone(),
+                origins: vec![Origin::Proxy],
+                relays: addresses.clone(),
+                relay_name: Some(NAME.into()),
+                relay_ca_pem: Some(cas.clone()),
+                relay_ca_pin: None,
+            };
+            let certificate = read_leaf(&own.chain[0]).unwrap();
+            NodeKit { enrolled: Arc::new(Enrolled { record, ca: ca.clone(), own, certificate }), folder: path }
+        })
+        .collect();
+
+    let route = json!({ "target": "127.0.0.1", "via": "group:default" });
+    let routes = vec![serde_json::from_value(route).unwrap()];
+    let device_config = DeviceConfig { head: head(Audience::Device), routes, default_route: Via::Deny };
+    let device_config = config_key.sign(&device_config).unwrap();
+    let devices = (0..DEVICES)
+        .map(|n| {
+            let (own, _) = issue(Role::Device, u8::try_from(n).unwrap());
+            let dir = folder.path().join(format!("device-{n}"));
+            std::fs::create_dir(&dir).unwrap();
+            let certificate = read_leaf(&own.chain[0]).unwrap();
+            let relay = RelayFile { addresses: addresses.clone(), name: NAME.into(), ca: Some(cas.clone()) };
+            let state = DeviceState { dir: dir.clone(), own, certificate, ca: ca.clone(), relay };
+            state.write_config(&device_config).unwrap();
+            let file = serde_json::from_value(json!({ "state": dir })).unwrap();
+            DeviceKit { state, file }
+        })
+        .collect();
+    let (core, _) = issue(Role::Core, 0);
+    let parsed = pem::parse_many(&cas).unwrap();
+    let roots = RelayRoots::Ca(parsed.into_iter().map(|p| p.into_contents().into()).collect());
+    Fixture { tenant, ca, relays, roots, core_key, core, nodes, devices, _folder: folder }
+}
+
+fn document(head: &impl Fn(Audience) -> Head) -> impl Document {
+    SignedRelayConfig { head: head(Audience::Relay), revoked: Revoked::default() }
+}
+
+fn relay_config(state: PathBuf, n: usize) -> RelayConfig {
+    RelayConfig {
+        name: NAME.into(),
+        state,
+        listen: Listen { link: vec![relay_address(n)], device: vec![], udp: true, http: vec![] },
+        tls: Tls::default(),
+        lanes: LaneConfig::default(),
+        admin: Admin::default(),
+        limits: Limits::default(),
+        timers: TimerConfig::default(),
+        drain: Drain::default(),
+    }
+}
+
+/// A copy of a relay's state for one run of it: two must not share a folder, and one that crashed may not have let go.
+pub(crate) fn copy_state(kit: &RelayKit, to: &std::path::Path) -> RelayConfig {
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        std::fs::copy(from, to).unwrap();
+    };
+    std::fs::create_dir_all(to.join("tenants")).unwrap();
+    for entry in std::fs::read_dir(&kit.config.state).unwrap().flatten() {
+        if entry.file_type().unwrap().is_file() && entry.file_name() != "lock" {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        }
+    }
+    for entry in std::fs::read_dir(kit.config.state.join("tenants")).unwrap().flatten() {
+        copy(&entry.path(), &to.join("tenants").join(entry.file_name()));
+    }
+    use std::os::unix::fs::PermissionsExt;
+    for folder in [to.to_owned(), to.join("tenants")] {
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    RelayConfig { state: to.to_owned(), ..kit.config.clone() }
+}

@@ -1,0 +1,261 @@
+//! Row N09: worlds from seeds. Nodes, devices, the core and relays run their own code, TLS included, over a modelled
+//! network in virtual time, against a model of what was promised: it arrives once and in order, or the stream says why
+//! not. The same seed gives the same trace, line by line.
+//!
+//! One world, with its trace: `HEDGEROW_SEED=42 cargo test -p hedgerow-tests --test worlds -- --nocapture`. How many:
+//! `HEDGEROW_WORLDS=10000` (1,000 without it).
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod cast;
+mod dice;
+mod fixture;
+mod net;
+mod script;
+mod trace;
+mod work;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hedgerow_shared::fault::Code;
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{Duration, Instant, sleep, timeout};
+
+use cast::{CoreActor, DeviceActor, NodeActor, RelayActor};
+use dice::Dice;
+use net::Net;
+use script::{Cast, Plan};
+use work::{Ending, Intranet, Model, Order, Seen, connection};
+
+/// Worlds in an ordinary run.
+const WORLDS: u64 = 1_000;
+/// Of these so many are run twice.
+const TWICE: u64 = 25;
+/// Everything mends in this time: sessions that nobody resumes have ended, and backoff has come round.
+const CALM: Duration = Duration::from_secs(90);
+/// A new connection in a mended world.
+const FRESH: Duration = Duration::from_secs(20);
+
+/// What came of a world.
+struct Outcome {
+    trace: Vec<String>,
+    wrong: Vec<String>,
+    /// Whole, broken and refused connections.
+    counts: (usize, usize, usize),
+}
+
+/// Runs a world on a thread of its own.
+fn run(seed: u64) -> Outcome {
+    let fixture = fixture::get();
+    let world = std::thread::Builder::new().name(format!("world {seed}")).spawn(move || {
+        dice::seed_system(seed);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let _guard = trace::subscribe();
+        let (wrong, counts) = runtime.block_on(async {
+            trace::begin();
+            let model = Model::default();
+            live(seed, fixture, &model).await;
+            let seen = model.seen();
+            let whole = seen.values().filter(|s| s.device_end == Some(Ending::Whole)).count();
+            let broken = seen.values().filter(|s| matches!(s.device_end, Some(Ending::Broken(_)))).count();
+            (model.faults(), (whole, broken, seen.len() - whole - broken))
+        });
+        // What still runs is dropped before the trace is read.
+        drop(runtime);
+        Outcome { trace: trace::take(), wrong, counts }
+    });
+    match world.unwrap().join() {
+        Ok(outcome) => outcome,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|t| (*t).to_owned())).unwrap_or_default();
+            Outcome { trace: Vec::new(), wrong: vec![format!("panicked: {text}")], counts: (0, 0, 0) }
+        }
+    }
+}
+
+async fn live(seed: u64, fixture: &'static fixture::Fixture, model: &Model) {
+    let mut dice = Dice::new(seed);
+    let plan = Plan::draw(&mut dice);
+    trace::line(&format!("{plan:?}"));
+    let mut cast = cast_for(&plan, &mut dice, model);
+    for relay in &mut cast.relays {
+        relay.start(fixture);
+    }
+    cast.core.start(fixture);
+    for node in &mut cast.nodes {
+        node.start(fixture);
+    }
+    for device in &mut cast.devices {
+        device.start(fixture);
+    }
+    model.disturb();
+    sleep(Duration::from_secs(3)).await;
+
+    let mut work = JoinSet::new();
+    let mut next = 1;
+    for (device, actor) in cast.devices.iter().enumerate() {
+        for n in 0..plan.connections {
+            let is_bulk = plan.bulk && device == 0 && n == 0;
+            let mut size = |most| u32::try_from(dice.below(most)).unwrap();
+            let (up, down, pace) = (size(200_000), size(200_000), size(2_000));
+            let order = Order { id: next, up, down: if is_bulk { 6_000_000 } else { down }, pace };
+            let (agent, dice, model) = (actor.run.as_ref().unwrap().0.clone(), dice.fork(), model.clone());
+            let wait = Duration::from_millis(size(20_000).into());
+            next += 1;
+            #[expect(clippy::disallowed_methods, reason = "a world is not the product")]
+            work.spawn(async move {
+                sleep(wait).await;
+                connection(agent, device, model, order, dice).await;
+            });
+        }
+    }
+    for _ in 0..plan.troubles {
+        let between = if plan.gentle { (15_000, 30_000) } else { (0, 15_000) };
+        sleep(Duration::from_millis(dice.between(between.0, between.1))).await;
+        script::trouble(&mut cast, &plan, fixture, &mut dice, model).await;
+    }
+    trace::line("---- calm");
+    let ended = timeout(CALM, async { while work.join_next().await.is_some() {} }).await;
+    if ended.is_err() {
+        let open = model.seen().into_iter().filter(|(_, s)| s.device_end.is_none() && s.refused.is_none());
+        model.wrong(format!("connections that neither end nor break: {:?}", open.collect::<Vec<_>>()));
+    }
+    sleep(Duration::from_secs(30)).await;
+    everybody_works(&cast, model, &mut dice, next).await;
+    judge(&plan, model);
+    nothing_is_left(&cast, model).await;
+}
+
+fn cast_for(plan: &Plan, dice: &mut Dice, model: &Model) -> Cast {
+    let net = Net::new(dice.fork(), plan.weather);
+    let address = |kind: u8, n: usize| IpAddr::from([10, 1, kind, u8::try_from(n + 1).unwrap()]);
+    let servers = Arc::new(Intranet { model: model.clone(), dice: Mutex::new(dice.fork()) });
+    let node = |n: usize, name: &str, kind| {
+        NodeActor::new(&net, n, name, address(kind, n), plan.transport, servers.clone())
+    };
+    Cast::new(
+        net.clone(),
+        (0..plan.relays).map(|n| RelayActor::new(&net, n)).collect(),
+        (0..plan.nodes).map(|n| node(n, &format!("node-{n}"), 1)).collect(),
+        (0..plan.devices)
+            .map(|n| DeviceActor::new(&net, n, &format!("device-{n}"), address(2, n), plan.transport))
+            .collect(),
+        CoreActor::new(&net, address(3, 0)),
+        node(0, "twin", 4),
+    )
+}
+
+/// In a mended world every device has a connection through within a while.
+async fn everybody_works(cast: &Cast, model: &Model, dice: &mut Dice, mut next: u64) {
+    for (device, actor) in cast.devices.iter().enumerate() {
+        let order = Order { id: next, up: 3_000, down: 3_000, pace: 0 };
+        next += 1;
+        let since = Instant::now();
+        let agent = actor.run.as_ref().unwrap().0.clone();
+        let done = timeout(CALM, connection(agent, device, model.clone(), order, dice.fork())).await;
+        let seen = model.seen().remove(&order.id).unwrap_or_default();
+        if done.is_err() || since.elapsed() > FRESH || seen.device_end != Some(Ending::Whole) {
+            model.wrong(format!("device {device} does not get through when all is well: {seen:?}"));
+        }
+    }
+}
+
+/// What the model says of every connection.
+fn judge(plan: &Plan, model: &Model) {
+    for (id, seen) in model.seen() {
+        let Seen { up, down, device_end, server_end, .. } = &seen;
+        if up.1 > up.0 || down.1 > down.0 {
+            model.wrong(format!("connection {id}: more was read than written: {seen:?}"));
+        }
+        for (who, ending) in [("device", device_end), ("server", server_end)] {
+            let Some(Ending::Broken(fault)) = ending else { continue };
+            if plan.gentle {
+                model.wrong(format!("connection {id} broke at the {who} although sessions outlive all this: {fault}"));
+            }
+            if fault.text.is_empty() && fault.code != Code::ConnectionReset {
+                model.wrong(format!("connection {id} broke at the {who} without a word: {fault:?}"));
+            }
+        }
+    }
+}
+
+/// Streams, lanes and links that nobody has any more are gone everywhere.
+async fn nothing_is_left(cast: &Cast, model: &Model) {
+    sleep(Duration::from_secs(5)).await;
+    for node in &cast.nodes {
+        let open = node.run.as_ref().unwrap().0.open_connections();
+        if open > 0 {
+            model.wrong(format!("{} holds {open} connections of nobody", cast.net.name(node.host)));
+        }
+    }
+    for actor in &cast.relays {
+        let relay = &actor.run.as_ref().unwrap().relay;
+        let live = relay.registry.select(None, |_| true);
+        let fresh: Vec<_> = live.iter().filter(|l| !l.is_draining()).collect();
+        for (at, one) in fresh.iter().enumerate() {
+            let same = |other: &&&Arc<_>| {
+                let other: &hedgerow_relay::registry::Live<_> = other;
+                other.facts.instance == one.facts.instance
+                    || (one.facts.entity.is_some() && other.facts.entity == one.facts.entity)
+            };
+            if fresh[at + 1..].iter().any(|other| same(&other)) {
+                model.wrong(format!("{}: two live links of {:?}", cast.net.name(actor.host), one.facts));
+            }
+        }
+        let nodes = fresh.iter().filter(|l| l.facts.role == hedgerow_shared::Role::Node).count();
+        let cores = fresh.iter().filter(|l| l.facts.role == hedgerow_shared::Role::Core).count();
+        if nodes != cast.nodes.len() || cores != 1 {
+            model.wrong(format!(
+                "{}: {nodes} nodes of {} and {cores} cores are linked when all is well",
+                cast.net.name(actor.host),
+                cast.nodes.len()
+            ));
+        }
+    }
+}
+
+fn replay(seed: u64) {
+    let outcome = run(seed);
+    for line in &outcome.trace {
+        eprintln!("{line}");
+    }
+    eprintln!("{} lines, hash {}, {:?}", outcome.trace.len(), trace::hash(&outcome.trace), outcome.counts);
+    assert!(outcome.wrong.is_empty(), "seed {seed}:\n{}", outcome.wrong.join("\n"));
+}
+
+#[test]
+fn n09_what_was_promised_arrives_once_and_in_order_or_the_stream_says_why_not() {
+    if let Ok(seed) = std::env::var("HEDGEROW_SEED") {
+        return replay(seed.parse().expect("HEDGEROW_SEED is a number"));
+    }
+    let worlds = std::env::var("HEDGEROW_WORLDS").map_or(WORLDS, |n| n.parse().expect("HEDGEROW_WORLDS is a number"));
+    let (mut failed, mut lines, mut counts) = (Vec::new(), 0, (0, 0, 0));
+    for seed in 0..worlds {
+        let outcome = run(seed);
+        lines += outcome.trace.len();
+        counts = (counts.0 + outcome.counts.0, counts.1 + outcome.counts.1, counts.2 + outcome.counts.2);
+        if !outcome.wrong.is_empty() {
+            eprintln!(
+                "seed {seed} fails; replay: HEDGEROW_SEED={seed} cargo test -p hedgerow-tests --test worlds -- --nocapture\n  {}",
+                outcome.wrong.join("\n  ")
+            );
+            failed.push(seed);
+        }
+    }
+    eprintln!("{worlds} worlds, {lines} lines; connections whole, broken, refused: {counts:?}");
+    assert!(failed.is_empty(), "{} of {worlds} worlds fail: seeds {failed:?}", failed.len());
+    // A model that sees nothing proves nothing.
+    assert!(worlds < 100 || (counts.0 > 100 && counts.1 > 10), "{counts:?}");
+}
+
+#[test]
+fn n09_the_same_seed_gives_the_same_trace() {
+    for seed in 0..TWICE {
+        let (once, again) = (run(seed).trace, run(seed).trace);
+        let differ = once.iter().zip(&again).find(|(a, b)| a != b);
+        assert_eq!(trace::hash(&once), trace::hash(&again), "seed {seed}: {differ:?}");
+    }
+    assert_ne!(trace::hash(&run(0).trace), trace::hash(&run(1).trace));
+}
