@@ -44,7 +44,7 @@ impl Plan {
             mtu: usize::try_from(if dice.one_in(3) { dice.between(1200, 1400) } else { 1500 }).unwrap(),
             udp: !dice.one_in(3),
             window: usize::try_from(dice.between(4, 64)).unwrap(),
-            write: usize::try_from(dice.between(4_000, 64_000)).unwrap(),
+            write: usize::try_from(dice.between(8_000, 64_000)).unwrap(),
         };
         Self {
             gentle: dice.one_in(2),
@@ -198,7 +198,7 @@ pub(crate) async fn trouble(cast: &mut Cast, plan: &Plan, fixture: &'static Fixt
             cast.core.start(fixture);
         }
     }
-    model.disturb();
+    model.mend();
     say("mended");
 }
 

@@ -60,8 +60,8 @@ pub(crate) struct Model(Arc<Mutex<Inner>>);
 struct Inner {
     seen: BTreeMap<u64, Seen>,
     wrong: Vec<String>,
-    /// Since when the network has been as it should be.
-    disturbed: Option<Instant>,
+    is_broken: bool,
+    mended: Option<Instant>,
 }
 
 /// The byte that a connection carries at an offset of one direction: a reader needs nobody to check it.
@@ -84,12 +84,21 @@ impl Model {
         self.0.lock().wrong.push(what);
     }
 
+    /// Something is broken from now on.
     pub(crate) fn disturb(&self) {
-        self.0.lock().disturbed = Some(Instant::now());
+        let mut inner = self.0.lock();
+        (inner.is_broken, inner.mended) = (true, None);
+    }
+
+    /// Everything is as it should be from now on.
+    pub(crate) fn mend(&self) {
+        let mut inner = self.0.lock();
+        (inner.is_broken, inner.mended) = (false, Some(Instant::now()));
     }
 
     fn is_quiet_for(&self, time: Duration) -> bool {
-        self.0.lock().disturbed.is_none_or(|at| at.elapsed() > time)
+        let inner = self.0.lock();
+        !inner.is_broken && inner.mended.is_none_or(|at| at.elapsed() > time)
     }
 
     pub(crate) fn seen(&self) -> BTreeMap<u64, Seen> {
