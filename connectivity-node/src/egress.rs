@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use hedgerow_proxy::dial::{DialError, Dialled, Dialer};
+use hedgerow_proxy::dial::{DialError, Dialer, Dialled};
 use hedgerow_proxy::splice::{Outbound, ReadAhead, splice};
 use hedgerow_proxy::target::{Host, Target};
 use hedgerow_runtime::mux::{Incoming, Stream};

@@ -27,6 +27,8 @@ use tracing::{info, warn};
 use crate::config::Lanes;
 use crate::state::DeviceState;
 
+/// How many times the time for connecting a new connection may take in all: a lane, a link stream, and once more.
+const TURNS: u32 = 3;
 /// How long a new connection waits for a session that has just lost its lane.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -98,11 +100,20 @@ impl Sessions {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Opens a connection to `host:port` through a node of the group. Cancel safe.
+    /// Opens a connection to `host:port` through a node of the group; it takes 30 s at most. Cancel safe.
     ///
     /// # Errors
     /// The node's refusal, or why no node can be reached.
     pub async fn connect(&self, group: &GroupName, host: String, port: u16) -> Result<Stream, Fault> {
+        // Those who wait for a session take turns in opening it: without a limit the last waits for all before it.
+        let limit = self.inner.timers.connect * TURNS;
+        timeout(limit, self.connect_in_turn(group, host, port)).await.unwrap_or_else(|_| {
+            let text = format!("no session to a node of group {group} within {} s", limit.as_secs());
+            Err(Fault::new(Code::TimedOut, text))
+        })
+    }
+
+    async fn connect_in_turn(&self, group: &GroupName, host: String, port: u16) -> Result<Stream, Fault> {
         let header = SessionOpen { host, port, trace: None };
         // A session that ends while we ask says nothing about the target: one more try, on a new session.
         for attempt in 0..2 {

@@ -21,9 +21,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hedgerow_runtime::{clock, dial};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::telemetry::dropped;
+use hedgerow_runtime::{clock, dial};
 use hedgerow_shared::Ticket;
 use hedgerow_shared::fault::DropReason;
 use hedgerow_shared::limits::MAX_FIRST_BYTES;

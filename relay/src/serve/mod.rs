@@ -114,8 +114,12 @@ impl Admit for Door<'_> {
             Refuse { fault, retry_after_ms: if soon { RETRY_SOON_MS } else { RETRY_LATER_MS } }
         })?;
         if let Some(certificate) = &peer.certificate {
-            let entered =
-                relay.registry.may_enter(&peer.tenant, certificate.identity.id, peer.hello.instance, clock::monotonic());
+            let entered = relay.registry.may_enter(
+                &peer.tenant,
+                certificate.identity.id,
+                peer.hello.instance,
+                clock::monotonic(),
+            );
             entered.map_err(|fight| {
                 let text = format!(
                     "another process holds the same certificate and is connected from {}: give each its own, stop one of them",

@@ -41,6 +41,7 @@ pub(crate) struct RelayActor {
     net: Net,
     folder: tempfile::TempDir,
     runs: usize,
+    lanes: bool,
     pub(crate) run: Option<RelayRun>,
 }
 
@@ -51,9 +52,10 @@ pub(crate) struct RelayRun {
 }
 
 impl RelayActor {
-    pub(crate) fn new(net: &Net, n: usize) -> Self {
+    /// Without `lanes` whatever would be a leg of a lane is cut on the way, as some firewalls do.
+    pub(crate) fn new(net: &Net, n: usize, lanes: bool) -> Self {
         let host = net.add_host(["relay-a", "relay-b"][n], fixture::relay_address(n).ip());
-        Self { n, host, net: net.clone(), folder: tempfile::tempdir().unwrap(), runs: 0, run: None }
+        Self { n, host, net: net.clone(), folder: tempfile::tempdir().unwrap(), runs: 0, lanes, run: None }
     }
 
     pub(crate) fn start(&mut self, fixture: &'static Fixture) {
@@ -65,8 +67,12 @@ impl RelayActor {
         let doors = work.child();
         let relay = Relay::new(config, store, work.clone());
         work.spawn(relay.clone().keep_house());
-        let door =
-            Door { relay: relay.clone(), tls: TlsAcceptor::from(kit.server.clone()), waiting: Waiting::new(1000) };
+        let door = Door {
+            relay: relay.clone(),
+            tls: TlsAcceptor::from(kit.server.clone()),
+            waiting: Waiting::new(1000),
+            lanes: self.lanes,
+        };
         let listener = self.net.listen(self.host);
         let tcp = door.clone();
         doors.spawn(async move {
@@ -123,6 +129,7 @@ struct Door {
     relay: Arc<Relay>,
     tls: TlsAcceptor,
     waiting: Waiting,
+    lanes: bool,
 }
 
 impl Door {
@@ -174,6 +181,9 @@ impl Door {
     }
 
     fn leg(&self, ticket: &hedgerow_shared::Ticket, carrier: Carrier, first: Bytes, address: std::net::SocketAddr) {
+        if !self.lanes {
+            return;
+        }
         let leg = Leg { carrier, first, address, permit: Box::new(()) };
         self.relay.lanes.arrive(ticket, leg, clock::monotonic());
     }
@@ -319,8 +329,8 @@ impl CoreActor {
             transport: Choice::Tls,
         };
         let uplinks = Uplinks::start(&config, &scope);
-        let tls =
-            tls::as_tenant(fixture.ca.clone(), &[Role::Node, Role::Device], true, &fixture.core, &[b"http/1.1"]).unwrap();
+        let tls = tls::as_tenant(fixture.ca.clone(), &[Role::Node, Role::Device], true, &fixture.core, &[b"http/1.1"])
+            .unwrap();
         for uplink in uplinks.iter() {
             scope.spawn(serve_links(uplink.clone(), TlsAcceptor::from(tls.clone()), scope.clone()));
         }

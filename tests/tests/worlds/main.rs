@@ -160,12 +160,11 @@ fn cast_for(plan: &Plan, dice: &mut Dice, model: &Model) -> Cast {
     let net = Net::new(dice.fork(), plan.weather);
     let address = |kind: u8, n: usize| IpAddr::from([10, 1, kind, u8::try_from(n + 1).unwrap()]);
     let servers = Arc::new(Intranet { model: model.clone(), dice: Mutex::new(dice.fork()) });
-    let node = |n: usize, name: &str, kind| {
-        NodeActor::new(&net, n, name, address(kind, n), plan.transport, servers.clone())
-    };
+    let node =
+        |n: usize, name: &str, kind| NodeActor::new(&net, n, name, address(kind, n), plan.transport, servers.clone());
     Cast::new(
         net.clone(),
-        (0..plan.relays).map(|n| RelayActor::new(&net, n)).collect(),
+        (0..plan.relays).map(|n| RelayActor::new(&net, n, plan.lanes)).collect(),
         (0..plan.nodes).map(|n| node(n, &format!("node-{n}"), 1)).collect(),
         (0..plan.devices)
             .map(|n| DeviceActor::new(&net, n, &format!("device-{n}"), address(2, n), plan.transport))
@@ -284,7 +283,13 @@ fn n09_the_same_seed_gives_the_same_trace() {
         let (once, again) = (run(seed).trace, run(seed).trace);
         if trace::hash(&once) != trace::hash(&again) {
             let first = once.iter().zip(&again).position(|(a, b)| a != b).unwrap_or_default();
-            eprintln!("seed {seed}: line {first} of {}\n {:?}\n {:?}\n{}", once.len(), once.get(first), again.get(first), once[0]);
+            eprintln!(
+                "seed {seed}: line {first} of {}\n {:?}\n {:?}\n{}",
+                once.len(),
+                once.get(first),
+                again.get(first),
+                once[0]
+            );
             differ.push(seed);
         }
     }

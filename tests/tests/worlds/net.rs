@@ -160,7 +160,10 @@ impl Net {
         let State { connections, dice, weather, udp, .. } = &mut *state;
         for connection in connections.values_mut() {
             for side in 0..2 {
-                if connection.hosts[side] == host && reset && connection.pipes[side].end != Some((Instant::now(), End::Closed)) {
+                if connection.hosts[side] == host
+                    && reset
+                    && connection.pipes[side].end != Some((Instant::now(), End::Closed))
+                {
                     let at = Instant::now() + delay(dice, weather);
                     // What had been sent and was still on its way goes with it.
                     connection.pipes[side].chunks.clear();

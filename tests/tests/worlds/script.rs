@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     /// Troubles that befall it.
     pub(crate) troubles: u64,
     pub(crate) connections: u64,
+    /// Whether the network lets lanes through; links always pass.
+    pub(crate) lanes: bool,
     /// One connection carries so much that it gets a lane of its own.
     pub(crate) bulk: bool,
 }
@@ -55,6 +57,7 @@ impl Plan {
             weather,
             troubles: dice.between(1, 6),
             connections: dice.between(1, 4),
+            lanes: !dice.one_in(6),
             bulk: dice.one_in(8),
         }
     }

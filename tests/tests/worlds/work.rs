@@ -242,7 +242,7 @@ fn shown(ending: &Ending) -> String {
 /// A connection may be refused while things are broken, and this long after.
 const MENDED: Duration = Duration::from_secs(20);
 /// The longest that opening a connection may take, whatever is broken.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(31);
 
 /// One connection of an application, to its end; tried again while it is refused for a reason. `strict` allows no
 /// refusal without one.

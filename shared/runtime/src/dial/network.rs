@@ -18,8 +18,8 @@ use percent_encoding::percent_decode_str;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigFault, SecretFile};
 use super::Sockets;
+use crate::config::{ConfigFault, SecretFile};
 use crate::tls;
 
 /// How long a network that inspected TLS is taken to do so still.
