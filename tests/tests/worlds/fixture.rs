@@ -8,18 +8,19 @@ use std::sync::{Arc, OnceLock};
 use hedgerow_connectivity_node::{Enrolled, Record, State};
 use hedgerow_device::config::DeviceConfigFile;
 use hedgerow_device::state::{DeviceState, RelayFile};
-use hedgerow_relay::config::{Admin, Drain, LaneConfig, Limits, Listen, RelayConfig, TimerConfig, Tls};
+use hedgerow_relay::config::{Admin, Drain, LaneConfig, Limits, Listen, RelayConfig, TimerConfig};
 use hedgerow_relay::identity;
 use hedgerow_relay::store::Store;
 use hedgerow_runtime::clock;
-use hedgerow_runtime::tls::{Own, RelayRoots, SigningKey};
+use hedgerow_runtime::tls::{self, Own, RelayRoots, SigningKey};
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::certificate::read_leaf;
 use hedgerow_shared::verify::config::{Document, Head, RelayConfig as SignedRelayConfig};
 use hedgerow_shared::verify::{Audience, DeviceConfig, Identity, NodeConfig, Revoked, TenantCa, Version, Via};
 use hedgerow_shared::{EntityId, GroupName, Origin, Role, TenantId};
 use hedgerow_uem_core::ca::{Authority, ConfigKey, Key};
-use rustls_pki_types::CertificateDer;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde_json::json;
 
 use super::dice::Dice;
@@ -124,9 +125,9 @@ fn make() -> Fixture {
             store.add_with_key(tenant.clone(), core_key.clone()).unwrap();
             store.register_ca(&tenant, authority.certificate()).unwrap();
             store.put_config(&tenant, signed.clone(), now).unwrap();
-            let identity = identity::load(&config).unwrap();
-            cas.push_str(&std::fs::read_to_string(identity.ca.unwrap()).unwrap());
-            RelayKit { config, server: identity.server }
+            let (server, ca) = relay_identity();
+            cas.push_str(&ca);
+            RelayKit { config, server }
         })
         .collect();
     let addresses: Vec<String> = (0..RELAYS).map(|n| relay_address(n).to_string()).collect();
@@ -188,13 +189,31 @@ fn relay_config(state: PathBuf, n: usize) -> RelayConfig {
         name: NAME.into(),
         state,
         listen: Listen { link: vec![relay_address(n)], device: vec![], udp: true, http: vec![] },
-        tls: Tls::default(),
+        tls: Default::default(),
         lanes: LaneConfig::default(),
         admin: Admin::default(),
         limits: Limits::default(),
         timers: TimerConfig::default(),
         drain: Drain::default(),
     }
+}
+
+/// A relay's TLS and the PEM of its CA, by Ed25519: its signatures are all of one length, so that QUIC's first packets are,
+/// and what is lost and sent again does not depend on the run.
+fn relay_identity() -> (Arc<rustls::ServerConfig>, String) {
+    let key = || KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.serial_number = Some(vec![1; 8].into());
+    let ca = CertifiedIssuer::self_signed(params, key()).unwrap();
+    let mut params = CertificateParams::new(vec![NAME.to_owned()]).unwrap();
+    params.serial_number = Some(vec![2; 8].into());
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let own = key();
+    let leaf = params.signed_by(&own, &ca).unwrap();
+    let chain = vec![leaf.der().clone(), ca.der().clone()];
+    let private = PrivatePkcs8KeyDer::from(own.serialize_der()).into();
+    (tls::as_relay(chain, private, identity::ALPN).unwrap(), ca.pem())
 }
 
 /// A copy of a relay's state for one run of it: two must not share a folder, and one that crashed may not have let go.

@@ -239,8 +239,9 @@ fn shown(ending: &Ending) -> String {
     }
 }
 
-/// A connection may be refused while things are broken, and this long after.
-const MENDED: Duration = Duration::from_secs(20);
+/// A connection may be refused while things are broken, and this long after: a relay of the list that is not there takes
+/// 10 s to be given up, and the pause before the next attempt is as long.
+const MENDED: Duration = Duration::from_secs(45);
 /// The longest that opening a connection may take, whatever is broken.
 const PATIENCE: Duration = Duration::from_secs(31);
 
