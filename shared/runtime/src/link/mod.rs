@@ -3,6 +3,7 @@
 //! chooses the transport; `uplink` is a link that comes back by itself.
 
 mod acceptor;
+mod backoff;
 mod channel;
 mod dialler;
 mod pathfinder;

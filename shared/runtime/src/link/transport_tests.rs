@@ -46,7 +46,8 @@ struct Relay {
     target: RelayTarget,
     port: SocketAddr,
     links: mpsc::Receiver<Link>,
-    /// What the relay allows.
+    /// What it shows.
+    identity: Identity,
     scope: Scope,
 }
 
@@ -60,13 +61,14 @@ fn timers() -> Timers {
 }
 
 async fn relay(limits: Limits) -> Relay {
-    let key = rcgen::generate_simple_self_signed(vec!["relay.test".to_owned()]).unwrap();
-    let certificate = key.cert.der().clone();
-    let private = rustls::pki_types::PrivatePkcs8KeyDer::from(key.signing_key.serialize_der()).into();
-    let config = tls::as_relay(vec![certificate.clone()], private, &[ALPN_LINK]).unwrap();
+    relay_at(both_ports().await, limits, identity()).await
+}
+
+/// A relay at these ports.
+async fn relay_at((listener, socket): (TcpListener, UdpSocket), limits: Limits, identity: Identity) -> Relay {
+    let (certificate, config) = identity.clone();
     let scope = Scope::new();
-    let (listener, socket) = both_ports().await;
-    let port = listener.local_addr().unwrap();
+    let port = socket.local_addr().unwrap();
     let endpoint = quinn::Endpoint::new(
         quic::endpoint_config(),
         Some(quic::server_config(&config, &timers()).unwrap()),
@@ -104,7 +106,18 @@ async fn relay(limits: Limits) -> Relay {
         roots,
         network: dial::Network::default(),
     };
-    Relay { target, port, links, scope }
+    Relay { target, port, links, identity, scope }
+}
+
+/// A certificate and what shows it.
+type Identity = (CertificateDer<'static>, Arc<rustls::ServerConfig>);
+
+fn identity() -> Identity {
+    let key = rcgen::generate_simple_self_signed(vec!["relay.test".to_owned()]).unwrap();
+    let certificate = key.cert.der().clone();
+    let private = rustls::pki_types::PrivatePkcs8KeyDer::from(key.signing_key.serialize_der()).into();
+    let config = tls::as_relay(vec![certificate.clone()], private, &[ALPN_LINK]).unwrap();
+    (certificate, config)
 }
 
 /// A number that is free for TCP and UDP.
@@ -519,3 +532,5 @@ async fn p01_nodes_and_cores_hold_a_link_with_every_relay() {
     assert_eq!(a.links.recv().await.unwrap().accept.relay, "relay.test");
     assert!(uplinks.link(LONG).await.is_ok());
 }
+
+mod restart;

@@ -14,22 +14,16 @@ use hedgerow_shared::limits::Timers;
 use hedgerow_shared::wire::message::GoAway;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use super::backoff::Backoff;
 use super::dialler::Dialling;
 use super::pathfinder::Pathfinder;
 use super::{Choice, Credentials, Link, LinkError, Transport};
-use crate::clock::random;
 use crate::dial::RelayTarget;
 use crate::scope::Scope;
 
-/// The first pause after a link was lost; it doubles, with full jitter, up to `LONGEST`.
-const FIRST: Duration = Duration::from_millis(200);
-/// The longest pause: a relay that comes back is used again within this time.
-const LONGEST: Duration = Duration::from_secs(10);
-/// A link that lived this long resets the backoff.
-const STABLE: Duration = Duration::from_secs(10);
 /// How often a link that was let go is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a QUIC link may still take to come up, once the relay has let the TLS link go for it.
@@ -233,7 +227,7 @@ enum Turn {
 
 impl Keeper {
     async fn keep_up(&self) {
-        let mut attempt = 0u32;
+        let mut backoff = Backoff::new(self.config.timers.resume);
         let mut last: Option<Fault> = None;
         let mut at = 0;
         loop {
@@ -242,40 +236,36 @@ impl Keeper {
                 return std::future::pending().await;
             }
             self.status.send_replace(UplinkStatus::Connecting(last.clone()));
-            let mut wait = Duration::ZERO;
             let mut at_once = false;
-            match self.open(at).await {
+            let wait = match self.open(at).await {
                 Ok(link) => {
-                    let since = tokio::time::Instant::now();
+                    let since = Instant::now();
                     let (fault, asked) = self.hold(&mut at, link, &mut at_once).await;
-                    last = Some(fault.clone());
-                    wait = asked;
-                    if since.elapsed() > STABLE {
-                        attempt = 0;
-                    }
                     warn!(relay = self.config.relays[at].name, reason = %fault, "link is down");
+                    last = Some(fault);
+                    backoff.lost(since.elapsed(), Instant::now()).max(asked)
                 }
                 Err(error) => {
-                    let fault = match error {
+                    let (fault, asked) = match error {
                         LinkError::Refused { fault, retry_after_ms } => {
-                            wait = Duration::from_millis(retry_after_ms.min(600_000));
-                            fault
+                            (fault, Duration::from_millis(retry_after_ms.min(600_000)))
                         }
-                        LinkError::Failed(fault) => fault,
+                        LinkError::Failed(fault) => (fault, Duration::ZERO),
                     };
                     if last.as_ref() != Some(&fault) {
                         warn!(relay = self.config.relays[at].name, reason = %fault, "cannot open the link");
                     }
+                    let wait = backoff.failed(&fault, Instant::now()).max(asked);
                     last = Some(fault);
+                    wait
                 }
-            }
+            };
             self.status.send_replace(UplinkStatus::Connecting(last.clone()));
             if at_once {
                 continue;
             }
             at = (at + 1) % self.config.relays.len();
-            sleep(pause(attempt).max(wait)).await;
-            attempt = attempt.saturating_add(1);
+            sleep(wait).await;
         }
     }
 
@@ -293,8 +283,11 @@ impl Keeper {
     /// the same relay is to be dialled again without a pause.
     async fn hold(&self, at: &mut usize, mut link: Link, at_once: &mut bool) -> (Fault, Duration) {
         loop {
-            let _shown = self.show(*at, &link);
-            match self.turn(*at, &link).await {
+            let shown = self.show(*at, &link);
+            let turn = self.turn(*at, &link).await;
+            drop(shown);
+            self.paths[*at].ended(&link);
+            match turn {
                 Turn::Lost(fault) => return (fault, Duration::ZERO),
                 Turn::Silent(fault) => {
                     link.mux.close(fault.clone());
@@ -423,25 +416,5 @@ impl Shown {
 impl Drop for Shown {
     fn drop(&mut self) {
         self.0.decrement(1.0);
-    }
-}
-
-/// Full jitter: anything from nothing to the doubled limit, so that a crowd comes back spread out.
-fn pause(attempt: u32) -> Duration {
-    let most = FIRST.saturating_mul(1 << attempt.min(10)).min(LONGEST);
-    let dice = u64::from_be_bytes(random()) as f64 / u64::MAX as f64;
-    most.mul_f64(dice)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_a_limit_and_differ() {
-        assert!((0..100).all(|_| pause(0) <= FIRST));
-        assert!((0..100).all(|n| pause(n) <= LONGEST));
-        let spread: std::collections::BTreeSet<_> = (0..50).map(|_| pause(20)).collect();
-        assert!(spread.len() > 40);
     }
 }
