@@ -78,7 +78,7 @@ async fn admitted(
             count_refusal(&fault);
             tracing::info!(%address, reason = %fault, "link refused");
         }
-        Err(LinkError::Failed(fault)) => {
+        Err(LinkError::Failed(fault) | LinkError::Twin(fault)) => {
             if fault.code == Code::TimedOut {
                 dropped(DropReason::HandshakeTimeout);
             }

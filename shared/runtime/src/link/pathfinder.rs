@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::debug;
 
 use super::dialler::Dialling;
+use super::twins::Entry;
 use super::{Channel, Choice, Credentials, Link, LinkError, Reason};
 use crate::clock::{jitter, random};
 use crate::dial::{Reached, RelayTarget};
@@ -66,6 +67,7 @@ pub struct Pathfinder {
     first: Duration,
     /// How long after its last answer a relay is expected back.
     lately: Duration,
+    entry: Option<Entry>,
     memory: Mutex<Memory>,
 }
 
@@ -87,7 +89,16 @@ impl Pathfinder {
     /// Nothing is remembered yet. QUIC is tried again after `timers.udp_retry` at first.
     #[must_use]
     pub fn new(choice: Choice, timers: &Timers) -> Self {
-        Self { choice, first: timers.udp_retry, lately: timers.resume, memory: Mutex::default() }
+        Self { choice, first: timers.udp_retry, lately: timers.resume, entry: None, memory: Mutex::default() }
+    }
+
+    /// The same, for this entry of a list.
+    pub(super) fn of(self, entry: Entry) -> Self {
+        Self { entry: Some(entry), ..self }
+    }
+
+    pub(super) fn entry(&self) -> Option<&Entry> {
+        self.entry.as_ref()
     }
 
     /// Opens a link over the better transport. Cancel safe: dropping the future closes what was begun.
@@ -102,13 +113,13 @@ impl Pathfinder {
         timers: &Timers,
         scope: &Scope,
     ) -> Result<Link, LinkError> {
-        let dialling = Dialling { target, credentials, instance, timers, scope };
+        let dialling = Dialling { target, credentials, instance, timers, scope, entry: self.entry() };
         let tls_because = |reason| async move {
             let stream = dialling.tls().await?;
             let link = dialling.link_over_tls(stream).await?;
             Ok(Link { reason, ..link })
         };
-        let dialling = Dialling { target, credentials, instance, timers, scope };
+        let dialling = Dialling { target, credentials, instance, timers, scope, entry: self.entry() };
         match self.choice {
             Choice::Tls => return tls_because(Reason::Asked).await,
             Choice::Quic => {
@@ -257,7 +268,7 @@ async fn race(dialling: &Dialling<'_>) -> Result<Link, LinkError> {
     };
     match won {
         // What the relay says over one transport it says over the other.
-        Ok(_) | Err(LinkError::Refused { .. }) => won,
+        Ok(_) | Err(LinkError::Refused { .. } | LinkError::Twin(_)) => won,
         Err(LinkError::Failed(fault)) => {
             debug!(reason = %fault, "QUIC failed, taking TLS");
             let stream = match ready {

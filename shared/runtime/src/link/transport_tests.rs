@@ -427,6 +427,7 @@ fn uplink(relays: Vec<RelayTarget>, scope: &Scope) -> Uplink {
         instance: instance(),
         timers: timers(),
         transport: Choice::Auto,
+        twins: Twins::default(),
     };
     Uplink::start(config, scope)
 }
@@ -518,6 +519,7 @@ async fn p01_nodes_and_cores_hold_a_link_with_every_relay() {
         instance: instance(),
         timers: timers(),
         transport: Choice::Auto,
+        twins: Twins::default(),
     };
     let uplinks = Uplinks::start(&config, &a.scope);
     let (at_a, _at_b) = (a.links.recv().await.unwrap(), b.links.recv().await.unwrap());
@@ -531,6 +533,51 @@ async fn p01_nodes_and_cores_hold_a_link_with_every_relay() {
     at_a.mux.close(Fault::new(Code::Draining, "restart"));
     assert_eq!(a.links.recv().await.unwrap().accept.relay, "relay.test");
     assert!(uplinks.link(LONG).await.is_ok());
+}
+
+#[tokio::test]
+async fn p01_two_names_of_one_relay_get_one_link_and_the_other_entry_says_so() {
+    let mut relay = relay(Limits::default()).await;
+    let other = RelayTarget { addresses: vec![format!("localhost:{}", relay.port.port())], ..relay.target.clone() };
+    for transport in [Choice::Quic, Choice::Tls] {
+        let scope = Scope::new();
+        let config = UplinkConfig {
+            relays: vec![relay.target.clone(), other.clone()],
+            credentials: credentials(),
+            instance: instance(),
+            timers: timers(),
+            transport,
+            twins: Twins::default(),
+        };
+        let uplinks = Uplinks::start(&config, &scope);
+        let (mut up, mut resting) = (0, None);
+        let mut statuses: Vec<_> = uplinks.iter().map(Uplink::status).collect();
+        while up != 1 || resting.is_none() {
+            timeout(LONG, Uplinks::changed(&mut statuses)).await.expect("both find out");
+            (up, resting) = (0, None);
+            for status in &mut statuses {
+                match &*status.borrow_and_update() {
+                    UplinkStatus::Up(_) => up += 1,
+                    UplinkStatus::Connecting(Some(fault)) if fault.code == Code::Displaced => {
+                        resting = Some(fault.clone())
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let said = resting.unwrap().text;
+        assert!(
+            said.contains("leads to the same relay as relay.test (") && said.contains(&relay.port.port().to_string()),
+            "{said}"
+        );
+        let at_relay = relay.links.recv().await.unwrap();
+        assert!(relay.links.try_recv().is_err(), "the relay was never asked for a second link");
+        // Whichever is free again finds its way back at once, not after the long rest.
+        at_relay.mux.close(Fault::new(Code::Draining, "restart"));
+        timeout(LONG, relay.links.recv()).await.expect("linked again").unwrap();
+        scope.stop(LONG).await;
+        while relay.links.try_recv().is_ok() {}
+    }
 }
 
 mod restart;

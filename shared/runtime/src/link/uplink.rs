@@ -20,12 +20,16 @@ use tracing::{info, warn};
 use super::backoff::Backoff;
 use super::dialler::Dialling;
 use super::pathfinder::Pathfinder;
+use super::twins::Twins;
 use super::{Choice, Credentials, Link, LinkError, Transport};
+use crate::clock::jitter;
 use crate::dial::RelayTarget;
 use crate::scope::Scope;
 
 /// How often a link that was let go is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often an entry that leads to the relay of another one is tried, at most.
+const TWIN_RETRY: Duration = Duration::from_secs(1200);
 /// How long a QUIC link may still take to come up, once the relay has let the TLS link go for it.
 const HANDOVER: Duration = Duration::from_millis(2500);
 
@@ -42,6 +46,8 @@ pub struct UplinkConfig {
     pub timers: Timers,
     /// Which transports may be used.
     pub transport: Choice,
+    /// What the uplinks of this process know of each other: the same for those of one list.
+    pub twins: Twins,
 }
 
 /// How the uplink stands.
@@ -70,7 +76,8 @@ impl Uplink {
         let (sender, status) = watch::channel(UplinkStatus::Connecting(None));
         let links = Arc::new(Mutex::new(Vec::new()));
         let tasks = scope.clone();
-        let paths = config.relays.iter().map(|_| Pathfinder::new(config.transport, &config.timers)).collect();
+        let path = |relay| Pathfinder::new(config.transport, &config.timers).of(config.twins.entry(relay));
+        let paths = config.relays.iter().map(path).collect();
         let keeper = Keeper { config, paths, status: sender, links: links.clone(), scope: scope.clone() };
         scope.spawn_until_done(async move {
             tokio::select! {
@@ -229,12 +236,15 @@ impl Keeper {
     async fn keep_up(&self) {
         let mut backoff = Backoff::new(self.config.timers.resume);
         let mut last: Option<Fault> = None;
+        let mut freed = self.config.twins.freed();
+        let mut said = None;
         let mut at = 0;
         loop {
             if self.config.relays.is_empty() {
                 self.status.send_replace(UplinkStatus::Connecting(Some(no_relay())));
                 return std::future::pending().await;
             }
+            freed.mark_unchanged();
             self.status.send_replace(UplinkStatus::Connecting(last.clone()));
             let mut at_once = false;
             let wait = match self.open(at).await {
@@ -246,11 +256,22 @@ impl Keeper {
                     backoff.lost(since.elapsed(), Instant::now()).max(asked)
                 }
                 Err(error) => {
+                    if let (LinkError::Twin(fault), [_]) = (&error, &*self.config.relays) {
+                        if said.as_ref() != Some(fault) {
+                            warn!(relay = self.config.relays[at].name, reason = %fault, "this relay needs no second link");
+                            said = Some(fault.clone());
+                        }
+                        last = Some(fault.clone());
+                        self.status.send_replace(UplinkStatus::Connecting(last.clone()));
+                        // The names may lead elsewhere later, and the other link may end.
+                        let _ = timeout(jitter(TWIN_RETRY), freed.changed()).await;
+                        continue;
+                    }
                     let (fault, asked) = match error {
                         LinkError::Refused { fault, retry_after_ms } => {
                             (fault, Duration::from_millis(retry_after_ms.min(600_000)))
                         }
-                        LinkError::Failed(fault) => (fault, Duration::ZERO),
+                        LinkError::Failed(fault) | LinkError::Twin(fault) => (fault, Duration::ZERO),
                     };
                     if last.as_ref() != Some(&fault) {
                         warn!(relay = self.config.relays[at].name, reason = %fault, "cannot open the link");
@@ -322,6 +343,7 @@ impl Keeper {
             instance: config.instance,
             timers: &config.timers,
             scope: &self.scope,
+            entry: self.paths[at].entry(),
         };
         let path = &self.paths[at];
         let mut better = Box::pin(async {

@@ -18,6 +18,7 @@ async fn n02_a_relay_that_is_started_again_is_asked_anew_instead_of_waited_for()
         instance: instance(),
         timers: patient,
         transport: Choice::Quic,
+        twins: Twins::default(),
     };
     let uplink = Uplink::start(config, &scope);
     let before = until(&uplink, |_| true).await;
