@@ -173,7 +173,13 @@ fn routes(
     let node = move || async move {
         let policy = policies.current();
         let links: Vec<_> = uplinks.iter().filter_map(Uplink::current).map(|l| l.to_json()).collect();
+        let waiting = |u: &Uplink| match &*u.status().borrow() {
+            UplinkStatus::Connecting(Some(fault)) => Some(fault.to_string()),
+            UplinkStatus::Connecting(None) | UplinkStatus::Up(_) | UplinkStatus::Stopped => None,
+        };
+        let not_linked: Vec<_> = uplinks.iter().filter_map(waiting).collect();
         Json(serde_json::json!({
+            "not_linked": not_linked,
             "id": record.id, "name": record.name, "tenant": record.tenant, "group": record.group, "link": links.first(), "links": links,
             "certificate_not_after": not_after, "origins": origins, "tls": tls::status(),
             "configuration": policy.version.map(|v| serde_json::json!({ "version": v.to_string(), "expires": policy.expires })),

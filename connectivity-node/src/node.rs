@@ -8,7 +8,7 @@ use hedgerow_proxy::publish::Published;
 use hedgerow_proxy::target::Target;
 use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::lane::Endpoint;
-use hedgerow_runtime::link::{Choice, Credentials, Uplink, UplinkConfig, UplinkStatus, Uplinks};
+use hedgerow_runtime::link::{Choice, Credentials, Twins, Uplink, UplinkConfig, UplinkStatus, Uplinks};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
@@ -92,7 +92,10 @@ impl Node {
             key: enrolled.own.key.clone(),
             origins,
         };
-        let uplinks = Uplinks::start(&UplinkConfig { relays, credentials, instance, timers, transport }, scope);
+        let uplinks = Uplinks::start(
+            &UplinkConfig { relays, credentials, instance, timers, transport, twins: Twins::default() },
+            scope,
+        );
         for uplink in uplinks.iter() {
             scope.spawn(serve_links(service.clone(), uplink.clone()));
         }

@@ -134,7 +134,8 @@ impl Doors {
             }
             Sorted::Http(tls, version) => {
                 drop(place);
-                connect::serve(&self.relay, *tls, version, address, permit, Some(&self)).await;
+                let binding = connect::binding(tls.get_ref().1);
+                connect::serve(&self.relay, *tls, version, address, permit, Some(&self), binding).await;
             }
             Sorted::Name(to, tcp, first) => {
                 pass::serve(&self.relay, Prefixed::new(first, tcp), to, address, place, permit).await;
@@ -155,7 +156,7 @@ impl Doors {
             Err(_) => return dropped(DropReason::HandshakeTimeout),
         }
         metrics::counter!("hedgerow_relay_connections_total", "kind" => "web").increment(1);
-        connect::serve(&self.relay, tcp, Version::Plain, address, permit, None).await;
+        connect::serve(&self.relay, tcp, Version::Plain, address, permit, None, None).await;
     }
 
     /// Finds out what a connection is. `None` when it was closed; that is counted already.

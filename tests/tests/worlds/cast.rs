@@ -327,6 +327,7 @@ impl CoreActor {
             instance: InstanceId::from_random(clock::random()),
             timers: Timers::default(),
             transport: Choice::Tls,
+            twins: Default::default(),
         };
         let uplinks = Uplinks::start(&config, &scope);
         let tls = tls::as_tenant(fixture.ca.clone(), &[Role::Node, Role::Device], true, &fixture.core, &[b"http/1.1"])

@@ -46,7 +46,8 @@ struct Relay {
     target: RelayTarget,
     port: SocketAddr,
     links: mpsc::Receiver<Link>,
-    /// What the relay allows.
+    /// What it shows.
+    identity: Identity,
     scope: Scope,
 }
 
@@ -60,13 +61,14 @@ fn timers() -> Timers {
 }
 
 async fn relay(limits: Limits) -> Relay {
-    let key = rcgen::generate_simple_self_signed(vec!["relay.test".to_owned()]).unwrap();
-    let certificate = key.cert.der().clone();
-    let private = rustls::pki_types::PrivatePkcs8KeyDer::from(key.signing_key.serialize_der()).into();
-    let config = tls::as_relay(vec![certificate.clone()], private, &[ALPN_LINK]).unwrap();
+    relay_at(both_ports().await, limits, identity()).await
+}
+
+/// A relay at these ports.
+async fn relay_at((listener, socket): (TcpListener, UdpSocket), limits: Limits, identity: Identity) -> Relay {
+    let (certificate, config) = identity.clone();
     let scope = Scope::new();
-    let (listener, socket) = both_ports().await;
-    let port = listener.local_addr().unwrap();
+    let port = socket.local_addr().unwrap();
     let endpoint = quinn::Endpoint::new(
         quic::endpoint_config(),
         Some(quic::server_config(&config, &timers()).unwrap()),
@@ -104,7 +106,18 @@ async fn relay(limits: Limits) -> Relay {
         roots,
         network: dial::Network::default(),
     };
-    Relay { target, port, links, scope }
+    Relay { target, port, links, identity, scope }
+}
+
+/// A certificate and what shows it.
+type Identity = (CertificateDer<'static>, Arc<rustls::ServerConfig>);
+
+fn identity() -> Identity {
+    let key = rcgen::generate_simple_self_signed(vec!["relay.test".to_owned()]).unwrap();
+    let certificate = key.cert.der().clone();
+    let private = rustls::pki_types::PrivatePkcs8KeyDer::from(key.signing_key.serialize_der()).into();
+    let config = tls::as_relay(vec![certificate.clone()], private, &[ALPN_LINK]).unwrap();
+    (certificate, config)
 }
 
 /// A number that is free for TCP and UDP.
@@ -414,6 +427,7 @@ fn uplink(relays: Vec<RelayTarget>, scope: &Scope) -> Uplink {
         instance: instance(),
         timers: timers(),
         transport: Choice::Auto,
+        twins: Twins::default(),
     };
     Uplink::start(config, scope)
 }
@@ -505,6 +519,7 @@ async fn p01_nodes_and_cores_hold_a_link_with_every_relay() {
         instance: instance(),
         timers: timers(),
         transport: Choice::Auto,
+        twins: Twins::default(),
     };
     let uplinks = Uplinks::start(&config, &a.scope);
     let (at_a, _at_b) = (a.links.recv().await.unwrap(), b.links.recv().await.unwrap());
@@ -519,3 +534,50 @@ async fn p01_nodes_and_cores_hold_a_link_with_every_relay() {
     assert_eq!(a.links.recv().await.unwrap().accept.relay, "relay.test");
     assert!(uplinks.link(LONG).await.is_ok());
 }
+
+#[tokio::test]
+async fn p01_two_names_of_one_relay_get_one_link_and_the_other_entry_says_so() {
+    let mut relay = relay(Limits::default()).await;
+    let other = RelayTarget { addresses: vec![format!("localhost:{}", relay.port.port())], ..relay.target.clone() };
+    for transport in [Choice::Quic, Choice::Tls] {
+        let scope = Scope::new();
+        let config = UplinkConfig {
+            relays: vec![relay.target.clone(), other.clone()],
+            credentials: credentials(),
+            instance: instance(),
+            timers: timers(),
+            transport,
+            twins: Twins::default(),
+        };
+        let uplinks = Uplinks::start(&config, &scope);
+        let (mut up, mut resting) = (0, None);
+        let mut statuses: Vec<_> = uplinks.iter().map(Uplink::status).collect();
+        while up != 1 || resting.is_none() {
+            timeout(LONG, Uplinks::changed(&mut statuses)).await.expect("both find out");
+            (up, resting) = (0, None);
+            for status in &mut statuses {
+                match &*status.borrow_and_update() {
+                    UplinkStatus::Up(_) => up += 1,
+                    UplinkStatus::Connecting(Some(fault)) if fault.code == Code::Displaced => {
+                        resting = Some(fault.clone())
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let said = resting.unwrap().text;
+        assert!(
+            said.contains("leads to the same relay as relay.test (") && said.contains(&relay.port.port().to_string()),
+            "{said}"
+        );
+        let at_relay = relay.links.recv().await.unwrap();
+        assert!(relay.links.try_recv().is_err(), "the relay was never asked for a second link");
+        // Whichever is free again finds its way back at once, not after the long rest.
+        at_relay.mux.close(Fault::new(Code::Draining, "restart"));
+        timeout(LONG, relay.links.recv()).await.expect("linked again").unwrap();
+        scope.stop(LONG).await;
+        while relay.links.try_recv().is_ok() {}
+    }
+}
+
+mod restart;
