@@ -116,6 +116,9 @@ pub struct Limits {
     pub connections: usize,
     /// Connections at once that have not shown yet what they are; beyond it the oldest silent one makes room.
     pub handshakes: usize,
+    /// TLS and QUIC hand-shakes begun a second. When everybody comes back at once, after this relay was away, the rest is
+    /// closed unanswered and comes again later; a processor core makes about 1,500.
+    pub handshakes_per_second: f64,
     /// CONNECT requests a second of one client address (an IPv6 client is its /64).
     pub connect_per_client: f64,
     /// How many it may save up.
@@ -137,6 +140,7 @@ impl Default for Limits {
         Self {
             connections: 200_000,
             handshakes: 16_384,
+            handshakes_per_second: 1000.0,
             connect_per_client: 20.0,
             connect_burst_per_client: 200.0,
             tunnels_per_client: 1000,
@@ -149,6 +153,12 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Hand-shakes of everybody; a quarter of a second's may be saved up.
+    #[must_use]
+    pub fn pace(&self) -> Rate {
+        Rate { per_second: self.handshakes_per_second, burst: (self.handshakes_per_second / 4.0).max(1.0) }
+    }
+
     /// CONNECT by client.
     #[must_use]
     pub fn connect_client(&self) -> Rate {
@@ -236,7 +246,7 @@ impl RelayConfig {
         if l.connections == 0 || l.handshakes == 0 || l.tunnels_per_client == 0 {
             return bad("limits", "connections, handshakes and tunnels_per_client must be at least 1");
         }
-        let rates = [l.connect_client(), l.connect_tenant(), l.lookup_client()];
+        let rates = [l.pace(), l.connect_client(), l.connect_tenant(), l.lookup_client()];
         if rates
             .iter()
             .any(|r| !(r.per_second > 0.0 && r.per_second.is_finite() && r.burst >= 1.0 && r.burst.is_finite()))

@@ -22,6 +22,8 @@ use crate::pass::Passes;
 use crate::registry::{Facts, Live, Load, Registry};
 use crate::store::{Store, Tenant, TenantState};
 
+/// Links that a draining relay lets come back a second: half of what a processor core can do beside other work.
+pub const RETURNS: u64 = 500;
 /// Sessions tried for one stream before it is refused.
 const ATTEMPTS: usize = 3;
 
@@ -46,6 +48,8 @@ pub struct Relay {
     pub web: OnceLock<Vec<String>>,
     /// This run.
     pub instance: InstanceId,
+    /// TLS and QUIC hand-shakes, of everybody.
+    pub handshakes: Limiter<()>,
     /// CONNECT by client.
     pub connect_client: Limiter<IpAddr>,
     /// CONNECT tunnels open, by client.
@@ -91,6 +95,7 @@ impl Relay {
             passes: Passes::default(),
             web: OnceLock::new(),
             instance: InstanceId::from_random(clock::random()),
+            handshakes: Limiter::new(limits.pace()),
             connect_client: Limiter::new(limits.connect_client()),
             tunnels: Shares::new(limits.tunnels_per_client),
             connect_tenant: Limiter::new(limits.connect_tenant()),
@@ -221,9 +226,10 @@ impl Relay {
     /// No new links from now on, and no new streams on those that stand.
     pub fn begin_drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
-        for live in self.registry.select(None, |_| true) {
+        let first = self.farewell();
+        for (place, live) in (0u64..).zip(self.registry.select(None, |_| true)) {
             live.drain();
-            live.handle.go_away(&self.farewell());
+            live.handle.go_away(&GoAway { return_after_ms: return_at(first.return_after_ms, place), ..first.clone() });
         }
     }
 
@@ -248,6 +254,13 @@ impl Relay {
             }
         }
     }
+}
+
+/// When the link at this place of a drain's list may come back: each has a time of its own, so that all of them together
+/// are no more than `RETURNS` a second.
+#[must_use]
+pub fn return_at(first_ms: u64, place: u64) -> u64 {
+    first_ms.saturating_add(place.saturating_mul(1000) / RETURNS)
 }
 
 fn tenant_active(tenant: &Tenant) -> Result<(), Fault> {

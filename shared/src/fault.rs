@@ -40,6 +40,8 @@ pub enum DropReason {
     EmptyDatagram,
     /// Datagrams for QUIC that came faster than it takes them.
     QuicQueueFull,
+    /// A connection that came while as many hand-shakes a second were made as may be; it comes again later.
+    HandshakesPaced,
 }
 
 impl DropReason {
@@ -60,6 +62,7 @@ impl DropReason {
         Self::NoForwarder,
         Self::EmptyDatagram,
         Self::QuicQueueFull,
+        Self::HandshakesPaced,
     ];
 
     /// The metric label.
@@ -81,6 +84,7 @@ impl DropReason {
             Self::NoForwarder => "no_forwarder",
             Self::EmptyDatagram => "empty_datagram",
             Self::QuicQueueFull => "quic_queue_full",
+            Self::HandshakesPaced => "handshakes_paced",
         }
     }
 }

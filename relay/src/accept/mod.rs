@@ -177,6 +177,10 @@ impl Doors {
         if let Seen::Name(to) = seen {
             return Some(Sorted::Name(to, tcp, first.freeze()));
         }
+        if self.relay.handshakes.take((), clock::monotonic()).is_err() {
+            dropped(DropReason::HandshakesPaced);
+            return None;
+        }
         let acceptor = self.tls.read().clone();
         let tls = match acceptor.accept(Prefixed::new(first.freeze(), tcp)).await {
             Ok(tls) => tls,

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use hedgerow_runtime::quic;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::telemetry::dropped;
+use hedgerow_runtime::{clock, quic};
 use hedgerow_shared::fault::{Code, DropReason, Fault};
 use quinn::{Connecting, Endpoint, ServerConfig};
 use tokio::sync::OwnedSemaphorePermit;
@@ -80,6 +80,11 @@ async fn accept(doors: &Doors, endpoint: &Endpoint) {
         if !incoming.remote_address_validated() && doors.waiting.is_crowded(CROWDED) {
             // Dropping refuses; that is as good.
             let _ = incoming.retry();
+            continue;
+        }
+        if doors.relay.handshakes.take((), clock::monotonic()).is_err() {
+            dropped(DropReason::HandshakesPaced);
+            incoming.refuse();
             continue;
         }
         let Ok(permit) = doors.permits.clone().try_acquire_owned() else {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hedgerow_runtime::clock;
 use hedgerow_runtime::tls::{Own, SigningKey};
-use hedgerow_shared::verify::config::Head;
+use hedgerow_shared::verify::config::{Head, RelayConfig};
 use hedgerow_shared::verify::{
     Audience, DeviceConfig, Identity, NodeConfig, Revoked, SignedConfig, TenantCa, Version, Via,
 };
@@ -119,6 +119,13 @@ impl Tenant {
             revoked: Revoked { ids: revoked.to_vec(), serials: Vec::new() },
             rules: vec![serde_json::from_value(rule).expect("a rule")],
         };
+        self.config_key.sign(&document).expect("a signature")
+    }
+
+    /// A relays' document that revokes nobody, good for `lifetime` seconds.
+    #[must_use]
+    pub fn relay_config(&self, version: u64, lifetime: u64) -> SignedConfig {
+        let document = RelayConfig { head: self.head(Audience::Relay, version, lifetime), revoked: Revoked::default() };
         self.config_key.sign(&document).expect("a signature")
     }
 

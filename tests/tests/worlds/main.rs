@@ -35,6 +35,8 @@ const WORLDS: u64 = 1_000;
 const TWICE: u64 = 60;
 /// Everything mends in this time: sessions that nobody resumes have ended, and backoff has come round.
 const CALM: Duration = Duration::from_secs(90);
+/// Nobody waits any more: one of two processes with one certificate is sent away for 60 s, and up to half as much again.
+const SETTLED: Duration = Duration::from_secs(110);
 /// A new connection in a mended world.
 const FRESH: Duration = Duration::from_secs(20);
 
@@ -145,12 +147,13 @@ async fn live(seed: u64, fixture: &'static fixture::Fixture, model: &Model) {
         script::trouble(&mut cast, &plan, fixture, &mut dice, model).await;
     }
     trace::line("---- calm");
+    let calm = Instant::now();
     let ended = timeout(CALM, async { while work.join_next().await.is_some() {} }).await;
     if ended.is_err() {
         let open = model.seen().into_iter().filter(|(_, s)| s.device_end.is_none() && s.refused.is_none());
         model.wrong(format!("connections that neither end nor break: {:?}", open.collect::<Vec<_>>()));
     }
-    sleep(Duration::from_secs(30)).await;
+    tokio::time::sleep_until(calm + SETTLED).await;
     everybody_works(&cast, model, &mut dice, next).await;
     judge(&plan, model);
     nothing_is_left(&cast, model).await;

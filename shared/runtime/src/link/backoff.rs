@@ -18,13 +18,17 @@ const LONGEST: Duration = Duration::from_secs(10);
 /// The longest pause while a link was lost lately and nobody answers: with an attempt over UDP that is given up after
 /// about a second, a relay that comes back is found within one and a half.
 const LONGEST_SOON: Duration = Duration::from_millis(750);
+/// The longest that a relay can send us away for.
+const MOST_ASKED: Duration = Duration::from_secs(600);
 /// A link that lived this long resets the backoff.
 const STABLE: Duration = Duration::from_secs(10);
 
 /// The pauses of one dialler.
-#[derive(Debug)]
-pub(super) struct Backoff {
+#[derive(Debug, Clone)]
+pub struct Backoff {
     attempt: u32,
+    /// Any number, each as likely.
+    dice: fn() -> u64,
     /// A link was lost; its sessions wait so long to be resumed.
     soon_until: Option<Instant>,
     /// How long sessions wait.
@@ -32,12 +36,21 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    pub(super) fn new(resume: Duration) -> Self {
-        Self { attempt: 0, soon_until: None, resume }
+    /// Nothing has happened yet; sessions wait for `resume` to be resumed.
+    #[must_use]
+    pub fn new(resume: Duration) -> Self {
+        Self::with_dice(resume, || u64::from_be_bytes(random()))
+    }
+
+    /// As `new`, with another source of chance: for thousands of diallers that are only simulated.
+    #[must_use]
+    pub fn with_dice(resume: Duration, dice: fn() -> u64) -> Self {
+        Self { attempt: 0, dice, soon_until: None, resume }
     }
 
     /// A link that lived so long has ended: how long to wait.
-    pub(super) fn lost(&mut self, lived: Duration, now: Instant) -> Duration {
+    #[must_use]
+    pub fn lost(&mut self, lived: Duration, now: Instant) -> Duration {
         if lived > STABLE {
             self.attempt = 0;
         }
@@ -46,7 +59,8 @@ impl Backoff {
     }
 
     /// An attempt has failed: how long to wait.
-    pub(super) fn failed(&mut self, fault: &Fault, now: Instant) -> Duration {
+    #[must_use]
+    pub fn failed(&mut self, fault: &Fault, now: Instant) -> Duration {
         let nobody = matches!(fault.code, Code::ConnectionRefused | Code::Unreachable | Code::TimedOut);
         let soon = nobody && self.soon_until.is_some_and(|until| now < until);
         self.next(if soon { LONGEST_SOON } else { LONGEST })
@@ -56,8 +70,18 @@ impl Backoff {
     fn next(&mut self, longest: Duration) -> Duration {
         let most = FIRST.saturating_mul(1 << self.attempt.min(10)).min(longest);
         self.attempt = self.attempt.saturating_add(1);
-        let dice = u64::from_be_bytes(random()) as f64 / u64::MAX as f64;
-        most.mul_f64(dice)
+        self.part(most)
+    }
+
+    /// A refusal tells everybody the same time: at least that, and up to half as much again.
+    #[must_use]
+    pub fn refused(&self, asked: Duration) -> Duration {
+        let asked = asked.min(MOST_ASKED);
+        asked + self.part(asked / 2)
+    }
+
+    fn part(&self, most: Duration) -> Duration {
+        most.mul_f64((self.dice)() as f64 / u64::MAX as f64)
     }
 }
 

@@ -20,6 +20,7 @@ use hedgerow_shared::wire::message::{Accept, Hello};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 pub use acceptor::{Admit, Peer, answer, answer_quic};
+pub use backoff::Backoff;
 pub use channel::{Channel, Incoming};
 pub use dialler::{Credentials, connect, connect_quic};
 pub use pathfinder::{Pathfinder, udp_can_reach};

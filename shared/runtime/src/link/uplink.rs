@@ -269,7 +269,7 @@ impl Keeper {
                     }
                     let (fault, asked) = match error {
                         LinkError::Refused { fault, retry_after_ms } => {
-                            (fault, Duration::from_millis(retry_after_ms.min(600_000)))
+                            (fault, backoff.refused(Duration::from_millis(retry_after_ms)))
                         }
                         LinkError::Failed(fault) | LinkError::Twin(fault) => (fault, Duration::ZERO),
                     };
