@@ -119,7 +119,7 @@ fn p01_ten_thousand_nodes_are_back_in_time_and_under_the_peak_however_long_the_r
 fn p01_those_who_were_told_when_to_come_back_need_not_be_turned_away() {
     // Up again before the first of them may return: the times that it gave out are all it takes.
     let came = come_back(1, Leaves::Drain, Duration::from_secs(1));
-    assert!(came.shed == 0 && came.peak <= 501, "{came:?}");
+    assert!(came.shed == 0 && came.peak <= 520, "{came:?}");
     assert!(come_back(1, Leaves::Crash, Duration::from_secs(1)).shed > 0, "without a word they come together");
 }
 
