@@ -72,7 +72,7 @@ impl Relay {
     /// Starts the process and waits until it listens; when that was.
     async fn start(&mut self) -> Instant {
         let mut command = Command::new(hedgerow());
-        command.args(["relay", "run", "--config"]).arg(self.folder.path().join("relay.toml"));
+        command.args(["relay", "run"]).env("HEDGEROW_RELAY_CONFIG", self.folder.path().join("relay.toml"));
         self.process = Some(Process::start(&mut command, &self.folder.path().join("relay.log")));
         let begun = Instant::now();
         while TcpStream::connect(self.address).await.is_err() {
