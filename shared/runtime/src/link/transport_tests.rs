@@ -61,11 +61,11 @@ fn timers() -> Timers {
 }
 
 async fn relay(limits: Limits) -> Relay {
-    relay_at(both_ports().await, limits, identity()).await
+    relay_at(both_ports().await, limits, identity())
 }
 
 /// A relay at these ports.
-async fn relay_at((listener, socket): (TcpListener, UdpSocket), limits: Limits, identity: Identity) -> Relay {
+fn relay_at((listener, socket): (TcpListener, UdpSocket), limits: Limits, identity: Identity) -> Relay {
     let (certificate, config) = identity.clone();
     let scope = Scope::new();
     let port = socket.local_addr().unwrap();
