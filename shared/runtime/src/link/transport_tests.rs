@@ -61,11 +61,11 @@ fn timers() -> Timers {
 }
 
 async fn relay(limits: Limits) -> Relay {
-    relay_at(both_ports().await, limits, identity()).await
+    relay_at(both_ports().await, limits, identity())
 }
 
 /// A relay at these ports.
-async fn relay_at((listener, socket): (TcpListener, UdpSocket), limits: Limits, identity: Identity) -> Relay {
+fn relay_at((listener, socket): (TcpListener, UdpSocket), limits: Limits, identity: Identity) -> Relay {
     let (certificate, config) = identity.clone();
     let scope = Scope::new();
     let port = socket.local_addr().unwrap();
@@ -241,18 +241,36 @@ async fn p01_streams_pass_over_quic_in_both_directions() {
 }
 
 #[tokio::test]
-async fn a_reset_ends_both_directions_with_its_code() {
+async fn a_reset_ends_both_directions_with_its_code_and_its_text() {
     let mut relay = relay(Limits::default()).await;
     let (ours, theirs) = pair(&mut relay).await;
     let (mut a, b) = stream(&ours, &theirs).await;
     let (mut read, write) = b.into_split();
     let (done, ended) = tokio::sync::oneshot::channel();
     relay.scope.spawn(async move { done.send(write.ended().await).unwrap() });
-    a.reset(Fault::new(Code::ConnectionReset, "the application went away"));
-    assert_eq!(timeout(LONG, read.read_chunk()).await.unwrap().unwrap_err().code, Code::ConnectionReset);
-    assert_eq!(timeout(LONG, ended).await.unwrap().unwrap().code, Code::ConnectionReset);
+    let why = Fault::new(Code::ConnectionReset, "the application went away");
+    a.reset(why.clone());
+    assert_eq!(timeout(LONG, read.read_chunk()).await.unwrap().unwrap_err(), why);
+    assert_eq!(timeout(LONG, ended).await.unwrap().unwrap(), why);
     assert_eq!(a.read_chunk().await.unwrap_err().code, Code::ConnectionReset);
     assert_eq!(a.write_chunk(Bytes::from_static(b"x")).await.unwrap_err().code, Code::ConnectionReset);
+    // Whoever writes learns it too, and many at once do not mix up their reasons.
+    let mut pairs = Vec::new();
+    for n in 0..50 {
+        let (mut a, b) = stream(&ours, &theirs).await;
+        a.reset(Fault::new(Code::DeniedByPolicy, format!("reason {n}")));
+        pairs.push((a, b));
+    }
+    for (n, (_a, b)) in pairs.iter_mut().enumerate() {
+        let writes = async {
+            loop {
+                if let Err(fault) = b.write_chunk(Bytes::from(vec![0; 1000])).await {
+                    return fault;
+                }
+            }
+        };
+        assert_eq!(timeout(LONG, writes).await.unwrap(), Fault::new(Code::DeniedByPolicy, format!("reason {n}")));
+    }
     // A stream that is dropped unfinished is reset too.
     let (a, mut b) = stream(&ours, &theirs).await;
     drop(a);
@@ -330,10 +348,21 @@ async fn control_messages_are_bounded_and_held_back_while_nobody_takes_them() {
 async fn datagrams_pass_and_those_too_large_are_dropped() {
     let mut relay = relay(Limits::default()).await;
     let (ours, theirs) = pair(&mut relay).await;
+    let metrics = crate::telemetry::Metrics::install();
+    let counted = || {
+        let shown = metrics.render();
+        let line = shown.lines().find(|l| l.contains("reason=\"datagram_too_large\"")).unwrap().to_owned();
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    let before = counted();
     ours.mux.send_datagram(Bytes::from(vec![1; limits::MAX_DATAGRAM + 1]));
+    // The peer takes this one, but the path carries no packet of its size.
+    let Channel::Quic(mux) = &ours.mux else { panic!("a QUIC link") };
+    assert!(mux.max_datagram() < 1500, "{}", mux.max_datagram());
+    ours.mux.send_datagram(Bytes::from(vec![1; 1500]));
+    assert!(counted() >= before + 2.0, "both are counted, by their reason");
     ours.mux.send_datagram(Bytes::from(vec![2; 1000]));
     assert_eq!(timeout(LONG, theirs.mux.next_datagram()).await.unwrap().unwrap(), vec![2; 1000]);
-    let Channel::Quic(mux) = &ours.mux else { panic!("a QUIC link") };
     mux.probe(Duration::from_secs(5)).await.unwrap();
     // A probe is not the application's datagram.
     assert!(timeout(Duration::from_millis(50), theirs.mux.next_datagram()).await.is_err());

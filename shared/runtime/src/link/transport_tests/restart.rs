@@ -40,8 +40,7 @@ async fn n02_a_relay_that_is_started_again_is_asked_anew_instead_of_waited_for()
         (TcpListener::bind("127.0.0.1:0").await.unwrap(), free_again(port).await),
         Limits::default(),
         identity,
-    )
-    .await;
+    );
     let after = until(&uplink, |link| link.accept.session != before.accept.session).await;
     assert_eq!(after.transport, Transport::Quic);
     stream(&after, &second.links.recv().await.unwrap()).await;
