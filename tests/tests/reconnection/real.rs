@@ -32,8 +32,8 @@ use tokio::time::Instant;
 
 /// Hand-shakes a second that the relay of these tests makes: this machine is shared with the nodes.
 const PACE: usize = 200;
-/// Most that begin within any one second, with the quarter that may be saved up and what was on its way at a tick.
-const PEAK: usize = PACE + PACE / 4 + PACE / 10;
+/// Hand-shakes that may be saved up beyond it.
+const SAVED: usize = PACE / 4;
 /// Addresses that nodes connect from.
 const SOURCES: u64 = 20;
 /// File descriptors: the hard limit of the machine that this is made for.
@@ -69,17 +69,17 @@ impl Relay {
         Self { folder, address, process: None }
     }
 
-    /// Starts the process and waits until it listens; when that was.
-    async fn start(&mut self) -> Instant {
+    /// Starts the process and waits until it listens; when it was started, and when it listened.
+    async fn start(&mut self) -> (Instant, Instant) {
         let mut command = Command::new(hedgerow());
         command.args(["relay", "run"]).env("HEDGEROW_RELAY_CONFIG", self.folder.path().join("relay.toml"));
-        self.process = Some(Process::start(&mut command, &self.folder.path().join("relay.log")));
         let begun = Instant::now();
+        self.process = Some(Process::start(&mut command, &self.folder.path().join("relay.log")));
         while TcpStream::connect(self.address).await.is_err() {
             assert!(begun.elapsed() < Duration::from_secs(20), "{}", self.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        Instant::now()
+        (begun, Instant::now())
     }
 
     fn log(&self) -> String {
@@ -202,32 +202,30 @@ fn nodes(count: usize, tenant: &Tenant, relay: &Relay, scope: &Scope) -> mpsc::R
     ups
 }
 
-/// Waits until every node has come up again since `since`; how long the last took, and the most within one second.
+/// Waits until every node has come up since the relay listens, and checks at each that no more are back than the relay's
+/// pace allows since it was started. (Not by the second: on a busy machine links that were begun one by one are noticed in
+/// heaps.) How long the last took.
 async fn all_back(
     count: usize,
     ups: &mut mpsc::Receiver<(usize, Instant)>,
-    since: Instant,
+    (started, listens): (Instant, Instant),
     limit: Duration,
-) -> (Duration, usize) {
-    let (mut seen, mut times) = (vec![false; count], Vec::new());
-    while times.len() < count {
-        let Ok(Some((n, at))) = tokio::time::timeout_at(since + limit, ups.recv()).await else {
-            panic!("{} of {count} nodes are back after {limit:?}", times.len());
+) -> Duration {
+    let (mut seen, mut back) = (vec![false; count], 0);
+    loop {
+        let Ok(Some((n, at))) = tokio::time::timeout_at(listens + limit, ups.recv()).await else {
+            panic!("{back} of {count} nodes are back after {limit:?}");
         };
-        if at >= since && !std::mem::replace(&mut seen[n], true) {
-            times.push(at);
+        if at < started || std::mem::replace(&mut seen[n], true) {
+            continue;
+        }
+        back += 1;
+        let allowed = PACE as f64 * (at - started).as_secs_f64() + SAVED as f64;
+        assert!(back as f64 <= allowed + 1.0, "{back} nodes are back after {:?}", at - started);
+        if back == count {
+            return at.saturating_duration_since(listens);
         }
     }
-    times.sort_unstable();
-    let mut peak = 0;
-    let mut first = 0;
-    for (last, at) in times.iter().enumerate() {
-        while *at - times[first] >= Duration::from_secs(1) {
-            first += 1;
-        }
-        peak = peak.max(last - first + 1);
-    }
-    (times[count - 1] - since, peak)
 }
 
 fn raise_descriptors() {
@@ -241,11 +239,11 @@ async fn come_back(count: usize) {
     raise_descriptors();
     let (scope, tenant) = (Scope::new(), Tenant::new("S12345678"));
     let mut relay = Relay::new(&tenant);
-    let since = relay.start().await;
+    let up = relay.start().await;
     let mut ups = nodes(count, &tenant, &relay, &scope);
     let limit = window(count);
-    let begun = all_back(count, &mut ups, since, limit * 4).await;
-    eprintln!("{count} nodes: the last was linked after {:?}, at most {} in a second", begun.0, begun.1);
+    let took = all_back(count, &mut ups, up, limit * 4).await;
+    eprintln!("{count} nodes: the last was linked after {took:?}");
 
     for how in ["killed", "drained"] {
         if how == "killed" {
@@ -253,10 +251,9 @@ async fn come_back(count: usize) {
         } else {
             relay.drain().await
         }
-        let since = relay.start().await;
-        let (took, peak) = all_back(count, &mut ups, since, limit).await;
-        eprintln!("{how}: the last of {count} was back after {took:?}, at most {peak} in a second");
-        assert!(peak <= PEAK, "{how}: {peak} hand-shakes within a second");
+        let up = relay.start().await;
+        let took = all_back(count, &mut ups, up, limit).await;
+        eprintln!("{how}: the last of {count} was back after {took:?}");
     }
     assert_eq!(scope.stop(Duration::from_secs(10)).await, 0);
 }
