@@ -49,7 +49,6 @@ impl Backoff {
     }
 
     /// A link that lived so long has ended: how long to wait.
-    #[must_use]
     pub fn lost(&mut self, lived: Duration, now: Instant) -> Duration {
         if lived > STABLE {
             self.attempt = 0;
@@ -59,7 +58,6 @@ impl Backoff {
     }
 
     /// An attempt has failed: how long to wait.
-    #[must_use]
     pub fn failed(&mut self, fault: &Fault, now: Instant) -> Duration {
         let nobody = matches!(fault.code, Code::ConnectionRefused | Code::Unreachable | Code::TimedOut);
         let soon = nobody && self.soon_until.is_some_and(|until| now < until);
