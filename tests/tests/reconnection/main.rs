@@ -4,6 +4,7 @@
 //!
 //! What keeps the peak down is said in `docs/decisions/0020-everybody-comes-back.md`.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(clippy::print_stderr, reason = "seeds and figures are for whoever runs it")]
 
 mod crowd;
 mod real;

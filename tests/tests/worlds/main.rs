@@ -5,6 +5,7 @@
 //! One world, with its trace: `HEDGEROW_SEED=42 cargo test -p hedgerow-tests --test worlds n09_what -- --nocapture`. Without a
 //! seed: 1,000 worlds (`HEDGEROW_WORLDS` for another number), and 9,000 more in `tests/run --long`.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(clippy::print_stderr, reason = "seeds and figures are for whoever runs it")]
 
 mod apart;
 mod cast;
