@@ -136,7 +136,6 @@ async fn live(seed: u64, fixture: &'static fixture::Fixture, model: &Model) {
             let (agent, dice, model) = (actor.run.as_ref().unwrap().0.clone(), dice.fork(), model.clone());
             let wait = Duration::from_millis(wait.into());
             next += 1;
-            #[expect(clippy::disallowed_methods, reason = "a world is not the product")]
             work.spawn(async move {
                 sleep(wait).await;
                 connection(agent, device, model, order, dice).await;
