@@ -171,7 +171,7 @@ fn n04_a_recorded_session_played_again_opens_nothing() {
     let mut scene = Scene::new();
     let (node, device) = pair(&mut scene, false);
     scene.visit_well(&device);
-    let recorded = scene.liar.recorded();
+    let recorded = scene.liar.recorded(Way::Up);
     assert!(recorded.len() > scene.site.up.len());
     let mux = scene.link_of(node).link.mux;
     let to =

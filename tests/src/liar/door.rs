@@ -150,7 +150,7 @@ pub(super) async fn far_end(shared: &Shared, to: Destination, vouched: Vouched) 
     let answer = if to.origin == Origin::Core { lock(&shared.lies).core.clone() } else { Answer::Honest };
     let no_route = || Fault::new(Code::NoRoute, "no core is linked to this relay");
     match answer {
-        Answer::Imposter(_) => Ok(None),
+        Answer::Imposter(_) | Answer::Replay(_) => Ok(None),
         Answer::Nobody => Err(no_route()),
         Answer::Honest | Answer::Middle(_) => {
             let core = shared.live_links().into_iter().rev().find(|k| k.role == hedgerow_shared::Role::Core);
@@ -168,6 +168,7 @@ pub(super) async fn to_core(shared: &Arc<Shared>, near: Conn, far: Option<Conn>)
     match (answer, far) {
         (Answer::Imposter(imposter), _) => middle::answer(shared, &imposter, near).await,
         (Answer::Middle(imposter), Some(far)) => middle::between(shared, &imposter, near, far).await,
+        (Answer::Replay(bytes), _) => middle::replay(bytes, near).await,
         (_, Some(far)) => carry(shared.clone(), What::Core, near, far).await,
         (_, None) => {}
     }

@@ -97,16 +97,29 @@ async fn stream(shared: &Arc<Shared>, from: &Known, incoming: Incoming) -> Resul
         }
         return Ok(());
     }
-    let (answer, called, vouched) = {
+    let (answer, called, vouched, gone, ignored) = {
         let lies = lock(&shared.lies);
-        (lies.node.clone(), lies.called, lies.vouched.clone().unwrap_or(vouched))
+        let vouched = lies.vouched.clone().unwrap_or(vouched);
+        (lies.node.clone(), lies.called, vouched, lies.gone_said && to.instance.is_some(), lies.requests_ignored)
     };
+    if gone {
+        incoming.refuse(lanes::gone());
+        return Ok(());
+    }
+    if ignored {
+        from.link.mux.closed().await;
+        return Ok(());
+    }
     if let Answer::Imposter(imposter) = answer {
         middle::answer(shared, &imposter, Box::new(incoming.accept())).await;
         return Ok(());
     }
+    if let Answer::Replay(bytes) = answer {
+        middle::replay(bytes, Box::new(incoming.accept())).await;
+        return Ok(());
+    }
     let nodes = shared.live_links().into_iter().filter(|k| k.role == Role::Node);
-    let Some(node) = nodes.filter(|k| called.is_none_or(|id| k.entity == Some(id))).last() else {
+    let Some(node) = nodes.filter(|k| k.is_meant(called, &to)).last() else {
         incoming.refuse(Fault::new(Code::NoRoute, "no node is linked to this relay"));
         return Ok(());
     };

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hedgerow_runtime::clock::random;
 use hedgerow_runtime::tls::{self, SigningKey};
 use hedgerow_shared::secret::Secret;
@@ -90,6 +91,13 @@ pub(super) async fn answer(shared: &Arc<Shared>, imposter: &Imposter, near: Conn
             while request(&mut io).await.is_some() && respond(&mut io, body).await.is_some() {}
         }
     }
+}
+
+/// Says what another has said before, then waits until the opener has had enough.
+pub(super) async fn replay(bytes: Bytes, mut near: Conn) {
+    let _ = near.write_all(&bytes).await;
+    let _ = near.flush().await;
+    let _ = near.read_to_end(&mut Vec::new()).await;
 }
 
 /// The core's half of the PAKE, as far as the device goes along.

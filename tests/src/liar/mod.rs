@@ -8,12 +8,14 @@
 //!                                        everything read ── notes
 //! ```
 
+pub mod agreed;
 mod conduit;
 mod door;
 mod lanes;
 mod link;
 mod middle;
 mod notes;
+mod paced;
 pub mod scene;
 mod site;
 mod tenant;
@@ -25,20 +27,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hedgerow_runtime::link::Link;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls::KeyLogFile;
 use hedgerow_shared::secret::Secret;
-use hedgerow_shared::wire::message::{ALPN_LINK, GoAway, Vouched};
+use hedgerow_shared::wire::message::{ALPN_LINK, Destination, GoAway, Vouched};
 use hedgerow_shared::{EntityId, InstanceId, Role, TenantId};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 pub use conduit::{Alteration, Meddling, Way, What};
 pub use middle::{Act, Imposter};
 pub use notes::Notes;
+pub use paced::Paced;
 pub use site::{Reading, Site};
 pub use tenant::{Holder, Tenant};
 
@@ -51,6 +56,10 @@ pub struct Lies {
     pub node: Answer,
     /// What happens to the bytes between two ends.
     pub meddling: Option<Meddling>,
+    /// What happens in conduits that begin after `meddling` was done.
+    pub afterwards: Option<Meddling>,
+    /// `meddling` is for conduits from this one on.
+    from: u64,
     /// No lane for anybody: sessions run over link streams.
     pub lanes_refused: bool,
     /// Word from the core is not passed on.
@@ -69,6 +78,10 @@ pub struct Lies {
     pub called_twice: bool,
     /// Legs of lanes stay open and nothing comes of them.
     pub legs_held: bool,
+    /// Whoever wants to go on with a session is told that the node's process is gone.
+    pub gone_said: bool,
+    /// Requests for lanes and streams to nodes stay without an answer.
+    pub requests_ignored: bool,
     /// What the liar vouches for, instead of the truth.
     pub vouched: Option<Vouched>,
     /// What a look-up is answered with: status line and body.
@@ -95,6 +108,8 @@ pub enum Answer {
     Imposter(Arc<Imposter>),
     /// The liar ends the TLS and speaks its own to the right one.
     Middle(Arc<Imposter>),
+    /// The liar, with bytes that the right one has sent before.
+    Replay(Bytes),
 }
 
 /// A link that a core, node or device has opened.
@@ -108,6 +123,17 @@ pub struct Known {
     pub instance: InstanceId,
     /// The link.
     pub link: Link,
+}
+
+impl Known {
+    /// Whether a device is led here: to the node that a lie names, else to the process it asks for, else to any.
+    fn is_meant(&self, called: Option<EntityId>, to: &Destination) -> bool {
+        match (called, to.instance) {
+            (Some(lie), _) => self.entity == Some(lie),
+            (None, Some(instance)) => self.instance == instance,
+            (None, None) => true,
+        }
+    }
 }
 
 /// What has happened, counted.
@@ -125,6 +151,8 @@ pub struct Counts {
     pub node_legs: AtomicU64,
     /// Links opened.
     pub links: AtomicU64,
+    /// Bytes that `Alteration::Hold` kept back and sent later.
+    pub late: AtomicU64,
 }
 
 struct Shared {
@@ -134,8 +162,13 @@ struct Shared {
     lanes: Mutex<lanes::Lanes>,
     counts: Counts,
     samples: Mutex<Vec<conduit::Sample>>,
+    /// Number of the next conduit.
+    conduits: AtomicU64,
     last_up: Mutex<Vec<u8>>,
+    last_down: Mutex<Vec<u8>>,
+    agreed: Mutex<Vec<(&'static str, u16)>>,
     cut: Notify,
+    released: CancellationToken,
     look_ups: Mutex<HashMap<String, TenantId>>,
     srp_key: Mutex<Option<Secret>>,
     tls: Arc<ServerConfig>,
@@ -217,8 +250,12 @@ impl Liar {
             lanes: Mutex::default(),
             counts: Counts::default(),
             samples: Mutex::default(),
+            conduits: AtomicU64::new(1),
             last_up: Mutex::default(),
+            last_down: Mutex::default(),
+            agreed: Mutex::default(),
             cut: Notify::new(),
+            released: CancellationToken::new(),
             look_ups: Mutex::default(),
             srp_key: Mutex::default(),
             tls: Arc::new(tls),
@@ -311,10 +348,27 @@ impl Liar {
         self.shared.cut.notify_waiters();
     }
 
-    /// What the opener of the newest conduit has sent, byte for byte: to be played again.
+    /// What one end of the newest conduit has sent, byte for byte: to be played again.
     #[must_use]
-    pub fn recorded(&self) -> Vec<u8> {
-        lock(&self.shared.last_up).clone()
+    pub fn recorded(&self, way: Way) -> Vec<u8> {
+        lock(self.shared.last(way)).clone()
+    }
+
+    /// Conduits so far.
+    #[must_use]
+    pub fn conduits(&self) -> u64 {
+        self.shared.conduits.load(Ordering::SeqCst) - 1
+    }
+
+    /// Lets go of what `Alteration::Hold` keeps back, once.
+    pub fn release(&self) {
+        self.shared.released.cancel();
+    }
+
+    /// The key exchanges that were agreed where the liar could see it: where, and the group's number.
+    #[must_use]
+    pub fn agreed(&self) -> Vec<(&'static str, u16)> {
+        lock(&self.shared.agreed).clone()
     }
 
     /// Runs something of a test's own on the liar's side of the links.
@@ -341,6 +395,18 @@ impl Shared {
         let mut links = lock(&self.links);
         links.retain(|k| !k.link.mux.is_closed());
         links.clone()
+    }
+
+    /// What this end of the newest conduit has sent.
+    fn last(&self, way: Way) -> &Mutex<Vec<u8>> {
+        match way {
+            Way::Up => &self.last_up,
+            Way::Down => &self.last_down,
+        }
+    }
+
+    fn note_group(&self, what: &'static str, group: u16) {
+        lock(&self.agreed).push((what, group));
     }
 
     fn count(counter: &AtomicU64) {
