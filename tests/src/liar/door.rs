@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hedgerow_shared::Origin;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::wire::lane::{self, Parsed};
-use hedgerow_shared::wire::message::{ALPN_LINK, Destination, LinkOpen, Vouched};
+use hedgerow_shared::wire::message::{ALPN_LANE, ALPN_LINK, Destination, LinkOpen, Vouched};
 use rustls::server::Acceptor;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -48,13 +48,26 @@ async fn connection(shared: Arc<Shared>, tcp: TcpStream) -> io::Result<()> {
     let mut io = Recorded::new(tcp, shared.notes.socket());
     if let Some((ticket, side)) = ticket {
         if side == Side::Node {
+            if lock(&shared.lies).bare_legs_cut {
+                return Ok(());
+            }
             Shared::count(&shared.counts.node_legs);
             io.read_exact(&mut [0; lane::LENGTH]).await?;
         }
         lanes::arrive(&shared, &ticket, Box::new(io));
         return Ok(());
     }
-    let tls = TlsAcceptor::from(shared.tls.clone()).accept(io).await?;
+    let mut tls = TlsAcceptor::from(shared.tls.clone()).accept(io).await?;
+    if tls.get_ref().1.alpn_protocol() == Some(ALPN_LANE) {
+        let mut preamble = [0; lane::LENGTH];
+        tls.read_exact(&mut preamble).await?;
+        if let Parsed::Ticket(ticket, _) = lane::parse(&preamble) {
+            Shared::count(&shared.counts.node_legs);
+            Shared::count(&shared.counts.wrapped_legs);
+            lanes::arrive(&shared, &ticket, Box::new(tls));
+        }
+        return Ok(());
+    }
     if tls.get_ref().1.alpn_protocol() == Some(ALPN_LINK) {
         let elsewhere = lock(&shared.lies).links_led_to.clone();
         if let Some(relay) = elsewhere {

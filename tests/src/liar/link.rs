@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hedgerow_runtime::clock::{self, random};
-use hedgerow_runtime::link::{self, Admit, Channel, Incoming, Peer};
+use hedgerow_runtime::link::{self, Admit, Channel, Incoming, Link, Peer, Transport};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::secret::Secret;
@@ -15,7 +15,8 @@ use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::server::TlsStream;
 
-use super::conduit::{What, carry};
+use super::conduit::{Conn, What, carry};
+use super::notes::Recorded;
 use super::{Answer, Known, Shared, door, lanes, lock, middle};
 
 impl Admit for Shared {
@@ -45,7 +46,13 @@ where
     let instance = InstanceId::from_random(random());
     let (limits, timers) = (Limits::default(), Timers::default());
     let opened = link::answer(tls, address, &*shared, limits, instance, &timers, &shared.scope).await;
-    let Ok((link, peer)) = opened else { return };
+    if let Ok((link, peer)) = opened {
+        serve_opened(shared, link, peer).await;
+    }
+}
+
+/// The same, once it is open.
+pub(super) async fn serve_opened(shared: Arc<Shared>, link: Link, peer: Peer) {
     Shared::count(&shared.counts.links);
     let entity = peer.certificate.as_ref().map(|c| c.identity.id);
     let known = Known { role: peer.role, entity, instance: peer.hello.instance, link };
@@ -125,7 +132,11 @@ async fn stream(shared: &Arc<Shared>, from: &Known, incoming: Incoming) -> Resul
     };
     let header = LinkOpen::Through { to, vouched: Some(vouched), trace: None };
     let far = open(&node.link.mux, &header).await?;
-    let near = Box::new(incoming.accept());
+    let near: Conn = match from.link.transport {
+        Transport::Tls => Box::new(incoming.accept()),
+        // What the liar reads of TLS is opened from the record of the socket.
+        Transport::Quic => Box::new(Recorded::new(incoming.accept(), shared.notes.plain("a stream of a QUIC link"))),
+    };
     match answer {
         Answer::Middle(imposter) => middle::between(shared, &imposter, near, Box::new(far)).await,
         _ => carry(shared.clone(), What::LinkStream, near, Box::new(far)).await,

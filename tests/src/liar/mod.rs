@@ -19,6 +19,7 @@ mod paced;
 pub mod scene;
 mod site;
 mod tenant;
+mod udp;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -32,7 +33,7 @@ use hedgerow_runtime::link::Link;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls::KeyLogFile;
 use hedgerow_shared::secret::Secret;
-use hedgerow_shared::wire::message::{ALPN_LINK, Destination, GoAway, Vouched};
+use hedgerow_shared::wire::message::{ALPN_LANE, ALPN_LINK, Destination, GoAway, Vouched};
 use hedgerow_shared::{EntityId, InstanceId, Role, TenantId};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
@@ -46,6 +47,7 @@ pub use notes::Notes;
 pub use paced::Paced;
 pub use site::{Reading, Site};
 pub use tenant::{Holder, Tenant};
+pub use udp::Datagrams;
 
 /// Which lies are told. The default tells none: then the liar is a relay like any other, to one tenant.
 #[derive(Debug, Default)]
@@ -76,6 +78,10 @@ pub struct Lies {
     pub devices_joined: bool,
     /// A node is called twice with the same ticket.
     pub called_twice: bool,
+    /// What is done to datagrams of QUIC.
+    pub datagrams: Option<Datagrams>,
+    /// Bare legs of nodes are cut at once: they come wrapped in TLS then.
+    pub bare_legs_cut: bool,
     /// Legs of lanes stay open and nothing comes of them.
     pub legs_held: bool,
     /// Whoever wants to go on with a session is told that the node's process is gone.
@@ -151,6 +157,10 @@ pub struct Counts {
     pub node_legs: AtomicU64,
     /// Links opened.
     pub links: AtomicU64,
+    /// Of these, in TLS to the relay.
+    pub wrapped_legs: AtomicU64,
+    /// Datagrams meddled with.
+    pub datagrams: AtomicU64,
     /// Bytes that `Alteration::Hold` kept back and sent later.
     pub late: AtomicU64,
 }
@@ -166,12 +176,15 @@ struct Shared {
     conduits: AtomicU64,
     last_up: Mutex<Vec<u8>>,
     last_down: Mutex<Vec<u8>>,
-    agreed: Mutex<Vec<(&'static str, u16)>>,
+    agreed: agreed::List,
+    /// Every UDP payload, one after the other.
+    datagrams: Mutex<Vec<u8>>,
     cut: Notify,
     released: CancellationToken,
     look_ups: Mutex<HashMap<String, TenantId>>,
     srp_key: Mutex<Option<Secret>>,
     tls: Arc<ServerConfig>,
+    quic: ServerConfig,
     name: String,
     scope: Scope,
 }
@@ -240,9 +253,19 @@ impl Liar {
         let runtime = runtime.expect("a runtime");
         let key_log = folder.join("liar-keys");
         let key = rustls_pki_types::PrivateKeyDer::try_from(identity.key.clone()).expect("a PKCS#8 key");
-        let tls = hedgerow_runtime::tls::as_relay(identity.chain.clone(), key, &[ALPN_LINK, b"http/1.1"]);
-        let mut tls = ServerConfig::clone(&tls.expect("the key fits the certificate"));
-        tls.key_log = KeyLogFile::open(&key_log).expect("a key log");
+        let agreed = agreed::List::default();
+        let server = |what| {
+            let builder = ServerConfig::builder_with_provider(agreed::provider(what, &agreed))
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .expect("TLS 1.3")
+                .with_no_client_auth();
+            let tls = builder.with_single_cert(identity.chain.clone(), key.clone_key());
+            let mut tls = tls.expect("the key fits the certificate");
+            tls.alpn_protocols = [ALPN_LINK, ALPN_LANE, b"http/1.1"].map(<[u8]>::to_vec).to_vec();
+            tls.key_log = KeyLogFile::open(&key_log).expect("a key log");
+            tls
+        };
+        let (tls, quic) = (server("the relay's TLS"), server("the relay's QUIC"));
         let shared = Arc::new(Shared {
             lies: Mutex::default(),
             notes: Notes::new(&key_log),
@@ -253,12 +276,14 @@ impl Liar {
             conduits: AtomicU64::new(1),
             last_up: Mutex::default(),
             last_down: Mutex::default(),
-            agreed: Mutex::default(),
+            agreed,
+            datagrams: Mutex::default(),
             cut: Notify::new(),
             released: CancellationToken::new(),
             look_ups: Mutex::default(),
             srp_key: Mutex::default(),
             tls: Arc::new(tls),
+            quic,
             name: identity.name.clone(),
             scope: Scope::new(),
         });
@@ -269,6 +294,21 @@ impl Liar {
             shared.scope.spawn(door::listen(shared.clone(), listener));
         }
         Self { shared, address, runtime: Some(runtime) }
+    }
+
+    /// Takes links over QUIC too, at the same address.
+    ///
+    /// # Panics
+    /// The UDP port is taken.
+    pub fn listen_on_udp(&self) {
+        let _context = self.runtime().enter();
+        self.block_on(udp::listen(&self.shared, self.address, &self.shared.quic)).expect("the UDP port is free");
+    }
+
+    /// Every UDP payload so far, one after the other.
+    #[must_use]
+    pub fn datagrams(&self) -> Vec<u8> {
+        lock(&self.shared.datagrams).clone()
     }
 
     /// Where it listens, for every kind of peer.
