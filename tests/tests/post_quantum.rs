@@ -132,7 +132,8 @@ fn n10_with_ring_links_over_quic_and_sessions_inside_go_without_and_every_status
     let environment = roles.iter().map(|r| (format!("HEDGEROW_{r}__TLS__PROVIDER"), "ring".to_owned())).collect();
     let scene = at_a_relay_that_notes_groups(Setting { quic: true, environment, ..Setting::default() });
     let agreed = scene.liar.agreed();
-    for what in ["the relay's QUIC", "a session on a lane", "a session on a link's stream", "the inner TLS to the core"] {
+    for what in ["the relay's QUIC", "a session on a lane", "a session on a link's stream", "the inner TLS to the core"]
+    {
         let groups: Vec<u16> = agreed.iter().filter(|(seen, _)| *seen == what).map(|(_, group)| *group).collect();
         assert!(!groups.is_empty() && groups.iter().all(|g| *g == CLASSIC), "{what}: {groups:?}");
     }
