@@ -45,6 +45,7 @@ async fn connection(shared: Arc<Shared>, tcp: TcpStream) -> io::Result<()> {
             Parsed::Incomplete => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
         }
     };
+    let wrapped_elsewhere = lock(&shared.lies).wrapped_by_own_ca && offers_lane(&first);
     let mut io = Recorded::new(tcp, shared.notes.socket());
     if let Some((ticket, side)) = ticket {
         if side == Side::Node {
@@ -57,7 +58,12 @@ async fn connection(shared: Arc<Shared>, tcp: TcpStream) -> io::Result<()> {
         lanes::arrive(&shared, &ticket, Box::new(io));
         return Ok(());
     }
-    let mut tls = TlsAcceptor::from(shared.tls.clone()).accept(io).await?;
+    let config = if wrapped_elsewhere { &shared.foreign } else { &shared.tls };
+    let shaken = TlsAcceptor::from(config.clone()).accept(io).await;
+    if wrapped_elsewhere {
+        Shared::count(if shaken.is_ok() { &shared.counts.believed } else { &shared.counts.disbelieved });
+    }
+    let mut tls = shaken?;
     if tls.get_ref().1.alpn_protocol() == Some(ALPN_LANE) {
         let mut preamble = [0; lane::LENGTH];
         tls.read_exact(&mut preamble).await?;
@@ -90,6 +96,11 @@ fn server_name(mut bytes: &[u8]) -> Option<String> {
         Ok(Some(accepted)) => Some(accepted.client_hello().server_name().unwrap_or_default().to_owned()),
         Err(_) => Some(String::new()),
     }
+}
+
+/// Whether a ClientHello asks for the leg of a lane: its ALPN stands there as it is.
+fn offers_lane(first: &[u8]) -> bool {
+    first.windows(ALPN_LANE.len()).any(|w| w == ALPN_LANE)
 }
 
 /// One request: the look-up, or CONNECT.

@@ -168,10 +168,11 @@ pub(super) async fn between(shared: &Arc<Shared>, imposter: &Imposter, near: Con
 }
 
 /// Passes a link's plaintext to another relay and back, in the hope that its proofs hold there too.
-pub(super) async fn lead<IO>(shared: &Shared, near: TlsStream<IO>, relay: &str) -> std::io::Result<()>
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
+pub(super) async fn lead(
+    shared: &Shared,
+    near: impl AsyncRead + AsyncWrite + Unpin,
+    relay: &str,
+) -> std::io::Result<()> {
     let config = tls::to_anyone(&[ALPN_LINK]).map_err(std::io::Error::other)?;
     let far = TcpStream::connect(relay).await?;
     let mut far = TlsConnector::from(config).connect(tls::any_name(), far).await?;

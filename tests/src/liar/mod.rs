@@ -82,6 +82,8 @@ pub struct Lies {
     pub datagrams: Option<Datagrams>,
     /// Bare legs of nodes are cut at once: they come wrapped in TLS then.
     pub bare_legs_cut: bool,
+    /// Legs that come wrapped meet another server than the relay.
+    pub wrapped_by_own_ca: bool,
     /// Legs of lanes stay open and nothing comes of them.
     pub legs_held: bool,
     /// Whoever wants to go on with a session is told that the node's process is gone.
@@ -184,6 +186,8 @@ struct Shared {
     look_ups: Mutex<HashMap<String, TenantId>>,
     srp_key: Mutex<Option<Secret>>,
     tls: Arc<ServerConfig>,
+    /// The same name, by a CA that nobody trusts.
+    foreign: Arc<ServerConfig>,
     quic: ServerConfig,
     name: String,
     scope: Scope,
@@ -252,20 +256,22 @@ impl Liar {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let key_log = folder.join("liar-keys");
-        let key = rustls_pki_types::PrivateKeyDer::try_from(identity.key.clone()).expect("a PKCS#8 key");
         let agreed = agreed::List::default();
-        let server = |what| {
+        let another = RelayIdentity::new(&identity.name);
+        let server = |what, identity: &RelayIdentity| {
+            let key = rustls_pki_types::PrivateKeyDer::try_from(identity.key.clone()).expect("a PKCS#8 key");
             let builder = ServerConfig::builder_with_provider(agreed::provider(what, &agreed))
                 .with_protocol_versions(&[&rustls::version::TLS13])
                 .expect("TLS 1.3")
                 .with_no_client_auth();
-            let tls = builder.with_single_cert(identity.chain.clone(), key.clone_key());
+            let tls = builder.with_single_cert(identity.chain.clone(), key);
             let mut tls = tls.expect("the key fits the certificate");
             tls.alpn_protocols = [ALPN_LINK, ALPN_LANE, b"http/1.1"].map(<[u8]>::to_vec).to_vec();
             tls.key_log = KeyLogFile::open(&key_log).expect("a key log");
             tls
         };
-        let (tls, quic) = (server("the relay's TLS"), server("the relay's QUIC"));
+        let (tls, quic) = (server("the relay's TLS", identity), server("the relay's QUIC", identity));
+        let foreign = server("the relay's TLS", &another);
         let shared = Arc::new(Shared {
             lies: Mutex::default(),
             notes: Notes::new(&key_log),
@@ -283,6 +289,7 @@ impl Liar {
             look_ups: Mutex::default(),
             srp_key: Mutex::default(),
             tls: Arc::new(tls),
+            foreign: Arc::new(foreign),
             quic,
             name: identity.name.clone(),
             scope: Scope::new(),

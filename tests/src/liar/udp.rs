@@ -19,7 +19,7 @@ use hedgerow_shared::wire::message::Limits;
 use rustls::ServerConfig;
 use tokio::net::UdpSocket;
 
-use super::{Shared, lock};
+use super::{Shared, lock, middle};
 
 /// What is done to datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +67,13 @@ pub(super) async fn listen(shared: &Arc<Shared>, public: SocketAddr, tls: &Serve
                 let Ok(connection) = incoming.await else {
                     return Shared::count(&shared.counts.disbelieved);
                 };
+                let elsewhere = lock(&shared.lies).links_led_to.clone();
+                if let Some(relay) = elsewhere {
+                    // The first stream is the link's hand-shake, which has the same frames on TLS.
+                    let Ok((send, receive)) = connection.accept_bi().await else { return };
+                    let _ = middle::lead(&shared, tokio::io::join(receive, send), &relay).await;
+                    return;
+                }
                 let (limits, timers) = (Limits::default(), Timers::default());
                 let instance = InstanceId::from_random(random());
                 let opened = link::answer_quic(connection, &*shared, limits, instance, &timers, &shared.scope).await;
