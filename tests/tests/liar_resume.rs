@@ -69,7 +69,7 @@ fn altered_after_a_cut(lanes: bool) {
                     continue;
                 }
                 cases += 1;
-                let cut = if clock::random::<1>()[0] % 2 == 0 { Way::Up } else { Way::Down };
+                let cut = if clock::random::<1>()[0].is_multiple_of(2) { Way::Up } else { Way::Down };
                 let after = u64::from(u16::from_be_bytes(clock::random())) % span;
                 let case = format!("{:?} {cut:?} {way:?} {how:?} after {after}", what(lanes));
                 let at = 20_000 + u64::from(u16::from_be_bytes(clock::random())) * 8;
