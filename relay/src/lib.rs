@@ -12,6 +12,7 @@ pub mod admin;
 pub mod admit;
 pub mod config;
 pub mod connect;
+pub mod fair;
 pub mod identity;
 pub mod lane;
 pub mod limit;
