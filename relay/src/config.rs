@@ -8,6 +8,7 @@ use hedgerow_runtime::tls::Provider;
 use hedgerow_shared::limits::Timers;
 use serde::{Deserialize, Serialize};
 
+use crate::fair::Bandwidth;
 use crate::limit::Rate;
 
 /// The whole file.
@@ -32,6 +33,9 @@ pub struct RelayConfig {
     /// What strangers may use up.
     #[serde(default)]
     pub limits: Limits,
+    /// How many bytes may go through. Read again on HUP.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
     /// Timers.
     #[serde(default)]
     pub timers: TimerConfig,
@@ -243,10 +247,35 @@ impl RelayConfig {
         {
             return bad("limits", "rates must be above 0 and bursts at least 1");
         }
+        let b = &self.bandwidth;
+        for (key, flow) in [("bandwidth.device", b.device), ("bandwidth.node", b.node), ("bandwidth.tenant", b.tenant)]
+        {
+            flow.check().map_err(|why| ConfigError { key, why })?;
+        }
         if !(self.timers.scale > 0.0 && self.timers.scale <= 10.0) {
             return bad("timers.scale", "expected a number above 0 and up to 10; 1 is right outside tests");
         }
         Ok(())
+    }
+
+    /// The keys in which `new` differs and that a running relay cannot change.
+    #[must_use]
+    pub fn fixed_differences(&self, new: &Self) -> Vec<&'static str> {
+        let limits = |l: &Limits| (l.connections, l.handshakes);
+        [
+            ("name", self.name != new.name),
+            ("state", self.state != new.state),
+            ("listen", self.listen != new.listen),
+            ("tls", self.tls != new.tls),
+            ("lanes", self.lanes != new.lanes),
+            ("admin", self.admin != new.admin),
+            ("limits.connections, limits.handshakes", limits(&self.limits) != limits(&new.limits)),
+            ("timers", self.timers != new.timers),
+            ("drain", self.drain != new.drain),
+        ]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
     }
 
     /// The timers, scaled; the drain as configured.
@@ -302,6 +331,8 @@ mod tests {
             ("admin.listen", |c| c.admin.listen = "0.0.0.0:1".parse().unwrap()),
             ("limits", |c| c.limits.handshakes = 0),
             ("limits", |c| c.limits.lookup_per_client = f64::NAN),
+            ("bandwidth.node", |c| c.bandwidth.node.bytes_per_second = 100),
+            ("bandwidth.tenant", |c| c.bandwidth.tenant.burst_bytes = 100),
             ("timers.scale", |c| c.timers.scale = 0.0),
         ];
         for (key, damage) in cases {

@@ -7,7 +7,7 @@
 //! Such a connection lives as long as its name: when the tenant is blocked or removed, or the name withdrawn, it is cut.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,6 +23,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::Place;
+use crate::fair::Meter;
 use crate::limit::{Share, client_key};
 use crate::pump;
 use crate::state::{Relay, count_refusal};
@@ -140,7 +141,7 @@ pub(crate) async fn serve<IO>(
         () = place.shown_out() => return,
     };
     drop(place);
-    let (stream, _share) = match opened {
+    let (stream, meter, _share) = match opened {
         Ok(opened) => opened,
         Err(fault) => {
             count_refusal(&fault);
@@ -156,7 +157,7 @@ pub(crate) async fn serve<IO>(
     }
     metrics::counter!("hedgerow_relay_passed_total", "origin" => pass.to.origin.as_str()).increment(1);
     tokio::select! {
-        () = pump::client(io, stream) => {}
+        () = pump::client(io, stream, &meter) => {}
         () = pass.end.cancelled() => {
             count_refusal(&Fault::new(Code::Forbidden, ""));
             tracing::info!(tenant = %pass.to.tenant, origin = %pass.to.origin, "a connection passed through by name was cut");
@@ -165,7 +166,7 @@ pub(crate) async fn serve<IO>(
 }
 
 /// The limits of anonymous CONNECT, then a stream.
-async fn open(relay: &Relay, to: &Named, address: SocketAddr) -> Result<(Stream, Share<std::net::IpAddr>), Fault> {
+async fn open(relay: &Relay, to: &Named, address: SocketAddr) -> Result<(Stream, Meter, Share<IpAddr>), Fault> {
     let client = client_key(address.ip());
     let limited = |what: &str| {
         dropped(DropReason::RateLimited);
@@ -183,5 +184,6 @@ async fn open(relay: &Relay, to: &Named, address: SocketAddr) -> Result<(Stream,
     let destination =
         Destination { tenant: to.tenant.clone(), origin: to.origin, group: None, instance: None, node: None };
     let vouched = Vouched { role: None, id: None, address: address.to_string() };
-    Ok((relay.open(&destination, vouched, None, None).await?, share))
+    let (stream, by) = relay.open(&destination, vouched, None, None).await?;
+    Ok((stream, relay.fair.meter(&to.tenant, &[by.facts.holder()]), share))
 }

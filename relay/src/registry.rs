@@ -56,6 +56,12 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Whom its bytes are charged to beside its tenant.
+    #[must_use]
+    pub fn holder(&self) -> Option<(Role, EntityId)> {
+        self.entity.map(|entity| (self.role, entity))
+    }
+
     /// What the other end is told of this peer, for its logs.
     #[must_use]
     pub fn vouched(&self) -> Vouched {

@@ -345,5 +345,9 @@ fn describe_metrics() {
     counter!("hedgerow_relay_lanes_cut_total", "Joined lanes that the relay ended");
     counter!("hedgerow_relay_lane_bytes_total", "Bytes moved on lanes that have ended");
     counter!("hedgerow_relay_splice_fallbacks_total", "Bursts copied because no pipe could be had");
+    counter!("hedgerow_relay_pauses_total", "Readings put off because of a bandwidth limit, by limit");
+    for limit in ["device", "node", "tenant"] {
+        metrics::counter!("hedgerow_relay_pauses_total", "limit" => limit).increment(0);
+    }
     gauge!("hedgerow_relay_links", "Live links by role");
 }

@@ -15,7 +15,8 @@ use hedgerow_shared::{InstanceId, SessionId, TenantId};
 use tokio::time::timeout;
 
 use crate::admit;
-use crate::config::RelayConfig;
+use crate::config::{ConfigError, RelayConfig};
+use crate::fair::Fairness;
 use crate::lane::{End, Lanes};
 use crate::limit::{Limiter, Shares};
 use crate::pass::Passes;
@@ -40,6 +41,8 @@ pub struct Relay {
     pub registry: Registry<Channel>,
     /// Joined connections.
     pub lanes: Lanes,
+    /// How fast bytes go through.
+    pub fair: Fairness,
     /// Connections passed through by server name.
     pub passes: Passes,
     /// Where web-services clients find this relay as an HTTP proxy (`http://host:port`); known once the doors are open.
@@ -70,10 +73,12 @@ impl Relay {
     #[must_use]
     pub fn new(config: RelayConfig, store: Store, work: Scope) -> Arc<Self> {
         let (timers, limits) = (config.timers(), &config.limits);
+        let fair = Fairness::new(config.bandwidth);
         Arc::new(Self {
             timers,
             registry: Registry::default(),
-            lanes: Lanes::new(timers.lane_wait, config.lanes.splice, work.clone()),
+            lanes: Lanes::new(timers.lane_wait, config.lanes.splice, fair.clone(), work.clone()),
+            fair,
             passes: Passes::default(),
             web: OnceLock::new(),
             instance: InstanceId::from_random(clock::random()),
@@ -89,7 +94,7 @@ impl Relay {
     }
 
     /// Opens a stream to a session that serves the destination; another one is tried when the picked one has just
-    /// gone. The endpoint's own refusal is final.
+    /// gone. The endpoint's own refusal is final. The stream comes with the session that it is on.
     ///
     /// # Errors
     /// `NoRoute`, `TimedOut`, or the endpoint's refusal.
@@ -99,14 +104,14 @@ impl Relay {
         vouched: Vouched,
         trace: Option<String>,
         not: Option<SessionId>,
-    ) -> Result<Stream, Fault> {
+    ) -> Result<(Stream, Arc<Live<Channel>>), Fault> {
         let header = LinkOpen::Through { to: to.clone(), vouched: Some(vouched), trace };
         let mut tried: Vec<SessionId> = not.into_iter().collect();
         let mut last = self.no_route(to);
         for _ in 0..ATTEMPTS {
             let Some(live) = self.registry.pick(to, &tried) else { break };
             match timeout(self.timers.connect, self.opened(&live, &header)).await {
-                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Ok(stream)) => return Ok((stream, live)),
                 Ok(Err(fault)) if matches!(fault.code, Code::Lost | Code::Draining | Code::Displaced) => last = fault,
                 Ok(Err(fault)) => return Err(fault),
                 Err(_) => return Err(Fault::new(Code::TimedOut, "the endpoint did not answer in time")),
@@ -180,6 +185,26 @@ impl Relay {
         closed
     }
 
+    /// Takes from a configuration what can change while the relay runs: bandwidth and rates. Nothing changes when it
+    /// cannot be used. What it names differently beside that needs a restart: those keys are returned.
+    ///
+    /// # Errors
+    /// The first key that is wrong.
+    pub fn reload(&self, new: &RelayConfig) -> Result<Vec<&'static str>, ConfigError> {
+        new.check()?;
+        self.fair.set(new.bandwidth);
+        let limits = &new.limits;
+        self.connect_client.set(limits.connect_client());
+        self.connect_tenant.set(limits.connect_tenant());
+        self.lookup_client.set(limits.lookup_client());
+        self.tunnels.set(limits.tunnels_per_client);
+        let later = self.config.fixed_differences(new);
+        if !later.is_empty() {
+            tracing::warn!(keys = later.join(", "), "these keys were changed too, and need a restart");
+        }
+        Ok(later)
+    }
+
     /// Whether a session that was admitted may go on.
     ///
     /// # Errors
@@ -231,6 +256,7 @@ impl Relay {
                 enforced = now;
                 self.enforce(None);
                 self.registry.tidy(now);
+                self.fair.tidy(now);
             }
         }
     }

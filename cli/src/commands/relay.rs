@@ -245,8 +245,14 @@ fn start(source: &RelayConfigArgs, logging: &Logging) -> ExitCode {
         Err(fault) => return boot::failed(&fault.into()),
     };
     let drain = config.timers().drain;
+    let sources = source.sources("relay");
     boot::run("relay", logging, drain, |context| async move {
         let running = hedgerow_relay::run(config, &context).await?;
+        let relay = running.relay().clone();
+        context.on_reload(move || {
+            relay.reload(&role::load::<RelayConfig>(&sources)?.value)?;
+            Ok(())
+        });
         context.ready();
         running.until_drained(&context).await;
         Ok(())

@@ -281,12 +281,6 @@ impl Grant<'_> {
         self.left.map_or(most, |left| usize::try_from(left).unwrap_or(most).min(most))
     }
 
-    /// Whether everything that it was good for has been read.
-    #[must_use]
-    pub fn is_used_up(&self) -> bool {
-        self.left == Some(0)
-    }
-
     /// So many bytes were read. More than the grant was good for are counted as well as those: the next one waits
     /// longer.
     pub fn spend(&mut self, bytes: u64) {

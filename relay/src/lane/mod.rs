@@ -20,11 +20,13 @@ use hedgerow_runtime::clock;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_shared::fault::DropReason;
-use hedgerow_shared::{EntityId, Origin, SessionId, TenantId, Ticket, UnixTime};
+use hedgerow_shared::{EntityId, Origin, Role, SessionId, TenantId, Ticket, UnixTime};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+
+use crate::fair::Fairness;
 
 /// Lanes that one link session may have asked for without both legs having come.
 pub const MAX_PENDING_PER_SESSION: usize = 64;
@@ -158,6 +160,7 @@ pub enum Arrival {
 pub struct Lanes {
     wait: Duration,
     splice: bool,
+    fair: Fairness,
     scope: Scope,
     /// Short critical sections, no await: links ask, legs arrive.
     inner: Arc<Mutex<Inner>>,
@@ -165,10 +168,10 @@ pub struct Lanes {
 
 impl Lanes {
     /// No lanes yet. A ticket, and the first leg, live for `wait`; joined lanes run as tasks of `scope`.
-    /// Without `splice` bytes are copied whatever the legs are.
+    /// Without `splice` bytes are copied whatever the legs are. `fair` says how fast.
     #[must_use]
-    pub fn new(wait: Duration, splice: bool, scope: Scope) -> Self {
-        Self { wait, splice, scope, inner: Arc::default() }
+    pub fn new(wait: Duration, splice: bool, fair: Fairness, scope: Scope) -> Self {
+        Self { wait, splice, fair, scope, inner: Arc::default() }
     }
 
     /// Makes the tickets of a new lane: the device's and the node's. `None` when the device's session has asked for
@@ -231,10 +234,13 @@ impl Lanes {
     fn start(&self, live: Arc<Live>, device: Leg, node: Leg) {
         metrics::counter!("hedgerow_relay_lanes_joined_total", "path" => live.path).increment(1);
         let entry = Entry { inner: self.inner.clone(), live: live.clone() };
+        let facts = &live.facts;
+        let holders = [Some((Role::Device, facts.device.entity)), Some((Role::Node, facts.node.entity))];
+        let meter = self.fair.meter(&facts.tenant, &holders);
         self.scope.spawn(async move {
             let _entry = entry;
             tokio::select! {
-                end = join::run(device, node, &live.up, &live.down) => tracing::debug!(lane = %live.id, %end, "lane ended"),
+                end = join::run(device, node, &live.up, &live.down, &meter) => tracing::debug!(lane = %live.id, %end, "lane ended"),
                 () = live.cut.cancelled() => {
                     metrics::counter!("hedgerow_relay_lanes_cut_total").increment(1);
                     tracing::info!(lane = %live.id, tenant = %live.facts.tenant, device = %live.facts.device.entity, "lane cut");
@@ -348,7 +354,7 @@ mod tests {
     }
 
     fn lanes() -> Lanes {
-        Lanes::new(Duration::from_secs(10), true, Scope::new())
+        Lanes::new(Duration::from_secs(10), true, Fairness::default(), Scope::new())
     }
 
     async fn closed(mut outside: DuplexStream) -> bool {

@@ -263,9 +263,11 @@ async fn through(
     };
     drop(opening);
     match opened {
-        Ok(target) => {
+        Ok((target, by)) => {
             metrics::counter!("hedgerow_relay_streams_total", "origin" => to.origin.as_str()).increment(1);
-            pump::streams(incoming.accept(), target).await;
+            let meter = relay.fair.meter(&to.tenant, &[facts.holder(), by.facts.holder()]);
+            drop(by);
+            pump::streams(incoming.accept(), target, &meter).await;
         }
         Err(fault) => {
             count_refusal(&fault);
