@@ -120,6 +120,9 @@ pub struct Limits {
     pub connections: usize,
     /// Connections at once that have not shown yet what they are; beyond it the oldest silent one makes room.
     pub handshakes: usize,
+    /// How many of them may come from one client address; beyond it the oldest of that address makes room. Enough for a
+    /// site whose devices all come back at once behind one address.
+    pub handshakes_per_client: usize,
     /// CONNECT requests a second of one client address (an IPv6 client is its /64).
     pub connect_per_client: f64,
     /// How many it may save up.
@@ -141,6 +144,7 @@ impl Default for Limits {
         Self {
             connections: 200_000,
             handshakes: 16_384,
+            handshakes_per_client: 2048,
             connect_per_client: 20.0,
             connect_burst_per_client: 200.0,
             tunnels_per_client: 1000,
@@ -237,8 +241,9 @@ impl RelayConfig {
             );
         }
         let l = &self.limits;
-        if l.connections == 0 || l.handshakes == 0 || l.tunnels_per_client == 0 {
-            return bad("limits", "connections, handshakes and tunnels_per_client must be at least 1");
+        if [l.connections, l.handshakes, l.handshakes_per_client, l.tunnels_per_client].contains(&0) {
+            let why = "connections, handshakes, handshakes_per_client and tunnels_per_client must be at least 1";
+            return bad("limits", why);
         }
         let rates = [l.connect_client(), l.connect_tenant(), l.lookup_client()];
         if rates
@@ -261,7 +266,7 @@ impl RelayConfig {
     /// The keys in which `new` differs and that a running relay cannot change.
     #[must_use]
     pub fn fixed_differences(&self, new: &Self) -> Vec<&'static str> {
-        let limits = |l: &Limits| (l.connections, l.handshakes);
+        let limits = |l: &Limits| (l.connections, l.handshakes, l.handshakes_per_client);
         [
             ("name", self.name != new.name),
             ("state", self.state != new.state),
@@ -269,7 +274,10 @@ impl RelayConfig {
             ("tls", self.tls != new.tls),
             ("lanes", self.lanes != new.lanes),
             ("admin", self.admin != new.admin),
-            ("limits.connections, limits.handshakes", limits(&self.limits) != limits(&new.limits)),
+            (
+                "limits.connections, limits.handshakes, limits.handshakes_per_client",
+                limits(&self.limits) != limits(&new.limits),
+            ),
             ("timers", self.timers != new.timers),
             ("drain", self.drain != new.drain),
         ]

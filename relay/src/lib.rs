@@ -17,6 +17,7 @@ pub mod identity;
 pub mod lane;
 pub mod limit;
 pub mod pass;
+pub mod probe;
 pub mod pump;
 pub mod registry;
 pub mod route;

@@ -120,6 +120,12 @@ impl<K: Eq + Hash + Clone> Shares<K> {
         self.most.store(most, Ordering::Relaxed);
     }
 
+    /// How many are held over all keys.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.lock().values().sum()
+    }
+
     /// Takes one more; `None` when `key` holds all it may.
     #[must_use]
     pub fn take(&self, key: K) -> Option<Share<K>> {

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::accept::Place;
 use crate::fair::Meter;
 use crate::limit::{Share, client_key};
+use crate::probe::Probe;
 use crate::pump;
 use crate::state::{Relay, count_refusal};
 
@@ -39,6 +40,15 @@ pub struct Named {
     pub origin: Origin,
 }
 
+/// Where a connection came from.
+#[derive(Debug, Clone, Copy)]
+pub struct From {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Of its socket.
+    pub probe: Option<Probe>,
+}
+
 /// One connection that is passed through.
 #[derive(Debug)]
 pub struct Pass {
@@ -47,7 +57,9 @@ pub struct Pass {
     /// Where it goes.
     pub to: Named,
     /// Where it came from.
-    pub address: SocketAddr,
+    pub from: From,
+    /// What its bytes are charged to and counted in.
+    pub meter: Meter,
     /// When it was opened.
     pub since: UnixTime,
     end: CancellationToken,
@@ -95,9 +107,9 @@ struct Entered<'a> {
 }
 
 impl<'a> Entered<'a> {
-    fn new(passes: &'a Passes, to: Named, address: SocketAddr) -> Self {
+    fn new(passes: &'a Passes, to: Named, from: From, meter: Meter) -> Self {
         let id = SessionId::from_random(clock::random());
-        let pass = Arc::new(Pass { id, to, address, since: clock::now(), end: CancellationToken::new() });
+        let pass = Arc::new(Pass { id, to, from, meter, since: clock::now(), end: CancellationToken::new() });
         passes.live.lock().insert(id, pass.clone());
         Self { passes, pass }
     }
@@ -125,19 +137,13 @@ impl Relay {
 
 /// Serves one connection to its end. `io` yields everything the client sent, its ClientHello first. The place among
 /// those that are not known yet is kept until an endpoint has answered.
-pub(crate) async fn serve<IO>(
-    relay: &Relay,
-    io: IO,
-    to: Named,
-    address: SocketAddr,
-    place: Place,
-    permit: OwnedSemaphorePermit,
-) where
+pub(crate) async fn serve<IO>(relay: &Relay, io: IO, to: Named, from: From, place: Place, permit: OwnedSemaphorePermit)
+where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let _permit = permit;
     let opened = tokio::select! {
-        opened = open(relay, &to, address) => opened,
+        opened = open(relay, &to, from.address) => opened,
         () = place.shown_out() => return,
     };
     drop(place);
@@ -149,7 +155,7 @@ pub(crate) async fn serve<IO>(
             return;
         }
     };
-    let entered = Entered::new(&relay.passes, to, address);
+    let entered = Entered::new(&relay.passes, to, from, meter);
     let pass = &entered.pass;
     // Whoever was blocked, and a name that was withdrawn, between the look-up and this line.
     if relay.named(&pass.to.name).as_ref() != Some(&pass.to) {
@@ -157,7 +163,7 @@ pub(crate) async fn serve<IO>(
     }
     metrics::counter!("hedgerow_relay_passed_total", "origin" => pass.to.origin.as_str()).increment(1);
     tokio::select! {
-        () = pump::client(io, stream, &meter) => {}
+        () = pump::client(io, stream, &pass.meter) => {}
         () = pass.end.cancelled() => {
             count_refusal(&Fault::new(Code::Forbidden, ""));
             tracing::info!(tenant = %pass.to.tenant, origin = %pass.to.origin, "a connection passed through by name was cut");

@@ -15,6 +15,8 @@ use hedgerow_shared::wire::message::{Destination, Vouched};
 use hedgerow_shared::{EntityId, GroupName, InstanceId, Origin, Role, SessionId, TenantId, UnixTime};
 use parking_lot::RwLock;
 
+use crate::probe::Probe;
+
 /// Over how long mutual displacements are counted, and how long the back-off lasts.
 const DISPLACEMENT_WINDOW: Duration = Duration::from_secs(60);
 /// A process whose last link was lost so long ago is gone: it would have been back.
@@ -49,6 +51,8 @@ pub struct Facts {
     pub instance: InstanceId,
     /// The peer's network address.
     pub address: SocketAddr,
+    /// Of the TCP connection below the link, where there is one.
+    pub probe: Option<Probe>,
     /// The peer's software, as it says.
     pub build: String,
     /// Since when.
@@ -420,6 +424,7 @@ mod tests {
             origins: origins.to_vec(),
             instance: InstanceId::from_random([instance; 16]),
             address: "127.0.0.1:1".parse().unwrap(),
+            probe: None,
             build: String::new(),
             since: UnixTime(0),
         }

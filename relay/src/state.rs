@@ -244,6 +244,28 @@ impl Relay {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// What is held now of what is bounded, as gauges.
+    fn show_bounds(&self) {
+        let (mut streams, mut held, mut most_held) = (0, 0, 0);
+        for live in self.registry.select(None, |_| true) {
+            let stats = live.handle.stats();
+            streams = streams.max(stats.streams);
+            held += stats.held;
+            most_held = most_held.max(stats.held);
+        }
+        let (joined, waiting) = self.lanes.counts();
+        for (name, value) in [
+            ("hedgerow_relay_link_streams_max", streams as u64),
+            ("hedgerow_relay_link_held_bytes", held),
+            ("hedgerow_relay_link_held_bytes_max", most_held),
+            ("hedgerow_relay_lanes", joined as u64),
+            ("hedgerow_relay_lanes_waiting", waiting as u64),
+            ("hedgerow_relay_tunnels", self.tunnels.held() as u64),
+        ] {
+            metrics::gauge!(name).set(value as f64);
+        }
+    }
+
     /// What must be done now and then: alone-standing lane legs, expired certificates and configurations.
     pub async fn keep_house(self: Arc<Self>) {
         let tick = (self.timers.lane_wait / 4).min(std::time::Duration::from_secs(1));
@@ -252,6 +274,7 @@ impl Relay {
             tokio::time::sleep(tick).await;
             let now = Instant::now();
             self.lanes.expire(now);
+            self.show_bounds();
             if now.duration_since(enforced).as_secs() >= 5 {
                 enforced = now;
                 self.enforce(None);

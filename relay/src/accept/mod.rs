@@ -13,12 +13,13 @@
 pub mod client_hello;
 pub mod inside;
 pub mod prefixed;
+mod shortage;
 mod waiting;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use hedgerow_runtime::dial;
@@ -39,14 +40,14 @@ use tokio_rustls::server::TlsStream;
 use crate::connect::Version;
 use crate::lane::{Carrier, Leg};
 use crate::pass::{self, Named};
+use crate::probe::Probe;
 use crate::state::Relay;
 use crate::{connect, serve};
 use client_hello::Parsed;
 use prefixed::Prefixed;
+pub use shortage::Shortage;
 pub use waiting::{Place, Waiting};
 
-/// Pause after a failed accept: out of descriptors, most likely; spinning would take the processor too.
-const BACK_OFF: Duration = Duration::from_millis(50);
 /// Silent connections that make room when descriptors or permits are short.
 const SHED: usize = 64;
 
@@ -61,6 +62,8 @@ pub struct Doors {
     pub permits: Arc<Semaphore>,
     /// Connections that have not shown yet what they are.
     pub waiting: Waiting,
+    /// Whether connections cannot be taken.
+    pub shortage: Shortage,
 }
 
 /// What a listener is for.
@@ -80,15 +83,15 @@ impl Doors {
     pub fn open(&self, listener: TcpListener, door: Door, scope: &Scope) {
         let doors = self.clone();
         scope.spawn(async move {
+            let mut failures = 0;
             loop {
-                let permits = doors.permits.clone();
-                if permits.available_permits() == 0 {
-                    doors.waiting.shed(SHED);
-                }
-                let Ok(permit) = permits.acquire_owned().await else { return };
+                let Some(permit) = doors.permit().await else { return };
                 match listener.accept().await {
                     Ok((tcp, address)) => {
-                        let place = doors.waiting.enter();
+                        if std::mem::take(&mut failures) > 0 && doors.shortage.end() {
+                            tracing::info!("connections are taken again");
+                        }
+                        let place = doors.waiting.enter(address.ip());
                         metrics::counter!("hedgerow_relay_accepts_total").increment(1);
                         let greeter = doors.clone();
                         doors.relay.work.spawn(async move {
@@ -99,18 +102,43 @@ impl Doors {
                         });
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "accept failed");
+                        failures += 1;
                         metrics::counter!("hedgerow_relay_accept_errors_total").increment(1);
+                        if doors.shortage.begin(Instant::now()) {
+                            tracing::warn!(%error, "no connection can be taken: new ones wait. {}", shortage::ADVICE);
+                        }
                         doors.waiting.shed(SHED);
-                        tokio::time::sleep(BACK_OFF).await;
+                        tokio::time::sleep(shortage::pause(failures)).await;
                     }
                 }
             }
         });
     }
 
+    /// A permit for the next connection. When all are held, silent connections make room; when nobody is silent, new
+    /// ones wait in the system's queue. `None` when the relay ends.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        let permits = self.permits.clone();
+        if let Ok(permit) = permits.clone().try_acquire_owned() {
+            return Some(permit);
+        }
+        self.waiting.shed(SHED);
+        if let Ok(permit) = tokio::time::timeout(shortage::SHED_TIME, permits.clone().acquire_owned()).await {
+            return permit.ok();
+        }
+        if self.shortage.begin(Instant::now()) {
+            tracing::warn!("as many connections are open as may be: new ones wait. {}", shortage::ADVICE);
+        }
+        let permit = permits.acquire_owned().await.ok()?;
+        if self.shortage.end() {
+            tracing::info!("connections are taken again");
+        }
+        Some(permit)
+    }
+
     async fn greet(self, tcp: TcpStream, address: SocketAddr, place: Place, permit: OwnedSemaphorePermit) {
         dial::prepare(&tcp);
+        let probe = Probe::of(&tcp);
         // One deadline for everything that comes before a peer is known, however many steps it takes.
         let until = tokio::time::Instant::now() + self.relay.timers.handshake;
         let greeted = tokio::select! {
@@ -125,19 +153,20 @@ impl Doors {
         metrics::counter!("hedgerow_relay_connections_total", "kind" => kind).increment(1);
         match sorted {
             Sorted::Lane(ticket, carrier, first) => {
-                let leg = Leg { carrier, first, address, permit: Box::new(permit) };
+                let leg = Leg { carrier, first, address, probe, permit: Box::new(permit) };
                 self.relay.lanes.arrive(&ticket, leg, Instant::now());
             }
             Sorted::Link(tls) => {
                 let _permit = permit;
-                serve::link(&self.relay, *tls, address, place).await;
+                serve::link(&self.relay, *tls, address, probe, place).await;
             }
             Sorted::Http(tls, version) => {
                 drop(place);
                 connect::serve(&self.relay, *tls, version, address, permit, Some(&self)).await;
             }
             Sorted::Name(to, tcp, first) => {
-                pass::serve(&self.relay, Prefixed::new(first, tcp), to, address, place, permit).await;
+                let from = pass::From { address, probe };
+                pass::serve(&self.relay, Prefixed::new(first, tcp), to, from, place, permit).await;
             }
         }
     }

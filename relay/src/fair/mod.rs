@@ -11,7 +11,7 @@ mod bucket;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hedgerow_shared::{EntityId, Role, TenantId};
@@ -183,7 +183,7 @@ impl Fairness {
             }
         }
         drop(accounts);
-        Meter { inner: self.inner.clone(), payers }
+        Meter { inner: self.inner.clone(), payers, moved: Default::default() }
     }
 
     /// Forgets accounts that nobody uses and that owe nothing. How many are left.
@@ -205,6 +205,8 @@ impl Fairness {
 pub struct Meter {
     inner: Arc<Inner>,
     payers: Vec<Arc<Account>>,
+    /// Bytes read so far, by way; for lists.
+    moved: [AtomicU64; 2],
 }
 
 impl Meter {
@@ -228,6 +230,12 @@ impl Meter {
     pub fn try_admit(&self, way: Way) -> Option<Grant<'_>> {
         let (grant, wait, _) = self.take(way, Instant::now());
         wait.is_zero().then_some(grant)
+    }
+
+    /// Bytes that were read so far.
+    #[must_use]
+    pub fn moved(&self, way: Way) -> u64 {
+        self.moved[way as usize].load(Ordering::Relaxed)
     }
 
     /// Takes a piece from every account: how long to wait for it, and because of whom.
@@ -284,6 +292,7 @@ impl Grant<'_> {
     /// So many bytes were read. More than the grant was good for are counted as well as those: the next one waits
     /// longer.
     pub fn spend(&mut self, bytes: u64) {
+        self.meter.moved[self.way as usize].fetch_add(bytes, Ordering::Relaxed);
         let Some(left) = &mut self.left else { return };
         let beyond = bytes.saturating_sub(*left);
         *left = left.saturating_sub(bytes);

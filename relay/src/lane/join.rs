@@ -242,7 +242,7 @@ mod tests {
     fn leg(socket: TcpStream, wrapped: bool) -> Leg {
         let address = socket.peer_addr().unwrap();
         let carrier = if wrapped { Carrier::Wrapped(Box::new(socket)) } else { Carrier::Plain(socket) };
-        Leg { carrier, first: Bytes::new(), address, permit: Box::new(()) }
+        Leg { carrier, first: Bytes::new(), address, probe: None, permit: Box::new(()) }
     }
 
     /// Sends pseudo-random bytes while reading as many back; the hashes of both.

@@ -27,6 +27,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::fair::Fairness;
+use crate::probe::Probe;
 
 /// Lanes that one link session may have asked for without both legs having come.
 pub const MAX_PENDING_PER_SESSION: usize = 64;
@@ -90,6 +91,8 @@ pub struct Leg {
     pub first: Bytes,
     /// Where it comes from.
     pub address: SocketAddr,
+    /// Of the TCP connection, where it is known.
+    pub probe: Option<Probe>,
     /// Kept as long as the connection: its place among the relay's connections.
     pub permit: Box<dyn Send>,
 }
@@ -105,6 +108,10 @@ pub struct Live {
     pub device_address: SocketAddr,
     /// Where the node's leg comes from.
     pub node_address: SocketAddr,
+    /// Of the device's leg.
+    pub device_probe: Option<Probe>,
+    /// Of the node's leg.
+    pub node_probe: Option<Probe>,
     /// `splice` or `copy`.
     pub path: &'static str,
     /// Since when.
@@ -219,6 +226,8 @@ impl Lanes {
             facts,
             device_address: device.address,
             node_address: node.address,
+            device_probe: device.probe,
+            node_probe: node.probe,
             path: join::path(&device.carrier, &node.carrier),
             since: clock::now(),
             up: AtomicU64::new(0),
@@ -299,6 +308,13 @@ impl Lanes {
         self.inner.lock().live.get(&id).cloned()
     }
 
+    /// Lanes joined, and lanes whose legs have not both come.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let inner = self.inner.lock();
+        (inner.live.len(), inner.pending.len())
+    }
+
     /// Number of joined lanes.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -350,7 +366,7 @@ mod tests {
         let (outside, inside) = tokio::io::duplex(1024);
         let address = "127.0.0.1:1".parse().unwrap();
         let carrier = Carrier::Wrapped(Box::new(inside));
-        (outside, Leg { carrier, first: Bytes::from_static(first), address, permit: Box::new(()) })
+        (outside, Leg { carrier, first: Bytes::from_static(first), address, probe: None, permit: Box::new(()) })
     }
 
     fn lanes() -> Lanes {

@@ -72,7 +72,7 @@ async fn accept(doors: &Doors, endpoint: &Endpoint) {
             }
             tls = now;
         }
-        if !incoming.remote_address_validated() && doors.waiting.is_crowded(CROWDED) {
+        if !incoming.remote_address_validated() && doors.waiting.is_crowded(CROWDED, incoming.remote_address().ip()) {
             // Dropping refuses; that is as good.
             let _ = incoming.retry();
             continue;
@@ -84,7 +84,7 @@ async fn accept(doors: &Doors, endpoint: &Endpoint) {
             continue;
         };
         metrics::counter!("hedgerow_relay_quic_accepts_total").increment(1);
-        let (place, doors) = (doors.waiting.enter(), doors.clone());
+        let (place, doors) = (doors.waiting.enter(incoming.remote_address().ip()), doors.clone());
         doors.relay.clone().work.spawn(async move { greet(&doors, incoming, place, permit).await });
     }
 }
