@@ -23,6 +23,7 @@ pub mod registry;
 pub mod route;
 pub mod run;
 pub mod serve;
+pub mod stall;
 pub mod state;
 pub mod store;
 #[cfg(test)]

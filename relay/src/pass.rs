@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hedgerow_runtime::clock;
-use hedgerow_runtime::link::Stream;
+use hedgerow_runtime::link::{Channel, Stream};
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_shared::fault::{Code, DropReason, Fault};
 use hedgerow_shared::wire::message::{Destination, Vouched};
@@ -27,6 +27,7 @@ use crate::fair::Meter;
 use crate::limit::{Share, client_key};
 use crate::probe::Probe;
 use crate::pump;
+use crate::registry::Live;
 use crate::state::{Relay, count_refusal};
 
 /// Where a connection goes by the name that it asked for.
@@ -147,7 +148,7 @@ where
         () = place.shown_out() => return,
     };
     drop(place);
-    let (stream, meter, _share) = match opened {
+    let (stream, by, _share) = match opened {
         Ok(opened) => opened,
         Err(fault) => {
             count_refusal(&fault);
@@ -155,6 +156,7 @@ where
             return;
         }
     };
+    let meter = relay.fair.meter(&to.tenant, &[by.facts.holder()]);
     let entered = Entered::new(&relay.passes, to, from, meter);
     let pass = &entered.pass;
     // Whoever was blocked, and a name that was withdrawn, between the look-up and this line.
@@ -163,7 +165,7 @@ where
     }
     metrics::counter!("hedgerow_relay_passed_total", "origin" => pass.to.origin.as_str()).increment(1);
     tokio::select! {
-        () = pump::client(io, stream, &pass.meter) => {}
+        () = pump::client(io, (stream, &by.stalls), &pass.meter) => {}
         () = pass.end.cancelled() => {
             count_refusal(&Fault::new(Code::Forbidden, ""));
             tracing::info!(tenant = %pass.to.tenant, origin = %pass.to.origin, "a connection passed through by name was cut");
@@ -172,7 +174,11 @@ where
 }
 
 /// The limits of anonymous CONNECT, then a stream.
-async fn open(relay: &Relay, to: &Named, address: SocketAddr) -> Result<(Stream, Meter, Share<IpAddr>), Fault> {
+async fn open(
+    relay: &Relay,
+    to: &Named,
+    address: SocketAddr,
+) -> Result<(Stream, Arc<Live<Channel>>, Share<IpAddr>), Fault> {
     let client = client_key(address.ip());
     let limited = |what: &str| {
         dropped(DropReason::RateLimited);
@@ -191,5 +197,5 @@ async fn open(relay: &Relay, to: &Named, address: SocketAddr) -> Result<(Stream,
         Destination { tenant: to.tenant.clone(), origin: to.origin, group: None, instance: None, node: None };
     let vouched = Vouched { role: None, id: None, address: address.to_string() };
     let (stream, by) = relay.open(&destination, vouched, None, None).await?;
-    Ok((stream, relay.fair.meter(&to.tenant, &[by.facts.holder()]), share))
+    Ok((stream, by, share))
 }

@@ -9,17 +9,19 @@ use hedgerow_shared::fault::{Code, Fault};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::fair::{Meter, Way};
+use crate::stall::{Relieved, Stalls};
+use crate::state::count_refusal;
 
 /// What is read from a client at once.
 const BUFFER: usize = 16 * 1024;
 
 /// Until both directions have finished or either stream is reset; the other is then reset with the same fault. `a` is
-/// whose peer asked for the stream.
-pub async fn streams(a: Stream, b: Stream, meter: &Meter) {
+/// whose peer asked for the stream; each comes with the stalls of its link.
+pub async fn streams((a, a_stalls): (Stream, &Stalls), (b, b_stalls): (Stream, &Stalls), meter: &Meter) {
     let ((mut a_read, mut a_write), (mut b_read, mut b_write)) = (a.into_split(), b.into_split());
     let result = tokio::try_join!(
-        one_way(&mut a_read, &mut b_write, meter, Way::Up),
-        one_way(&mut b_read, &mut a_write, meter, Way::Down)
+        one_way(&mut a_read, &mut b_write, meter, Way::Up, a_stalls),
+        one_way(&mut b_read, &mut a_write, meter, Way::Down, b_stalls)
     );
     if let Err(fault) = result {
         a_write.reset(fault.clone());
@@ -27,7 +29,14 @@ pub async fn streams(a: Stream, b: Stream, meter: &Meter) {
     }
 }
 
-async fn one_way(from: &mut ReadHalf, to: &mut WriteHalf, meter: &Meter, way: Way) -> Result<(), Fault> {
+async fn one_way(
+    from: &mut ReadHalf,
+    to: &mut WriteHalf,
+    meter: &Meter,
+    way: Way,
+    stalls: &Stalls,
+) -> Result<(), Fault> {
+    let stream = stalls.stream();
     loop {
         let reading = async {
             let grant = meter.admit(way).await;
@@ -42,7 +51,7 @@ async fn one_way(from: &mut ReadHalf, to: &mut WriteHalf, meter: &Meter, way: Wa
             Some(chunk) => {
                 grant.spend(chunk.len() as u64);
                 drop(grant);
-                if let Err(fault) = to.write_chunk(chunk).await {
+                if let Err(fault) = stream.deliver(to.write_chunk(chunk)).await.map_err(relieved)? {
                     return unwanted(fault);
                 }
             }
@@ -55,7 +64,7 @@ async fn one_way(from: &mut ReadHalf, to: &mut WriteHalf, meter: &Meter, way: Wa
 }
 
 /// As `streams`, with a client's connection on one side. Dropping `io` without shutting it down is the abort.
-pub async fn client(io: impl AsyncRead + AsyncWrite + Unpin, stream: Stream, meter: &Meter) {
+pub async fn client(io: impl AsyncRead + AsyncWrite + Unpin, (stream, stalls): (Stream, &Stalls), meter: &Meter) {
     let (mut io_read, mut io_write) = tokio::io::split(io);
     let (mut read, mut write) = stream.into_split();
     let upwards = async {
@@ -85,13 +94,17 @@ pub async fn client(io: impl AsyncRead + AsyncWrite + Unpin, stream: Stream, met
         }
     };
     let downwards = async {
+        let streaming = stalls.stream();
         loop {
             let mut grant = meter.admit(Way::Down).await;
             let Some(chunk) = read.read_chunk().await? else { break };
             grant.spend(chunk.len() as u64);
             drop(grant);
-            io_write.write_all(&chunk).await.map_err(|_| gone())?;
-            io_write.flush().await.map_err(|_| gone())?;
+            let writing = async {
+                io_write.write_all(&chunk).await?;
+                io_write.flush().await
+            };
+            streaming.deliver(writing).await.map_err(relieved)?.map_err(|_| gone())?;
         }
         io_write.shutdown().await.map_err(|_| gone())
     };
@@ -105,6 +118,12 @@ pub async fn client(io: impl AsyncRead + AsyncWrite + Unpin, stream: Stream, met
 /// news overtake the data; over TLS they come after it, and then the other direction has ended too.)
 fn unwanted(fault: Fault) -> Result<(), Fault> {
     if fault.code == Code::Ok { Ok(()) } else { Err(fault) }
+}
+
+fn relieved(_: Relieved) -> Fault {
+    let fault = Fault::new(Code::Limited, "too many streams whose other ends do not read wait on one link");
+    count_refusal(&fault);
+    fault
 }
 
 fn gone() -> Fault {

@@ -16,6 +16,7 @@ use hedgerow_shared::{EntityId, GroupName, InstanceId, Origin, Role, SessionId, 
 use parking_lot::RwLock;
 
 use crate::probe::Probe;
+use crate::stall::Stalls;
 
 /// Over how long mutual displacements are counted, and how long the back-off lasts.
 const DISPLACEMENT_WINDOW: Duration = Duration::from_secs(60);
@@ -86,6 +87,8 @@ pub struct Live<H> {
     pub facts: Facts,
     /// The link.
     pub handle: H,
+    /// Its streams whose other ends do not read.
+    pub stalls: Stalls,
     draining: AtomicBool,
     /// It ended by silence, which takes as long as a process takes to be called gone.
     silent: AtomicBool,
@@ -235,6 +238,7 @@ impl<H: Load> Registry<H> {
         let live = Arc::new(Live {
             facts,
             handle,
+            stalls: Stalls::default(),
             draining: AtomicBool::new(false),
             silent: AtomicBool::new(false),
             checked: AtomicBool::new(false),

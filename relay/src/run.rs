@@ -358,6 +358,10 @@ fn describe_metrics() {
     gauge!("hedgerow_relay_lanes_waiting", "Lanes asked for whose legs have not both come");
     gauge!("hedgerow_relay_tunnels", "CONNECT tunnels and connections passed through by name");
     gauge!("hedgerow_relay_link_streams_max", "Streams on the link that has most");
+    gauge!(
+        "hedgerow_relay_link_stalled_streams_max",
+        "Streams that wait for an end that does not read, on the link with most"
+    );
     gauge!("hedgerow_relay_link_held_bytes_max", "Bytes held for streams of the TLS link that holds most");
     gauge!("hedgerow_relay_link_held_bytes", "Bytes held for streams of all TLS links");
     gauge!("hedgerow_relay_links", "Live links by role");

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::{Channel, Stream};
+use hedgerow_runtime::quic;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::fault::{Code, Fault};
-use hedgerow_shared::limits::Timers;
+use hedgerow_shared::limits::{self, Timers};
 use hedgerow_shared::wire::message::{Destination, GoAway, LinkOpen, Vouched};
 use hedgerow_shared::{InstanceId, SessionId, TenantId};
 use tokio::time::timeout;
@@ -25,6 +26,9 @@ use crate::store::{Store, Tenant, TenantState};
 
 /// Sessions tried for one stream before it is refused.
 const ATTEMPTS: usize = 3;
+
+/// For how long the lanes of a holder whose link was lost are asked for signs of life.
+const LANES_ASKED: Duration = Duration::from_secs(6);
 
 /// An endpoint that takes longer to answer is asked whether it is there.
 const SLOW_ANSWER: Duration = Duration::from_millis(500);
@@ -72,7 +76,7 @@ impl Relay {
     /// A relay without connections.
     #[must_use]
     pub fn new(config: RelayConfig, store: Store, work: Scope) -> Arc<Self> {
-        let (timers, limits) = (config.timers(), &config.limits);
+        let (timers, rates) = (config.timers(), &config.limits);
         let fair = Fairness::new(config.bandwidth);
         Arc::new(Self {
             timers,
@@ -82,10 +86,10 @@ impl Relay {
             passes: Passes::default(),
             web: OnceLock::new(),
             instance: InstanceId::from_random(clock::random()),
-            connect_client: Limiter::new(limits.connect_client()),
-            tunnels: Shares::new(limits.tunnels_per_client),
-            connect_tenant: Limiter::new(limits.connect_tenant()),
-            lookup_client: Limiter::new(limits.lookup_client()),
+            connect_client: Limiter::new(rates.connect_client()),
+            tunnels: Shares::new(rates.tunnels_per_client),
+            connect_tenant: Limiter::new(rates.connect_tenant()),
+            lookup_client: Limiter::new(rates.lookup_client()),
             store,
             config,
             work,
@@ -148,6 +152,21 @@ impl Relay {
         });
     }
 
+    /// A link was lost without a word: its holder's lanes are asked whether anybody is there. Those of a holder that has
+    /// vanished end within 5 s; those of one whose link alone broke go on.
+    pub fn check_lanes(&self, facts: &Facts) {
+        let Some(entity) = facts.entity else { return };
+        let legs = self.lanes.legs_of(&facts.tenant, entity);
+        if legs.is_empty() {
+            return;
+        }
+        legs.iter().for_each(|leg| leg.hasten());
+        self.work.spawn(async move {
+            tokio::time::sleep(LANES_ASKED).await;
+            legs.iter().for_each(|leg| leg.relax());
+        });
+    }
+
     /// Why nobody serves a destination now.
     #[must_use]
     pub fn no_route(&self, to: &Destination) -> Fault {
@@ -193,11 +212,11 @@ impl Relay {
     pub fn reload(&self, new: &RelayConfig) -> Result<Vec<&'static str>, ConfigError> {
         new.check()?;
         self.fair.set(new.bandwidth);
-        let limits = &new.limits;
-        self.connect_client.set(limits.connect_client());
-        self.connect_tenant.set(limits.connect_tenant());
-        self.lookup_client.set(limits.lookup_client());
-        self.tunnels.set(limits.tunnels_per_client);
+        let rates = &new.limits;
+        self.connect_client.set(rates.connect_client());
+        self.connect_tenant.set(rates.connect_tenant());
+        self.lookup_client.set(rates.lookup_client());
+        self.tunnels.set(rates.tunnels_per_client);
         let later = self.config.fixed_differences(new);
         if !later.is_empty() {
             tracing::warn!(keys = later.join(", "), "these keys were changed too, and need a restart");
@@ -244,10 +263,30 @@ impl Relay {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// Makes room on links where too many streams wait for ends that do not read: half of the link's window stays for
+    /// the others.
+    fn relieve(&self, now: Instant) {
+        for live in self.registry.select(None, |_| true) {
+            let each = match &live.handle {
+                // Streams that stand still and hold little harm nobody. What QUIC holds is not known.
+                Channel::Framed(mux) if mux.stats().held < limits::CONNECTION_WINDOW / 2 => continue,
+                Channel::Framed(_) => limits::INITIAL_STREAM_WINDOW,
+                Channel::Quic(_) => quic::STREAM_WINDOW.into(),
+            };
+            let most = usize::try_from(limits::CONNECTION_WINDOW / 2 / each).unwrap_or(usize::MAX);
+            let reset = live.stalls.relieve(most, now);
+            if reset > 0 {
+                let facts = &live.facts;
+                tracing::warn!(tenant = %facts.tenant, session = %facts.id, reset, "streams whose other ends do not read were reset to make room");
+            }
+        }
+    }
+
     /// What is held now of what is bounded, as gauges.
     fn show_bounds(&self) {
-        let (mut streams, mut held, mut most_held) = (0, 0, 0);
+        let (mut streams, mut held, mut most_held, mut stalled) = (0, 0, 0, 0);
         for live in self.registry.select(None, |_| true) {
+            stalled = stalled.max(live.stalls.len());
             let stats = live.handle.stats();
             streams = streams.max(stats.streams);
             held += stats.held;
@@ -258,6 +297,7 @@ impl Relay {
             ("hedgerow_relay_link_streams_max", streams as u64),
             ("hedgerow_relay_link_held_bytes", held),
             ("hedgerow_relay_link_held_bytes_max", most_held),
+            ("hedgerow_relay_link_stalled_streams_max", stalled as u64),
             ("hedgerow_relay_lanes", joined as u64),
             ("hedgerow_relay_lanes_waiting", waiting as u64),
             ("hedgerow_relay_tunnels", self.tunnels.held() as u64),
@@ -274,6 +314,7 @@ impl Relay {
             tokio::time::sleep(tick).await;
             let now = Instant::now();
             self.lanes.expire(now);
+            self.relieve(now);
             self.show_bounds();
             if now.duration_since(enforced).as_secs() >= 5 {
                 enforced = now;

@@ -85,12 +85,16 @@ impl Doors {
         scope.spawn(async move {
             let mut failures = 0;
             loop {
-                let Some(permit) = doors.permit().await else { return };
+                // Only to see that there is one: doors at which nobody stands must not hold permits.
+                if doors.permit().await.is_none() {
+                    return;
+                }
                 match listener.accept().await {
                     Ok((tcp, address)) => {
                         if std::mem::take(&mut failures) > 0 && doors.shortage.end() {
                             tracing::info!("connections are taken again");
                         }
+                        let Some(permit) = doors.permit().await else { return };
                         let place = doors.waiting.enter(address.ip());
                         metrics::counter!("hedgerow_relay_accepts_total").increment(1);
                         let greeter = doors.clone();
@@ -151,6 +155,7 @@ impl Doors {
             Err(_) => return dropped(DropReason::HandshakeTimeout),
         };
         metrics::counter!("hedgerow_relay_connections_total", "kind" => kind).increment(1);
+        // Each is boxed, so that a peer that says nothing holds no room for what it might become: 45 KB a peer otherwise.
         match sorted {
             Sorted::Lane(ticket, carrier, first) => {
                 let leg = Leg { carrier, first, address, probe, permit: Box::new(permit) };
@@ -158,15 +163,15 @@ impl Doors {
             }
             Sorted::Link(tls) => {
                 let _permit = permit;
-                serve::link(&self.relay, *tls, address, probe, place).await;
+                Box::pin(serve::link(&self.relay, *tls, address, probe, place)).await;
             }
             Sorted::Http(tls, version) => {
                 drop(place);
-                connect::serve(&self.relay, *tls, version, address, permit, Some(&self)).await;
+                Box::pin(connect::serve(&self.relay, *tls, version, address, permit, Some(&self))).await;
             }
             Sorted::Name(to, tcp, first) => {
                 let from = pass::From { address, probe };
-                pass::serve(&self.relay, Prefixed::new(first, tcp), to, from, place, permit).await;
+                Box::pin(pass::serve(&self.relay, Prefixed::new(first, tcp), to, from, place, permit)).await;
             }
         }
     }
@@ -184,7 +189,7 @@ impl Doors {
             Err(_) => return dropped(DropReason::HandshakeTimeout),
         }
         metrics::counter!("hedgerow_relay_connections_total", "kind" => "web").increment(1);
-        connect::serve(&self.relay, tcp, Version::Plain, address, permit, None).await;
+        Box::pin(connect::serve(&self.relay, tcp, Version::Plain, address, permit, None)).await;
     }
 
     /// Finds out what a connection is. `None` when it was closed; that is counted already.
@@ -206,7 +211,8 @@ impl Doors {
             return Some(Sorted::Name(to, tcp, first.freeze()));
         }
         let acceptor = self.tls.read().clone();
-        let tls = match acceptor.accept(Prefixed::new(first.freeze(), tcp)).await {
+        // Boxed: what begins only now must not cost a peer that says nothing.
+        let tls = match Box::pin(acceptor.accept(Prefixed::new(first.freeze(), tcp))).await {
             Ok(tls) => tls,
             Err(error) => {
                 tracing::debug!(%error, "TLS hand-shake failed");
@@ -218,7 +224,7 @@ impl Doors {
         metrics::counter!("hedgerow_relay_tls_handshakes_total", "group" => group.unwrap_or("unknown")).increment(1);
         match tls.get_ref().1.alpn_protocol() {
             Some(p) if p == ALPN_LINK => Some(Sorted::Link(Box::new(tls))),
-            Some(p) if p == ALPN_LANE => wrapped(tls).await,
+            Some(p) if p == ALPN_LANE => Box::pin(wrapped(tls)).await,
             Some(b"h2") => Some(Sorted::Http(Box::new(tls), Version::Two)),
             _ => Some(Sorted::Http(Box::new(tls), Version::One)),
         }

@@ -249,7 +249,7 @@ async fn connect(
     relay.work.spawn(async move {
         let _open = (busy, share);
         if let Ok(Ok(io)) = tokio::time::timeout(limit, upgrade).await {
-            pump::client(TokioIo::new(io), stream, &meter).await;
+            pump::client(TokioIo::new(io), (stream, &by.stalls), &meter).await;
         }
     });
     Response::new(Full::default())

@@ -286,6 +286,15 @@ impl Lanes {
         }
     }
 
+    /// The sockets of a holder's own legs, as far as they are known.
+    #[must_use]
+    pub fn legs_of(&self, tenant: &TenantId, entity: EntityId) -> Vec<Probe> {
+        let inner = self.inner.lock();
+        let of = |end: &End, probe: Option<Probe>| probe.filter(|_| end.entity == entity);
+        let legs = |l: &Live| [of(&l.facts.device, l.device_probe), of(&l.facts.node, l.node_probe)];
+        inner.live.values().filter(|l| l.facts.tenant == *tenant).flat_map(|l| legs(l)).flatten().collect()
+    }
+
     /// Cuts every lane, joined or not, for which `which` holds; how many were joined.
     pub fn cut(&self, which: impl Fn(&Facts) -> bool) -> usize {
         self.forget(|pending| which(&pending.facts));

@@ -210,6 +210,9 @@ async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr, pr
         }
     };
     tracing::info!(tenant = %live.facts.tenant, role = %live.facts.role, session = %live.facts.id, %reason, "link is down");
+    if reason.code == Code::Lost {
+        relay.check_lanes(&live.facts);
+    }
 }
 
 /// A link makes room for a newer one. That of the same process has only moved (to the other transport, or after its
@@ -269,8 +272,7 @@ async fn through(
         Ok((target, by)) => {
             metrics::counter!("hedgerow_relay_streams_total", "origin" => to.origin.as_str()).increment(1);
             let meter = relay.fair.meter(&to.tenant, &[facts.holder(), by.facts.holder()]);
-            drop(by);
-            pump::streams(incoming.accept(), target, &meter).await;
+            pump::streams((incoming.accept(), &live.stalls), (target, &by.stalls), &meter).await;
         }
         Err(fault) => {
             count_refusal(&fault);
