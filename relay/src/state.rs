@@ -263,17 +263,18 @@ impl Relay {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Makes room on links where too many streams wait for ends that do not read: half of the link's window stays for
-    /// the others.
+    /// Makes room on links where too many streams wait for ends that do not read: a good part of the link's window stays
+    /// for the others.
     fn relieve(&self, now: Instant) {
         for live in self.registry.select(None, |_| true) {
-            let each = match &live.handle {
+            let room = match &live.handle {
                 // Streams that stand still and hold little harm nobody. What QUIC holds is not known.
                 Channel::Framed(mux) if mux.stats().held < limits::CONNECTION_WINDOW / 2 => continue,
-                Channel::Framed(_) => limits::INITIAL_STREAM_WINDOW,
-                Channel::Quic(_) => quic::STREAM_WINDOW.into(),
+                // Half of the window may have gone into windows that grew.
+                Channel::Framed(_) => limits::CONNECTION_WINDOW / 4 / limits::INITIAL_STREAM_WINDOW,
+                Channel::Quic(_) => limits::CONNECTION_WINDOW / 2 / u64::from(quic::STREAM_WINDOW),
             };
-            let most = usize::try_from(limits::CONNECTION_WINDOW / 2 / each).unwrap_or(usize::MAX);
+            let most = usize::try_from(room).unwrap_or(usize::MAX);
             let reset = live.stalls.relieve(most, now);
             if reset > 0 {
                 let facts = &live.facts;

@@ -140,7 +140,10 @@ async fn p01_bytes_held_for_streams_are_bounded_for_each_stream_and_each_link() 
     let (node, device) = (world.node(5).await, world.device(6).await);
     let most = || metric("hedgerow_relay_link_held_bytes_max", "");
     let mut unread = Vec::new();
-    for (streams, bound) in [(1, 2 * limits::INITIAL_STREAM_WINDOW), (150, limits::CONNECTION_WINDOW)] {
+    for (streams, least, bound) in [
+        (1, limits::INITIAL_STREAM_WINDOW / 2, limits::MAX_STREAM_WINDOW),
+        (150, limits::CONNECTION_WINDOW / 2, limits::CONNECTION_WINDOW),
+    ] {
         while unread.len() < streams {
             let (at_device, mut at_node) = stream(&world, &device, &node).await;
             unread.push(at_device);
@@ -148,11 +151,11 @@ async fn p01_bytes_held_for_streams_are_bounded_for_each_stream_and_each_link() 
                 .scope
                 .spawn(async move { while at_node.write_chunk(Bytes::from_static(&[7; 16_384])).await.is_ok() {} });
         }
-        let bound = bound as f64;
+        let (least, bound) = (least as f64, bound as f64);
         let mut highest = 0.0_f64;
         eventually("it is filled", || {
             highest = highest.max(most());
-            highest >= bound * 0.4
+            highest >= least
         })
         .await;
         // The gauge moves once a second.
@@ -162,8 +165,8 @@ async fn p01_bytes_held_for_streams_are_bounded_for_each_stream_and_each_link() 
         }
         assert!(highest <= bound, "{streams} streams: {highest} of {bound}");
     }
-    let stalled = metric("hedgerow_relay_link_stalled_streams_max", "");
-    assert!(stalled > 0.0 && stalled <= 64.0, "{stalled}");
+    let stalled = || metric("hedgerow_relay_link_stalled_streams_max", "");
+    eventually("those that stand still longest have made room", || stalled() > 0.0 && stalled() <= 32.0).await;
 }
 
 #[tokio::test]

@@ -48,7 +48,7 @@ use prefixed::Prefixed;
 pub use shortage::Shortage;
 pub use waiting::{Place, Waiting};
 
-/// Silent connections that make room when descriptors or permits are short.
+/// Silent connections that make room when descriptors are short.
 const SHED: usize = 64;
 
 /// What every door of one relay shares.
@@ -85,10 +85,6 @@ impl Doors {
         scope.spawn(async move {
             let mut failures = 0;
             loop {
-                // Only to see that there is one: doors at which nobody stands must not hold permits.
-                if doors.permit().await.is_none() {
-                    return;
-                }
                 match listener.accept().await {
                     Ok((tcp, address)) => {
                         if std::mem::take(&mut failures) > 0 && doors.shortage.end() {
@@ -119,16 +115,17 @@ impl Doors {
         });
     }
 
-    /// A permit for the next connection. When all are held, silent connections make room; when nobody is silent, new
-    /// ones wait in the system's queue. `None` when the relay ends.
+    /// A permit for a connection that came. When all are held, the oldest silent one makes room; when nobody is silent,
+    /// this one waits, and those after it in the system's queue. `None` when the relay ends.
     async fn permit(&self) -> Option<OwnedSemaphorePermit> {
         let permits = self.permits.clone();
         if let Ok(permit) = permits.clone().try_acquire_owned() {
             return Some(permit);
         }
-        self.waiting.shed(SHED);
-        if let Ok(permit) = tokio::time::timeout(shortage::SHED_TIME, permits.clone().acquire_owned()).await {
-            return permit.ok();
+        while self.waiting.shed(1) > 0 {
+            if let Ok(permit) = tokio::time::timeout(shortage::SHED_TIME, permits.clone().acquire_owned()).await {
+                return permit.ok();
+            }
         }
         if self.shortage.begin(Instant::now()) {
             tracing::warn!("as many connections are open as may be: new ones wait. {}", shortage::ADVICE);

@@ -75,13 +75,15 @@ impl Waiting {
         inner.places.len() > self.most / part || own > self.most_per_client / part
     }
 
-    /// Shows the oldest `count` out: descriptors are short.
-    pub fn shed(&self, count: usize) {
+    /// Shows the oldest `count` out: descriptors are short. How many there were.
+    pub fn shed(&self, count: usize) -> usize {
         let mut inner = self.inner.lock();
-        for _ in 0..count {
+        let before = inner.places.len();
+        for _ in 0..count.min(before) {
             inner.show_out_oldest();
         }
         inner.tell();
+        before - inner.places.len()
     }
 }
 
