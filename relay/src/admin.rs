@@ -160,11 +160,8 @@ async fn status(State(relay): Shared) -> Json<Value> {
 
 fn link_entry(live: &Live<Channel>, now: UnixTime) -> Session {
     let (facts, stats) = (&live.facts, live.handle.stats());
-    // A QUIC peer may have moved; TLS measures by pings only, which a busy link does not send.
-    let (transport, address, rtt) = match &live.handle {
-        Channel::Framed(_) => ("tls", facts.address, facts.probe.and_then(Probe::rtt).or(stats.rtt)),
-        Channel::Quic(quic) => ("quic", quic.remote_address(), stats.rtt),
-    };
+    // TLS measures by pings only, which a busy link does not send.
+    let rtt = facts.probe.and_then(Probe::rtt).or(stats.rtt);
     Session::Link {
         id: facts.id.to_string(),
         tenant: facts.tenant.to_string(),
@@ -173,8 +170,8 @@ fn link_entry(live: &Live<Channel>, now: UnixTime) -> Session {
         group: facts.group.as_ref().map(ToString::to_string),
         origins: Origin::ALL.iter().filter(|o| live.serves(**o)).map(|o| o.as_str()).collect(),
         instance: facts.instance.to_string(),
-        transport,
-        address: address.to_string(),
+        transport: live.handle.transport().label(),
+        address: live.address().to_string(),
         build: facts.build.clone(),
         rtt_ms: rtt.map(ms),
         bytes_in: stats.bytes_in,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use hedgerow_shared::wire::message::{Destination, Vouched};
+use hedgerow_shared::wire::message::Destination;
 use hedgerow_shared::{EntityId, GroupName, InstanceId, Origin, Role, SessionId, TenantId, UnixTime};
 use parking_lot::RwLock;
 
@@ -50,7 +50,7 @@ pub struct Facts {
     pub origins: Vec<Origin>,
     /// The process.
     pub instance: InstanceId,
-    /// The peer's network address.
+    /// The peer's network address when it came.
     pub address: SocketAddr,
     /// Of the TCP connection below the link, where there is one.
     pub probe: Option<Probe>,
@@ -65,12 +65,6 @@ impl Facts {
     #[must_use]
     pub fn holder(&self) -> Option<(Role, EntityId)> {
         self.entity.map(|entity| (self.role, entity))
-    }
-
-    /// What the other end is told of this peer, for its logs.
-    #[must_use]
-    pub fn vouched(&self) -> Vouched {
-        Vouched { role: Some(self.role), id: self.entity, address: self.address.to_string() }
     }
 }
 

@@ -22,7 +22,9 @@ pub use mux::{mux, mux_calls};
 pub use policy::{acl, policy, role_config, target};
 pub use seeds::seeds;
 pub use trust::{certificate, signed_config};
-pub use wire::{client_hello, frame, lane_preamble, message, names, proxy_answer, registrations, token};
+pub use wire::{
+    client_hello, frame, lane_preamble, message, names, proxy_answer, quic_datagram, registrations, token, udp_batch,
+};
 
 /// Fed with any bytes; panics when a property does not hold.
 pub type Target = fn(&[u8]);
@@ -43,11 +45,13 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("names", names),
     ("policy", policy),
     ("proxy_answer", proxy_answer),
+    ("quic_datagram", quic_datagram),
     ("registrations", registrations),
     ("role_config", role_config),
     ("signed_config", signed_config),
     ("target", target),
     ("token", token),
+    ("udp_batch", udp_batch),
 ];
 
 /// Takes decisions off the front of an input; zeros once it is used up.

@@ -27,7 +27,7 @@ pub(crate) struct RelayArgs {
 
 #[derive(Debug, Subcommand)]
 enum RelayCommand {
-    /// Run the relay until TERM; a second TERM stops at once
+    /// Run the relay until TERM; a second TERM stops at once; HUP reads its certificate again
     Run(RelayConfigArgs),
     /// Look at the configuration without running anything
     Config {
@@ -269,9 +269,12 @@ fn start(source: &RelayConfigArgs, logging: &Logging) -> ExitCode {
     let sources = source.sources("relay");
     boot::run("relay", logging, drain, |context| async move {
         let running = hedgerow_relay::run(config, &context).await?;
-        let relay = running.relay().clone();
+        let (relay, certificate) = (running.relay().clone(), running.certificate.clone());
+        // Beside the certificate, which an embedded relay reads again too, the file that this process was started with.
         context.on_reload(move || {
-            relay.reload(&role::load::<RelayConfig>(&sources)?.value)?;
+            let new = role::load::<RelayConfig>(&sources)?.value;
+            certificate.reload()?;
+            relay.reload(&new)?;
             Ok(())
         });
         context.ready();

@@ -164,7 +164,9 @@ impl Doors {
             }
             Sorted::Http(tls, version) => {
                 drop(place);
-                Box::pin(connect::serve(&self.relay, *tls, version, address, permit, Some(&self))).await;
+                let binding = connect::binding(tls.get_ref().1);
+                let doors = Some(&self);
+                Box::pin(connect::serve(&self.relay, *tls, version, address, permit, doors, binding)).await;
             }
             Sorted::Name(to, tcp, first) => {
                 let from = pass::From { address, probe };
@@ -186,7 +188,7 @@ impl Doors {
             Err(_) => return dropped(DropReason::HandshakeTimeout),
         }
         metrics::counter!("hedgerow_relay_connections_total", "kind" => "web").increment(1);
-        Box::pin(connect::serve(&self.relay, tcp, Version::Plain, address, permit, None)).await;
+        Box::pin(connect::serve(&self.relay, tcp, Version::Plain, address, permit, None, None)).await;
     }
 
     /// Finds out what a connection is. `None` when it was closed; that is counted already.

@@ -9,6 +9,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
+use hedgerow_runtime::fair::Share;
 use parking_lot::Mutex;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -101,6 +102,7 @@ async fn burst(
     mut grant: Grant<'_>,
     stop: &CancellationToken,
 ) -> io::Result<bool> {
+    let mut share = Share::default();
     loop {
         let most = grant.of(pipe.size);
         let filled = match from.try_io(Interest::READABLE, || splice(from.as_fd(), pipe.write.as_fd(), most)) {
@@ -140,12 +142,13 @@ async fn burst(
             }
         }
         // Sockets that are always ready must not keep the other lanes of this worker waiting.
-        tokio::task::consume_budget().await;
+        share.moved(filled).await;
     }
 }
 
 async fn copy_burst(from: &TcpStream, to: &TcpStream, toll: Toll<'_>, mut grant: Grant<'_>) -> io::Result<bool> {
     let mut buffer = vec![0; FALLBACK];
+    let mut share = Share::default();
     loop {
         let most = grant.of(FALLBACK);
         let length = match from.try_read(&mut buffer[..most]) {
@@ -168,7 +171,7 @@ async fn copy_burst(from: &TcpStream, to: &TcpStream, toll: Toll<'_>, mut grant:
             Some(next) => grant = next,
             None => return Ok(true),
         }
-        tokio::task::consume_budget().await;
+        share.moved(length).await;
     }
 }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::wire::message::{Control, GoAway};
 
+use super::Transport;
 use super::stream::Stream;
 use crate::mux::{self, Mux, Stats};
 use crate::quic;
@@ -76,6 +77,24 @@ impl Channel {
         match self {
             Self::Framed(mux) => mux.next_datagram().await,
             Self::Quic(mux) => mux.next_datagram().await,
+        }
+    }
+
+    /// What it runs on.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        match self {
+            Self::Framed(_) => Transport::Tls,
+            Self::Quic(_) => Transport::Quic,
+        }
+    }
+
+    /// The peer's address now, where it may move while the link stays: over QUIC.
+    #[must_use]
+    pub fn moving_address(&self) -> Option<std::net::SocketAddr> {
+        match self {
+            Self::Framed(_) => None,
+            Self::Quic(mux) => Some(mux.remote_address()),
         }
     }
 
