@@ -226,34 +226,3 @@ async fn p01_a_device_that_does_not_read_holds_up_neither_its_own_other_streams_
     }
     drop(stalled);
 }
-
-/// As many streams stand still as would fill the whole window of the node's link: those that stand still longest make
-/// room, and another device is served.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p01_so_many_stalled_streams_of_one_device_that_they_fill_the_nodes_link_make_room_for_another() {
-    let world = World::new().await;
-    let _core = world.core().await;
-    let (node, slow, quick) = (world.node(5).await, world.device(6).await, world.device(7).await);
-    let mut stalled = Vec::new();
-    for _ in 0..160 {
-        let (at_device, mut at_node) = stream(&world, &slow, &node).await;
-        stalled.push(at_device);
-        world.scope.spawn(async move {
-            let piece = Bytes::from(vec![7; 16_384]);
-            while at_node.write_chunk(piece.clone()).await.is_ok() {}
-        });
-    }
-    let (mut at_device, mut at_node) = stream(&world, &quick, &node).await;
-    let send = async {
-        for _ in 0..512 {
-            at_node.write_chunk(Bytes::from(vec![1; 16_384])).await.unwrap();
-        }
-    };
-    let receive = async {
-        let mut got = 0;
-        while got < 512 * 16_384 {
-            got += at_device.read_chunk().await.unwrap().unwrap().len();
-        }
-    };
-    timeout(LONG, async { tokio::join!(send, receive) }).await.unwrap();
-}

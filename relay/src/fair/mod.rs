@@ -69,7 +69,7 @@ impl Flow {
 
     fn rate(self) -> Option<Rate> {
         let burst = if self.burst_bytes == 0 { self.bytes_per_second } else { self.burst_bytes };
-        (self.bytes_per_second > 0).then(|| Rate { per_second: self.bytes_per_second as f64, burst: burst as f64 })
+        (self.bytes_per_second > 0).then_some(Rate { per_second: self.bytes_per_second as f64, burst: burst as f64 })
     }
 
     fn piece(self) -> u64 {
