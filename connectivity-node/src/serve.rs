@@ -121,7 +121,11 @@ impl Service {
                 Err(fault) => {
                     metrics::counter!("hedgerow_node_lane_legs_failed_total", "reason" => fault.code.label())
                         .increment(1);
-                    debug!(%fault, "cannot bring the leg of a lane");
+                    if fault.code == Code::Unauthenticated {
+                        warn!(reason = %fault, "somebody else answers where the relay called for the leg of a lane");
+                    } else {
+                        debug!(%fault, "cannot bring the leg of a lane");
+                    }
                 }
             }
         });

@@ -20,6 +20,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::routing::{delete, get, post};
@@ -36,9 +37,11 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::fair::Way;
 use crate::identity::Identity;
 use crate::lane;
 use crate::pass::Pass;
+use crate::probe::Probe;
 use crate::registry::Live;
 use crate::state::Relay;
 use crate::store::{StoreError, TenantState};
@@ -109,13 +112,25 @@ enum Session {
         node: String,
         device_address: String,
         node_address: String,
+        device_rtt_ms: Option<f64>,
+        node_rtt_ms: Option<f64>,
         path: &'static str,
         bytes_up: u64,
         bytes_down: u64,
         age_s: u64,
     },
     /// A connection passed through by server name.
-    Name { id: String, tenant: String, origin: &'static str, name: String, address: String, age_s: u64 },
+    Name {
+        id: String,
+        tenant: String,
+        origin: &'static str,
+        name: String,
+        address: String,
+        rtt_ms: Option<f64>,
+        bytes_up: u64,
+        bytes_down: u64,
+        age_s: u64,
+    },
 }
 
 async fn sessions(State(relay): Shared) -> Json<Vec<Session>> {
@@ -145,6 +160,8 @@ async fn status(State(relay): Shared) -> Json<Value> {
 
 fn link_entry(live: &Live<Channel>, now: UnixTime) -> Session {
     let (facts, stats) = (&live.facts, live.handle.stats());
+    // TLS measures by pings only, which a busy link does not send.
+    let rtt = facts.probe.and_then(Probe::rtt).or(stats.rtt);
     Session::Link {
         id: facts.id.to_string(),
         tenant: facts.tenant.to_string(),
@@ -156,13 +173,17 @@ fn link_entry(live: &Live<Channel>, now: UnixTime) -> Session {
         transport: live.handle.transport().label(),
         address: live.address().to_string(),
         build: facts.build.clone(),
-        rtt_ms: stats.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+        rtt_ms: rtt.map(ms),
         bytes_in: stats.bytes_in,
         bytes_out: stats.bytes_out,
         streams: stats.streams,
         draining: live.is_draining(),
         age_s: now.since(facts.since),
     }
+}
+
+fn ms(rtt: Duration) -> f64 {
+    rtt.as_secs_f64() * 1000.0
 }
 
 fn lane_entry(lane: &lane::Live, now: UnixTime) -> Session {
@@ -174,6 +195,8 @@ fn lane_entry(lane: &lane::Live, now: UnixTime) -> Session {
         node: lane.facts.node.entity.to_string(),
         device_address: lane.device_address.to_string(),
         node_address: lane.node_address.to_string(),
+        device_rtt_ms: lane.device_probe.and_then(Probe::rtt).map(ms),
+        node_rtt_ms: lane.node_probe.and_then(Probe::rtt).map(ms),
         path: lane.path,
         bytes_up: lane.up.load(Ordering::Relaxed),
         bytes_down: lane.down.load(Ordering::Relaxed),
@@ -187,7 +210,10 @@ fn pass_entry(pass: &Pass, now: UnixTime) -> Session {
         tenant: pass.to.tenant.to_string(),
         origin: pass.to.origin.as_str(),
         name: pass.to.name.clone(),
-        address: pass.address.to_string(),
+        address: pass.from.address.to_string(),
+        rtt_ms: pass.from.probe.and_then(Probe::rtt).map(ms),
+        bytes_up: pass.meter.moved(Way::Up),
+        bytes_down: pass.meter.moved(Way::Down),
         age_s: now.since(pass.since),
     }
 }

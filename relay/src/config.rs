@@ -8,6 +8,7 @@ use hedgerow_runtime::tls::Provider;
 use hedgerow_shared::limits::Timers;
 use serde::{Deserialize, Serialize};
 
+use crate::fair::Bandwidth;
 use crate::limit::Rate;
 
 /// The whole file.
@@ -32,6 +33,9 @@ pub struct RelayConfig {
     /// What strangers may use up.
     #[serde(default)]
     pub limits: Limits,
+    /// How many bytes may go through. Read again on HUP.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
     /// Timers.
     #[serde(default)]
     pub timers: TimerConfig,
@@ -119,6 +123,9 @@ pub struct Limits {
     /// TLS and QUIC hand-shakes begun a second. When everybody comes back at once, after this relay was away, the rest is
     /// closed unanswered and comes again later; a processor core makes about 1,500.
     pub handshakes_per_second: f64,
+    /// How many of them may come from one client address; beyond it the oldest of that address makes room. Enough for a
+    /// site whose devices all come back at once behind one address.
+    pub handshakes_per_client: usize,
     /// CONNECT requests a second of one client address (an IPv6 client is its /64).
     pub connect_per_client: f64,
     /// How many it may save up.
@@ -141,6 +148,7 @@ impl Default for Limits {
             connections: 200_000,
             handshakes: 16_384,
             handshakes_per_second: 1000.0,
+            handshakes_per_client: 2048,
             connect_per_client: 20.0,
             connect_burst_per_client: 200.0,
             tunnels_per_client: 1000,
@@ -243,8 +251,9 @@ impl RelayConfig {
             );
         }
         let l = &self.limits;
-        if l.connections == 0 || l.handshakes == 0 || l.tunnels_per_client == 0 {
-            return bad("limits", "connections, handshakes and tunnels_per_client must be at least 1");
+        if [l.connections, l.handshakes, l.handshakes_per_client, l.tunnels_per_client].contains(&0) {
+            let why = "connections, handshakes, handshakes_per_client and tunnels_per_client must be at least 1";
+            return bad("limits", why);
         }
         let rates = [l.pace(), l.connect_client(), l.connect_tenant(), l.lookup_client()];
         if rates
@@ -253,10 +262,38 @@ impl RelayConfig {
         {
             return bad("limits", "rates must be above 0 and bursts at least 1");
         }
+        let b = &self.bandwidth;
+        for (key, flow) in [("bandwidth.device", b.device), ("bandwidth.node", b.node), ("bandwidth.tenant", b.tenant)]
+        {
+            flow.check().map_err(|why| ConfigError { key, why })?;
+        }
         if !(self.timers.scale > 0.0 && self.timers.scale <= 10.0) {
             return bad("timers.scale", "expected a number above 0 and up to 10; 1 is right outside tests");
         }
         Ok(())
+    }
+
+    /// The keys in which `new` differs and that a running relay cannot change.
+    #[must_use]
+    pub fn fixed_differences(&self, new: &Self) -> Vec<&'static str> {
+        let limits = |l: &Limits| (l.connections, l.handshakes, l.handshakes_per_client);
+        [
+            ("name", self.name != new.name),
+            ("state", self.state != new.state),
+            ("listen", self.listen != new.listen),
+            ("tls", self.tls != new.tls),
+            ("lanes", self.lanes != new.lanes),
+            ("admin", self.admin != new.admin),
+            (
+                "limits.connections, limits.handshakes, limits.handshakes_per_client",
+                limits(&self.limits) != limits(&new.limits),
+            ),
+            ("timers", self.timers != new.timers),
+            ("drain", self.drain != new.drain),
+        ]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
     }
 
     /// The timers, scaled; the drain as configured.
@@ -312,6 +349,8 @@ mod tests {
             ("admin.listen", |c| c.admin.listen = "0.0.0.0:1".parse().unwrap()),
             ("limits", |c| c.limits.handshakes = 0),
             ("limits", |c| c.limits.lookup_per_client = f64::NAN),
+            ("bandwidth.node", |c| c.bandwidth.node.bytes_per_second = 100),
+            ("bandwidth.tenant", |c| c.bandwidth.tenant.burst_bytes = 100),
             ("timers.scale", |c| c.timers.scale = 0.0),
         ];
         for (key, damage) in cases {

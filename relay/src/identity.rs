@@ -202,6 +202,7 @@ mod tests {
             lanes: crate::config::LaneConfig::default(),
             admin: crate::config::Admin::default(),
             limits: crate::config::Limits::default(),
+            bandwidth: crate::fair::Bandwidth::default(),
             timers: crate::config::TimerConfig::default(),
             drain: crate::config::Drain::default(),
         }

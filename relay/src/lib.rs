@@ -13,15 +13,18 @@ pub mod admit;
 pub mod certificate;
 pub mod config;
 pub mod connect;
+pub mod fair;
 pub mod identity;
 pub mod lane;
 pub mod limit;
 pub mod pass;
+pub mod probe;
 pub mod pump;
 pub mod registry;
 pub mod route;
 pub mod run;
 pub mod serve;
+pub mod stall;
 pub mod state;
 pub mod store;
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -24,9 +25,14 @@ pub struct Rate {
 /// One bucket a key.
 #[derive(Debug)]
 pub struct Limiter<K> {
-    rate: Rate,
     /// Short critical sections without await; many tasks ask at once.
-    buckets: Mutex<HashMap<Option<K>, Bucket>>,
+    inner: Mutex<Buckets<K>>,
+}
+
+#[derive(Debug)]
+struct Buckets<K> {
+    rate: Rate,
+    all: HashMap<Option<K>, Bucket>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +45,24 @@ impl<K: Eq + Hash> Limiter<K> {
     /// A limiter without history.
     #[must_use]
     pub fn new(rate: Rate) -> Self {
-        Self { rate, buckets: Mutex::new(HashMap::new()) }
+        Self { inner: Mutex::new(Buckets { rate, all: HashMap::new() }) }
+    }
+
+    /// Another rate from now on; what was taken counts as before.
+    pub fn set(&self, rate: Rate) {
+        self.inner.lock().rate = rate;
+    }
+
+    /// Buckets remembered now.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.lock().all.len()
+    }
+
+    /// Whether nobody has asked.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Takes one token of `key`.
@@ -47,11 +70,12 @@ impl<K: Eq + Hash> Limiter<K> {
     /// # Errors
     /// How long to wait for the next.
     pub fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
-        let rate = self.rate;
+        let mut inner = self.inner.lock();
+        let Buckets { rate, all: buckets } = &mut *inner;
+        let rate = *rate;
         let refilled = |b: &Bucket| {
             (b.tokens + now.saturating_duration_since(b.at).as_secs_f64() * rate.per_second).min(rate.burst)
         };
-        let mut buckets = self.buckets.lock();
         let mut key = Some(key);
         if buckets.len() >= MAX_KEYS && !buckets.contains_key(&key) {
             buckets.retain(|_, b| refilled(b) < rate.burst);
@@ -72,7 +96,7 @@ impl<K: Eq + Hash> Limiter<K> {
 /// How many things each key may hold at once. Clones are the same.
 #[derive(Debug, Clone)]
 pub struct Shares<K: Eq + Hash> {
-    most: usize,
+    most: Arc<AtomicUsize>,
     /// Short critical sections without await.
     held: Arc<Mutex<HashMap<K, usize>>>,
 }
@@ -88,7 +112,18 @@ impl<K: Eq + Hash + Clone> Shares<K> {
     /// At most `most` a key.
     #[must_use]
     pub fn new(most: usize) -> Self {
-        Self { most, held: Arc::default() }
+        Self { most: Arc::new(AtomicUsize::new(most)), held: Arc::default() }
+    }
+
+    /// Another share from now on; what is held stays.
+    pub fn set(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
+    }
+
+    /// How many are held over all keys.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.lock().values().sum()
     }
 
     /// Takes one more; `None` when `key` holds all it may.
@@ -96,7 +131,7 @@ impl<K: Eq + Hash + Clone> Shares<K> {
     pub fn take(&self, key: K) -> Option<Share<K>> {
         let mut held = self.held.lock();
         let count = held.entry(key.clone()).or_default();
-        if *count >= self.most {
+        if *count >= self.most.load(Ordering::Relaxed) {
             return None;
         }
         *count += 1;

@@ -7,12 +7,12 @@
 //! Such a connection lives as long as its name: when the tenant is blocked or removed, or the name withdrawn, it is cut.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use hedgerow_runtime::clock;
-use hedgerow_runtime::link::Stream;
+use hedgerow_runtime::link::{Channel, Stream};
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_shared::fault::{Code, DropReason, Fault};
 use hedgerow_shared::wire::message::{Destination, Vouched};
@@ -23,8 +23,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::Place;
+use crate::fair::Meter;
 use crate::limit::{Share, client_key};
+use crate::probe::Probe;
 use crate::pump;
+use crate::registry::Live;
 use crate::state::{Relay, count_refusal};
 
 /// Where a connection goes by the name that it asked for.
@@ -38,6 +41,15 @@ pub struct Named {
     pub origin: Origin,
 }
 
+/// Where a connection came from.
+#[derive(Debug, Clone, Copy)]
+pub struct From {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Of its socket.
+    pub probe: Option<Probe>,
+}
+
 /// One connection that is passed through.
 #[derive(Debug)]
 pub struct Pass {
@@ -46,7 +58,9 @@ pub struct Pass {
     /// Where it goes.
     pub to: Named,
     /// Where it came from.
-    pub address: SocketAddr,
+    pub from: From,
+    /// What its bytes are charged to and counted in.
+    pub meter: Meter,
     /// When it was opened.
     pub since: UnixTime,
     end: CancellationToken,
@@ -94,9 +108,9 @@ struct Entered<'a> {
 }
 
 impl<'a> Entered<'a> {
-    fn new(passes: &'a Passes, to: Named, address: SocketAddr) -> Self {
+    fn new(passes: &'a Passes, to: Named, from: From, meter: Meter) -> Self {
         let id = SessionId::from_random(clock::random());
-        let pass = Arc::new(Pass { id, to, address, since: clock::now(), end: CancellationToken::new() });
+        let pass = Arc::new(Pass { id, to, from, meter, since: clock::now(), end: CancellationToken::new() });
         passes.live.lock().insert(id, pass.clone());
         Self { passes, pass }
     }
@@ -124,23 +138,17 @@ impl Relay {
 
 /// Serves one connection to its end. `io` yields everything the client sent, its ClientHello first. The place among
 /// those that are not known yet is kept until an endpoint has answered.
-pub(crate) async fn serve<IO>(
-    relay: &Relay,
-    io: IO,
-    to: Named,
-    address: SocketAddr,
-    place: Place,
-    permit: OwnedSemaphorePermit,
-) where
+pub(crate) async fn serve<IO>(relay: &Relay, io: IO, to: Named, from: From, place: Place, permit: OwnedSemaphorePermit)
+where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let _permit = permit;
     let opened = tokio::select! {
-        opened = open(relay, &to, address) => opened,
+        opened = open(relay, &to, from.address) => opened,
         () = place.shown_out() => return,
     };
     drop(place);
-    let (stream, _share) = match opened {
+    let (stream, by, _share) = match opened {
         Ok(opened) => opened,
         Err(fault) => {
             count_refusal(&fault);
@@ -148,7 +156,8 @@ pub(crate) async fn serve<IO>(
             return;
         }
     };
-    let entered = Entered::new(&relay.passes, to, address);
+    let meter = relay.fair.meter(&to.tenant, &[by.facts.holder()]);
+    let entered = Entered::new(&relay.passes, to, from, meter);
     let pass = &entered.pass;
     // Whoever was blocked, and a name that was withdrawn, between the look-up and this line.
     if relay.named(&pass.to.name).as_ref() != Some(&pass.to) {
@@ -156,7 +165,7 @@ pub(crate) async fn serve<IO>(
     }
     metrics::counter!("hedgerow_relay_passed_total", "origin" => pass.to.origin.as_str()).increment(1);
     tokio::select! {
-        () = pump::client(io, stream) => {}
+        () = pump::client(io, (stream, &by.stalls), &pass.meter) => {}
         () = pass.end.cancelled() => {
             count_refusal(&Fault::new(Code::Forbidden, ""));
             tracing::info!(tenant = %pass.to.tenant, origin = %pass.to.origin, "a connection passed through by name was cut");
@@ -165,7 +174,11 @@ pub(crate) async fn serve<IO>(
 }
 
 /// The limits of anonymous CONNECT, then a stream.
-async fn open(relay: &Relay, to: &Named, address: SocketAddr) -> Result<(Stream, Share<std::net::IpAddr>), Fault> {
+async fn open(
+    relay: &Relay,
+    to: &Named,
+    address: SocketAddr,
+) -> Result<(Stream, Arc<Live<Channel>>, Share<IpAddr>), Fault> {
     let client = client_key(address.ip());
     let limited = |what: &str| {
         dropped(DropReason::RateLimited);
@@ -183,5 +196,6 @@ async fn open(relay: &Relay, to: &Named, address: SocketAddr) -> Result<(Stream,
     let destination =
         Destination { tenant: to.tenant.clone(), origin: to.origin, group: None, instance: None, node: None };
     let vouched = Vouched { role: None, id: None, address: address.to_string() };
-    Ok((relay.open(&destination, vouched, None, None).await?, share))
+    let (stream, by) = relay.open(&destination, vouched, None, None).await?;
+    Ok((stream, by, share))
 }

@@ -15,6 +15,9 @@ use hedgerow_shared::wire::message::Destination;
 use hedgerow_shared::{EntityId, GroupName, InstanceId, Origin, Role, SessionId, TenantId, UnixTime};
 use parking_lot::RwLock;
 
+use crate::probe::Probe;
+use crate::stall::Stalls;
+
 /// Over how long mutual displacements are counted, and how long the back-off lasts.
 const DISPLACEMENT_WINDOW: Duration = Duration::from_secs(60);
 /// A process whose last link was lost so long ago is gone: it would have been back.
@@ -49,10 +52,20 @@ pub struct Facts {
     pub instance: InstanceId,
     /// The peer's network address when it came.
     pub address: SocketAddr,
+    /// Of the TCP connection below the link, where there is one.
+    pub probe: Option<Probe>,
     /// The peer's software, as it says.
     pub build: String,
     /// Since when.
     pub since: UnixTime,
+}
+
+impl Facts {
+    /// Whom its bytes are charged to beside its tenant.
+    #[must_use]
+    pub fn holder(&self) -> Option<(Role, EntityId)> {
+        self.entity.map(|entity| (self.role, entity))
+    }
 }
 
 /// How busy a link is; the least busy one is picked.
@@ -68,6 +81,8 @@ pub struct Live<H> {
     pub facts: Facts,
     /// The link.
     pub handle: H,
+    /// Its streams whose other ends do not read.
+    pub stalls: Stalls,
     draining: AtomicBool,
     /// It ended by silence, which takes as long as a process takes to be called gone.
     silent: AtomicBool,
@@ -217,6 +232,7 @@ impl<H: Load> Registry<H> {
         let live = Arc::new(Live {
             facts,
             handle,
+            stalls: Stalls::default(),
             draining: AtomicBool::new(false),
             silent: AtomicBool::new(false),
             checked: AtomicBool::new(false),
@@ -406,6 +422,7 @@ mod tests {
             origins: origins.to_vec(),
             instance: InstanceId::from_random([instance; 16]),
             address: "127.0.0.1:1".parse().unwrap(),
+            probe: None,
             build: String::new(),
             since: UnixTime(0),
         }

@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use crate::accept::{Door, Doors, Waiting};
+use crate::accept::{Door, Doors, Shortage, Waiting};
 use crate::admin;
 use crate::certificate::Certificate;
 use crate::config::{ConfigError, RelayConfig};
@@ -131,7 +131,11 @@ pub async fn run(config: RelayConfig, context: &Context) -> Result<Running, Star
     let doors = Doors {
         tls: Arc::new(RwLock::new(TlsAcceptor::from(identity.server.clone()))),
         permits: Arc::new(Semaphore::new(config.limits.connections.min(descriptors.saturating_sub(RESERVED)).max(1))),
-        waiting: Waiting::new(config.limits.handshakes.min(descriptors / 2).max(1)),
+        waiting: Waiting::new(
+            config.limits.handshakes.min(descriptors / 2).max(1),
+            config.limits.handshakes_per_client.min(descriptors / 8).max(1),
+        ),
+        shortage: Shortage::default(),
         relay: Relay::new(config, store, context.scope.child()),
     };
     let relay = doors.relay.clone();
@@ -327,5 +331,20 @@ fn describe_metrics() {
     counter!("hedgerow_relay_lanes_cut_total", "Joined lanes that the relay ended");
     counter!("hedgerow_relay_lane_bytes_total", "Bytes moved on lanes that have ended");
     counter!("hedgerow_relay_splice_fallbacks_total", "Bursts copied because no pipe could be had");
+    counter!("hedgerow_relay_pauses_total", "Readings put off because of a bandwidth limit, by limit");
+    for limit in ["device", "node", "tenant"] {
+        metrics::counter!("hedgerow_relay_pauses_total", "limit" => limit).increment(0);
+    }
+    gauge!("hedgerow_relay_handshakes", "Connections that have not shown yet what they are");
+    gauge!("hedgerow_relay_lanes", "Joined lanes");
+    gauge!("hedgerow_relay_lanes_waiting", "Lanes asked for whose legs have not both come");
+    gauge!("hedgerow_relay_tunnels", "CONNECT tunnels and connections passed through by name");
+    gauge!("hedgerow_relay_link_streams_max", "Streams on the link that has most");
+    gauge!(
+        "hedgerow_relay_link_stalled_streams_max",
+        "Streams that wait for an end that does not read, on the link with most"
+    );
+    gauge!("hedgerow_relay_link_held_bytes_max", "Bytes held for streams of the TLS link that holds most");
+    gauge!("hedgerow_relay_link_held_bytes", "Bytes held for streams of all TLS links");
     gauge!("hedgerow_relay_links", "Live links by role");
 }

@@ -3,19 +3,21 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::{Channel, Stream};
+use hedgerow_runtime::quic;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::fault::{Code, Fault};
-use hedgerow_shared::limits::Timers;
+use hedgerow_shared::limits::{self, Timers};
 use hedgerow_shared::wire::message::{Destination, GoAway, LinkOpen, Vouched};
 use hedgerow_shared::{InstanceId, SessionId, TenantId};
 use tokio::time::timeout;
 
 use crate::admit;
-use crate::config::RelayConfig;
+use crate::config::{ConfigError, RelayConfig};
+use crate::fair::Fairness;
 use crate::lane::{End, Lanes};
 use crate::limit::{Limiter, Shares};
 use crate::pass::Passes;
@@ -26,6 +28,9 @@ use crate::store::{Store, Tenant, TenantState};
 pub const RETURNS: u64 = 500;
 /// Sessions tried for one stream before it is refused.
 const ATTEMPTS: usize = 3;
+
+/// For how long the lanes of a holder whose link was lost are asked for signs of life.
+const LANES_ASKED: Duration = Duration::from_secs(6);
 
 /// An endpoint that takes longer to answer is asked whether it is there.
 const SLOW_ANSWER: Duration = Duration::from_millis(500);
@@ -42,6 +47,8 @@ pub struct Relay {
     pub registry: Registry<Channel>,
     /// Joined connections.
     pub lanes: Lanes,
+    /// How fast bytes go through.
+    pub fair: Fairness,
     /// Connections passed through by server name.
     pub passes: Passes,
     /// Where web-services clients find this relay as an HTTP proxy (`http://host:port`); known once the doors are open.
@@ -87,19 +94,21 @@ impl Relay {
     /// A relay without connections.
     #[must_use]
     pub fn new(config: RelayConfig, store: Store, work: Scope) -> Arc<Self> {
-        let (timers, limits) = (config.timers(), &config.limits);
+        let (timers, rates) = (config.timers(), &config.limits);
+        let fair = Fairness::new(config.bandwidth);
         Arc::new(Self {
             timers,
             registry: Registry::default(),
-            lanes: Lanes::new(timers.lane_wait, config.lanes.splice, work.clone()),
+            lanes: Lanes::new(timers.lane_wait, config.lanes.splice, fair.clone(), work.clone()),
+            fair,
             passes: Passes::default(),
             web: OnceLock::new(),
             instance: InstanceId::from_random(clock::random()),
-            handshakes: Limiter::new(limits.pace()),
-            connect_client: Limiter::new(limits.connect_client()),
-            tunnels: Shares::new(limits.tunnels_per_client),
-            connect_tenant: Limiter::new(limits.connect_tenant()),
-            lookup_client: Limiter::new(limits.lookup_client()),
+            handshakes: Limiter::new(rates.pace()),
+            connect_client: Limiter::new(rates.connect_client()),
+            tunnels: Shares::new(rates.tunnels_per_client),
+            connect_tenant: Limiter::new(rates.connect_tenant()),
+            lookup_client: Limiter::new(rates.lookup_client()),
             store,
             config,
             work,
@@ -108,7 +117,7 @@ impl Relay {
     }
 
     /// Opens a stream to a session that serves the destination; another one is tried when the picked one has just
-    /// gone. The endpoint's own refusal is final.
+    /// gone. The endpoint's own refusal is final. The stream comes with the session that it is on.
     ///
     /// # Errors
     /// `NoRoute`, `TimedOut`, or the endpoint's refusal.
@@ -118,14 +127,14 @@ impl Relay {
         vouched: Vouched,
         trace: Option<String>,
         not: Option<SessionId>,
-    ) -> Result<Stream, Fault> {
+    ) -> Result<(Stream, Arc<Live<Channel>>), Fault> {
         let header = LinkOpen::Through { to: to.clone(), vouched: Some(vouched), trace };
         let mut tried: Vec<SessionId> = not.into_iter().collect();
         let mut last = self.no_route(to);
         for _ in 0..ATTEMPTS {
             let Some(live) = self.registry.pick(to, &tried) else { break };
             match timeout(self.timers.connect, self.opened(&live, &header)).await {
-                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Ok(stream)) => return Ok((stream, live)),
                 Ok(Err(fault)) if matches!(fault.code, Code::Lost | Code::Draining | Code::Displaced) => last = fault,
                 Ok(Err(fault)) => return Err(fault),
                 Err(_) => return Err(Fault::new(Code::TimedOut, "the endpoint did not answer in time")),
@@ -159,6 +168,21 @@ impl Relay {
                 live.handle.close(Fault::new(Code::Lost, "the peer does not answer any more"));
             }
             live.end_check();
+        });
+    }
+
+    /// A link was lost without a word: its holder's lanes are asked whether anybody is there. Those of a holder that has
+    /// vanished end within 5 s; those of one whose link alone broke go on.
+    pub fn check_lanes(&self, facts: &Facts) {
+        let Some(entity) = facts.entity else { return };
+        let legs = self.lanes.legs_of(&facts.tenant, entity);
+        if legs.is_empty() {
+            return;
+        }
+        legs.iter().for_each(|leg| leg.hasten());
+        self.work.spawn(async move {
+            tokio::time::sleep(LANES_ASKED).await;
+            legs.iter().for_each(|leg| leg.relax());
         });
     }
 
@@ -197,6 +221,26 @@ impl Relay {
         });
         closed += self.cut_lost_names();
         closed
+    }
+
+    /// Takes from a configuration what can change while the relay runs: bandwidth and rates. Nothing changes when it
+    /// cannot be used. What it names differently beside that needs a restart: those keys are returned.
+    ///
+    /// # Errors
+    /// The first key that is wrong.
+    pub fn reload(&self, new: &RelayConfig) -> Result<Vec<&'static str>, ConfigError> {
+        new.check()?;
+        self.fair.set(new.bandwidth);
+        let rates = &new.limits;
+        self.connect_client.set(rates.connect_client());
+        self.connect_tenant.set(rates.connect_tenant());
+        self.lookup_client.set(rates.lookup_client());
+        self.tunnels.set(rates.tunnels_per_client);
+        let later = self.config.fixed_differences(new);
+        if !later.is_empty() {
+            tracing::warn!(keys = later.join(", "), "these keys were changed too, and need a restart");
+        }
+        Ok(later)
     }
 
     /// Whether a session that was admitted may go on.
@@ -239,6 +283,50 @@ impl Relay {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// Makes room on links where too many streams wait for ends that do not read: a good part of the link's window stays
+    /// for the others.
+    fn relieve(&self, now: Instant) {
+        for live in self.registry.select(None, |_| true) {
+            let room = match &live.handle {
+                // Streams that stand still and hold little harm nobody. What QUIC holds is not known.
+                Channel::Framed(mux) if mux.stats().held < limits::CONNECTION_WINDOW / 2 => continue,
+                // Half of the window may have gone into windows that grew.
+                Channel::Framed(_) => limits::CONNECTION_WINDOW / 4 / limits::INITIAL_STREAM_WINDOW,
+                Channel::Quic(_) => limits::CONNECTION_WINDOW / 2 / u64::from(quic::STREAM_WINDOW),
+            };
+            let most = usize::try_from(room).unwrap_or(usize::MAX);
+            let reset = live.stalls.relieve(most, now);
+            if reset > 0 {
+                let facts = &live.facts;
+                tracing::warn!(tenant = %facts.tenant, session = %facts.id, reset, "streams whose other ends do not read were reset to make room");
+            }
+        }
+    }
+
+    /// What is held now of what is bounded, as gauges.
+    fn show_bounds(&self) {
+        let (mut streams, mut held, mut most_held, mut stalled) = (0, 0, 0, 0);
+        for live in self.registry.select(None, |_| true) {
+            stalled = stalled.max(live.stalls.len());
+            let stats = live.handle.stats();
+            streams = streams.max(stats.streams);
+            held += stats.held;
+            most_held = most_held.max(stats.held);
+        }
+        let (joined, waiting) = self.lanes.counts();
+        for (name, value) in [
+            ("hedgerow_relay_link_streams_max", streams as u64),
+            ("hedgerow_relay_link_held_bytes", held),
+            ("hedgerow_relay_link_held_bytes_max", most_held),
+            ("hedgerow_relay_link_stalled_streams_max", stalled as u64),
+            ("hedgerow_relay_lanes", joined as u64),
+            ("hedgerow_relay_lanes_waiting", waiting as u64),
+            ("hedgerow_relay_tunnels", self.tunnels.held() as u64),
+        ] {
+            metrics::gauge!(name).set(value as f64);
+        }
+    }
+
     /// What must be done now and then: alone-standing lane legs, expired certificates and configurations.
     pub async fn keep_house(self: Arc<Self>) {
         let tick = (self.timers.lane_wait / 4).min(std::time::Duration::from_secs(1));
@@ -247,10 +335,13 @@ impl Relay {
             tokio::time::sleep(tick).await;
             let now = clock::monotonic();
             self.lanes.expire(now);
+            self.relieve(now);
+            self.show_bounds();
             if now.duration_since(enforced).as_secs() >= 5 {
                 enforced = now;
                 self.enforce(None);
                 self.registry.tidy(now);
+                self.fair.tidy(now);
             }
         }
     }

@@ -15,5 +15,6 @@ pub mod office;
 pub mod process;
 pub mod ssh;
 pub mod tap;
+pub mod udp_tap;
 pub mod work;
 pub mod world;

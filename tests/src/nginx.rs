@@ -57,6 +57,7 @@ impl Nginx {
                client_body_temp_path {dir}/uploads; proxy_temp_path {dir}/tmp; fastcgi_temp_path {dir}/tmp;\n\
                uwsgi_temp_path {dir}/tmp; scgi_temp_path {dir}/tmp;\n\
                ssl_certificate {dir}/cert.pem; ssl_certificate_key {dir}/key.pem;\n\
+               ssl_protocols TLSv1.2 TLSv1.3;\n\
                server {{ listen 127.0.0.1:{port} backlog=1024; listen 127.0.0.1:{tls_port} ssl http2 backlog=1024;\n\
                  location = /ok {{ return 200 \"ok\\n\"; }}\n\
                  location /upload {{ client_max_body_size 0; client_body_in_file_only on;\n\

@@ -99,6 +99,16 @@ impl Tap {
     /// Starts one in front of `to`. It serves until the test's process ends.
     #[must_use]
     pub fn start(to: &str, gate: &Gate) -> Self {
+        Self::start_as(to, gate, false)
+    }
+
+    /// As `start`, on a network whose firewall passes only what begins like TLS: anything else is cut at once.
+    #[must_use]
+    pub fn behind_a_firewall(to: &str, gate: &Gate) -> Self {
+        Self::start_as(to, gate, true)
+    }
+
+    fn start_as(to: &str, gate: &Gate, only_tls: bool) -> Self {
         let to: SocketAddr = to.parse().expect("an address");
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let address = listener.local_addr().expect("its address");
@@ -106,6 +116,10 @@ impl Tap {
         let (list, gate) = (connections.clone(), gate.clone());
         std::thread::spawn(move || {
             for near in listener.incoming().flatten() {
+                // Everybody speaks first here, and at once.
+                if only_tls && !begins_like_tls(&near) {
+                    continue;
+                }
                 let Ok(far) = connect(to) else { continue };
                 let recording = Shared::default();
                 list.lock().expect("no tap panics").push(recording.clone());
@@ -132,6 +146,13 @@ impl Tap {
         let connections = self.connections.lock().expect("no tap panics");
         connections.iter().map(|c| c.lock().expect("no tap panics").clone()).collect()
     }
+}
+
+fn begins_like_tls(near: &TcpStream) -> bool {
+    let mut first = [0];
+    let _ = near.set_read_timeout(Some(Duration::from_secs(2)));
+    let tls = matches!(near.peek(&mut first), Ok(1)) && first[0] == 22;
+    tls && near.set_read_timeout(None).is_ok()
 }
 
 /// A small receive buffer: what the tap does not take stays with the relay.

@@ -171,7 +171,7 @@ fn n04_a_recorded_session_played_again_opens_nothing() {
     let mut scene = Scene::new();
     let (node, device) = pair(&mut scene, false);
     scene.visit_well(&device);
-    let recorded = scene.liar.recorded();
+    let recorded = scene.liar.recorded(Way::Up);
     assert!(recorded.len() > scene.site.up.len());
     let mux = scene.link_of(node).link.mux;
     let to =
@@ -393,7 +393,7 @@ fn n04_one_ticket_used_twice_makes_one_session() {
     let (_, device) = pair(&mut scene, true);
     scene.liar.lie(|l| l.called_twice = true);
     scene.visit_well(&device);
-    wait_until("the node has brought both legs", SOON, || scene.liar.count(|c| &c.node_legs) == 2);
+    wait_until("the node has brought both legs", SOON, || scene.liar.count(|c| &c.node_legs) >= 2);
     assert_eq!(scene.json("node", "/sessions").as_array().unwrap().len(), 1);
 }
 

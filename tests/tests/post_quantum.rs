@@ -5,8 +5,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use hedgerow_shared::Role;
 use hedgerow_tests::chromium;
-use hedgerow_tests::process::try_run;
+use hedgerow_tests::liar::agreed::{CLASSIC, POST_QUANTUM};
+use hedgerow_tests::liar::scene::{Device, Scene, Setting};
+use hedgerow_tests::process::{try_run, wait_until};
 use hedgerow_tests::world::{Options, World};
 use serde_json::Value;
 
@@ -76,3 +79,66 @@ fn n10_with_ring_it_is_off_and_every_status_says_so() {
 /// Where each role shows its status.
 const STATUS: [(&str, &str); 4] =
     [("relay.admin", "/status"), ("core.admin", "/status"), ("node.admin", "/node"), ("device.admin", "/status")];
+
+// ---- inside links and sessions -------------------------------------------------------------------------------------
+
+/// Core, node and device of one tenant at a relay that writes down which group each hand-shake agrees on; work by a lane
+/// and by a stream of the link.
+fn at_a_relay_that_notes_groups(setting: Setting) -> Scene {
+    let mut scene = Scene::set(setting);
+    scene.core();
+    let (token, password) = (scene.token(), scene.password());
+    assert!(scene.enrol("node", &token).status.success());
+    assert!(scene.activate("device", &password).status.success());
+    scene.run_node("node");
+    let _ = scene.liar.wait_for_link("the node", |k| k.role == Role::Node);
+    for lanes in [true, false] {
+        let socks = scene.run_device("device", lanes);
+        let link = scene.liar.wait_for_link("the device", |k| k.role == Role::Device);
+        let device = Device { id: link.entity.unwrap(), name: "device".into(), socks };
+        scene.visit_well(&device);
+        if lanes {
+            scene.kill("device");
+            let gone = || scene.liar.links().iter().all(|k| k.role != Role::Device);
+            wait_until("the device's link has ended", Duration::from_secs(30), gone);
+        }
+    }
+    scene
+}
+
+/// Where each role shows its status in a scene.
+const SCENE_STATUS: [(&str, &str); 3] = [("core", "/status"), ("node", "/node"), ("device", "/status")];
+
+#[test]
+fn n10_links_over_tls_and_quic_and_every_session_inside_agree_on_the_post_quantum_exchange() {
+    for quic in [true, false] {
+        let scene = at_a_relay_that_notes_groups(Setting { quic, ..Setting::default() });
+        let agreed = scene.liar.agreed();
+        let link = if quic { "the relay's QUIC" } else { "the relay's TLS" };
+        let inside = ["a session on a lane", "a session on a link's stream", "the inner TLS to the core"];
+        for what in inside.into_iter().chain([link]) {
+            assert!(agreed.iter().any(|(seen, _)| *seen == what), "no hand-shake of {what}: {agreed:?}");
+        }
+        assert!(agreed.iter().all(|(_, group)| *group == POST_QUANTUM), "{agreed:?}");
+        for (name, path) in SCENE_STATUS {
+            assert_eq!(scene.json(name, path)["tls"]["post_quantum"], true, "{name}");
+        }
+    }
+}
+
+#[test]
+fn n10_with_ring_links_over_quic_and_sessions_inside_go_without_and_every_status_says_so() {
+    let roles = ["CORE", "NODE", "DEVICE"];
+    let environment = roles.iter().map(|r| (format!("HEDGEROW_{r}__TLS__PROVIDER"), "ring".to_owned())).collect();
+    let scene = at_a_relay_that_notes_groups(Setting { quic: true, environment, ..Setting::default() });
+    let agreed = scene.liar.agreed();
+    for what in ["the relay's QUIC", "a session on a lane", "a session on a link's stream", "the inner TLS to the core"]
+    {
+        let groups: Vec<u16> = agreed.iter().filter(|(seen, _)| *seen == what).map(|(_, group)| *group).collect();
+        assert!(!groups.is_empty() && groups.iter().all(|g| *g == CLASSIC), "{what}: {groups:?}");
+    }
+    for (name, path) in SCENE_STATUS {
+        let tls = scene.json(name, path)["tls"].clone();
+        assert_eq!(tls, serde_json::json!({ "provider": "ring", "post_quantum": false }), "{name}");
+    }
+}

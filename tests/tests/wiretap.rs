@@ -19,7 +19,7 @@ use std::time::Duration;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::dial::{self, RelayTarget};
 use hedgerow_runtime::link::Stream;
-use hedgerow_runtime::link::{Credentials, Link, connect};
+use hedgerow_runtime::link::{Credentials, Link, Transport, connect, connect_quic};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls::{RelayRoots, SESSION_KEY_LOG, SigningKey, read_certificates};
 use hedgerow_shared::limits::Timers;
@@ -27,8 +27,10 @@ use hedgerow_shared::wire::lane::{LENGTH, preamble};
 use hedgerow_shared::wire::message::{Control, Destination, LaneRequest, LinkOpen};
 use hedgerow_shared::{InstanceId, Origin, Role};
 use hedgerow_tests::curl::{curl, text};
-use hedgerow_tests::process::{Process, hedgerow};
+use hedgerow_tests::nginx::Nginx;
+use hedgerow_tests::process::{Process, hedgerow, wait_until};
 use hedgerow_tests::tap::{Conversation, Gate, KeyLog, Needle, Tap, find, memory, open_tls, streams};
+use hedgerow_tests::udp_tap::UdpTap;
 use hedgerow_tests::world::{Options, World};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -117,17 +119,25 @@ struct Scene {
     gate: Gate,
     device_side: Tap,
     link_side: Tap,
+    /// The same two places, for datagrams.
+    udp: [UdpTap; 2],
     world: World,
 }
 
 impl Scene {
     /// Makes the world, then starts relay, core and `others`, each overheard.
     fn set(options: &Options, splice: bool, others: &[&str]) -> Self {
+        Self::set_with(options, splice, others, Tap::start)
+    }
+
+    fn set_with(options: &Options, splice: bool, others: &[&str], link_tap: impl FnOnce(&str, &Gate) -> Tap) -> Self {
         let mut world = World::start(options);
         world.demo().stop(Duration::from_secs(15));
         let gate = Gate::default();
         let device_side = Tap::start(&world.text("relay.device"), &gate);
-        let link_side = Tap::start(&world.text("relay.link"), &gate);
+        let link_side = link_tap(&world.text("relay.link"), &gate);
+        let udp = [(&device_side, "relay.device"), (&link_side, "relay.link")]
+            .map(|(tap, relay)| UdpTap::start(&tap.address(), &world.text(relay)));
         let dir = world.dir();
         let log = dir.join("relay-keys");
         edit(
@@ -138,9 +148,13 @@ impl Scene {
         edit(&dir.join("core.toml"), &world.text("relay.link"), &link_side.address());
         edit(&dir.join("node.toml"), "state =", &format!("relays = [{:?}]\nstate =", link_side.address()));
         edit(&dir.join("device/relay.json"), &world.text("relay.device"), &device_side.address());
-        let relay = start(&world, "relay");
-        let roles = [&["core"], others].concat().iter().map(|role| start(&world, role)).collect();
-        Self { _roles: roles, relay, gate, device_side, link_side, world }
+        let relay = start(&world, "relay", &[]);
+        // Where a test does not ask for QUIC, links are on TLS: what is in them can be opened here.
+        let mut environment: Vec<_> =
+            ["CORE", "NODE", "DEVICE"].map(|r| (format!("HEDGEROW_{r}__TRANSPORT"), "tls".to_owned())).to_vec();
+        environment.extend(options.environment.iter().cloned());
+        let roles = [&["core"], others].concat().iter().map(|role| start(&world, role, &environment)).collect();
+        Self { _roles: roles, relay, gate, device_side, link_side, udp, world }
     }
 
     fn taps(&self) -> [(&'static str, &Tap); 2] {
@@ -198,6 +212,11 @@ impl Scene {
             if let Some(outer) = open_tls(&raw, &relay_keys) {
                 sealed.extend(streams(&outer));
                 sealed.push(after_connect(&outer));
+                // A node's leg that came wrapped.
+                sealed.push(Conversation {
+                    up: outer.down.clone(),
+                    down: outer.up.get(LENGTH..).unwrap_or_default().to_vec(),
+                });
             }
             for session in sealed.iter().filter_map(|s| open_tls(s, end_keys)) {
                 streams(&session).into_iter().for_each(|s| plain.extend([s.up, s.down].concat()));
@@ -228,10 +247,11 @@ fn edit(path: &PathBuf, from: &str, to: &str) {
     std::fs::write(path, text.replace(from, to)).unwrap();
 }
 
-fn start(world: &World, role: &str) -> Process {
+fn start(world: &World, role: &str, environment: &[(String, String)]) -> Process {
     let dir = world.dir();
     let mut command = Command::new(hedgerow());
     command.args([role, "run", "--config"]).arg(dir.join(format!("{role}.toml")));
+    command.envs(environment.iter().cloned());
     if role != "relay" {
         command.env(SESSION_KEY_LOG, dir.join("end-keys"));
     }
@@ -280,6 +300,8 @@ fn holds_traffic(scene: &Scene, dump: &[u8]) -> bool {
 enum Way {
     LaneBySplice,
     LaneByCopy,
+    /// The node's leg is wrapped in TLS to the relay.
+    WrappedLeg,
     LinkStream,
 }
 
@@ -288,7 +310,8 @@ fn work_data_passes_unread(way: &Way) {
     let port = server(&marks);
     let without_lanes = matches!(way, Way::LinkStream);
     let options = Options { allow: vec![format!("127.0.0.1:{port}")], without_lanes, ..Options::default() };
-    let scene = Scene::set(&options, !matches!(way, Way::LaneByCopy), &["node", "device"]);
+    let link_tap = if matches!(way, Way::WrappedLeg) { Tap::behind_a_firewall } else { Tap::start };
+    let scene = Scene::set_with(&options, !matches!(way, Way::LaneByCopy), &["node", "device"], link_tap);
     let tcp = through_socks(&scene.world, port);
     scene.gate.shut_after(HELD_AFTER);
     let (up, down) = (document(&marks.up), document(&marks.down));
@@ -306,7 +329,7 @@ fn work_data_passes_unread(way: &Way) {
     let joined = |path: &str| scene.world.metric("relay.admin", "hedgerow_relay_lanes_joined_total", path);
     let expected = match way {
         Way::LaneBySplice => (1.0, 0.0),
-        Way::LaneByCopy => (0.0, 1.0),
+        Way::LaneByCopy | Way::WrappedLeg => (0.0, 1.0),
         Way::LinkStream => (0.0, 0.0),
     };
     assert_eq!((joined("splice"), joined("copy")), expected);
@@ -339,6 +362,74 @@ fn n04_neither_taps_nor_the_relays_memory_show_work_data_on_a_lane_by_splice() {
 #[test]
 fn n04_neither_taps_nor_the_relays_memory_show_work_data_on_a_lane_by_copy() {
     work_data_passes_unread(&Way::LaneByCopy);
+}
+
+#[test]
+fn n04_neither_taps_nor_the_relays_memory_show_work_data_on_a_lane_whose_node_leg_is_wrapped() {
+    work_data_passes_unread(&Way::WrappedLeg);
+}
+
+/// The environment that puts every link on QUIC, without a way back to TLS.
+fn quic() -> Vec<(String, String)> {
+    ["CORE", "NODE", "DEVICE"].map(|role| (format!("HEDGEROW_{role}__TRANSPORT"), "quic".to_owned())).to_vec()
+}
+
+/// The relay's memory while datagrams are on their way: after `bytes` have passed both taps.
+fn dump_in_the_middle(scene: &Scene, bytes: usize) -> Vec<u8> {
+    let before: usize = scene.udp.iter().map(UdpTap::bytes).sum();
+    wait_until("datagrams pass", Duration::from_secs(30), || {
+        scene.udp.iter().map(UdpTap::bytes).sum::<usize>() >= before + bytes
+    });
+    memory(scene.relay.pid())
+}
+
+/// What both UDP taps saw, and what little went by TCP.
+fn on_the_wires(scene: &Scene) -> Vec<(String, Vec<u8>)> {
+    let mut seen = Vec::new();
+    for ((place, tcp), udp) in scene.taps().into_iter().zip(&scene.udp) {
+        add(&mut seen, place, "datagrams", udp.seen());
+        tcp.conversations().into_iter().for_each(|raw| add(&mut seen, place, "raw", raw));
+    }
+    seen
+}
+
+#[test]
+fn n04_neither_datagrams_nor_the_relays_memory_show_work_data_on_a_stream_of_quic_links() {
+    let marks = Marks::new();
+    let port = server(&marks);
+    let allow = vec![format!("127.0.0.1:{port}")];
+    let options = Options { allow, without_lanes: true, environment: quic(), ..Options::default() };
+    let scene = Scene::set(&options, true, &["node", "device"]);
+    let tcp = through_socks(&scene.world, port);
+    let (up, down) = (document(&marks.up), document(&marks.down));
+    let dump = std::thread::scope(|scope| {
+        scope.spawn(|| exchange(&tcp, &up, &down));
+        dump_in_the_middle(&scene, HELD_AFTER)
+    });
+    let status: serde_json::Value = serde_json::from_str(&scene.world.get("device.admin", "/status")).unwrap();
+    assert_eq!((&status["link"]["transport"], &status["sessions"][0]["path"]), (&"quic".into(), &"link".into()));
+    for ((place, _), tap) in scene.taps().into_iter().zip(&scene.udp) {
+        let both = || tap.bytes() >= 2 * LENGTH_OF_DOCUMENT;
+        wait_until(&format!("both documents have passed by UDP {place}"), Duration::from_secs(10), both);
+    }
+
+    let end_keys = scene.end_keys();
+    assert!(end_keys.len() >= 2, "device and node have logged their sessions");
+    let mut forbidden = marks.needles();
+    forbidden.extend(end_keys.needles("ends"));
+    forbidden.extend(scene.private_keys());
+    assert_nowhere(&forbidden, &[("the relay's memory".into(), dump)]);
+    // On the wire not even who it is, and whose key opens the links.
+    forbidden.extend(scene.relay_keys().needles("relay"));
+    let mut name = |what: &str, text: &serde_json::Value| {
+        let bytes = text.as_str().unwrap_or_default().as_bytes().to_vec();
+        forbidden.push(Needle { name: what.to_owned(), bytes });
+    };
+    name("the device's id", &status["device"]);
+    name("the node's id", &status["sessions"][0]["node"]);
+    name("the relay's name", &scene.world.text("relay.name").into());
+    forbidden.push(Needle { name: "a HELLO".into(), bytes: b"hedgerow/0.1".to_vec() });
+    assert_nowhere(&forbidden, &on_the_wires(&scene));
 }
 
 #[test]
@@ -398,10 +489,85 @@ fn n04_neither_taps_nor_the_relays_memory_show_what_rest_clients_send_by_connect
     assert_nowhere(&forbidden, &[("the relay's memory".into(), dump)]);
 }
 
+/// The API manual's plain-HTTP port: what the client and the core say is sealed all the same.
+#[test]
+fn n04_a_tap_before_the_plain_http_port_shows_where_rest_clients_go_and_nothing_of_what_they_send() {
+    let scene = Scene::set(&Options::default(), true, &[]);
+    let (marks, dir, tenant) = (Marks::new(), scene.world.dir(), scene.world.text("tenant"));
+    let tap = Tap::start(&scene.world.text("relay.http"), &scene.gate);
+    let keys = dir.join("curl-keys");
+    let mut command = curl();
+    command.env("SSLKEYLOGFILE", &keys).args(["--proxytunnel", "--insecure", "--proxy"]);
+    command.arg(format!("http://{}", tap.address()));
+    command.args(["--proxy-header", &format!("Tenant-Id: {tenant}"), "--proxy-header", "Origin-Server-Id: bws"]);
+    command.args(["--header", &format!("X-Marked: {}", marks.up)]);
+    command.arg(format!("https://server01:18084/{tenant}/api/v1/util/ping"));
+    let answer = text(&mut command);
+    assert!(answer.starts_with("Up and running"), "{answer}");
+
+    let end_keys = KeyLog::read(&keys);
+    let answer = Needle { name: "the answer".into(), bytes: answer.into_bytes() };
+    let mark = Needle { name: "the mark".into(), bytes: marks.up.into_bytes() };
+    let mut forbidden = vec![mark, answer];
+    let raw = tap.conversations().remove(0);
+    let opened = open_tls(&after_connect(&raw), &end_keys).expect("curl's own keys open it");
+    assert_eq!(find(&forbidden, &[opened.up, opened.down].concat()), ["the mark", "the answer"]);
+    let connect = [Needle { name: "CONNECT".into(), bytes: b"CONNECT server01:18084".to_vec() }];
+    assert_eq!(find(&connect, &raw.up), ["CONNECT"], "this is the conversation");
+
+    forbidden.extend(end_keys.needles("curl"));
+    let mut seen = scene.seen_by_the_relay();
+    add(&mut seen, "before the plain port", "raw", raw);
+    assert_nowhere(&forbidden, &seen);
+    assert_nowhere(&forbidden, &[("the relay's memory".into(), memory(scene.relay.pid()))]);
+}
+
+/// A name of the tenant's that leads to a server behind the node: the client's TLS ends there.
+#[test]
+fn n04_neither_taps_nor_the_relays_memory_show_what_passes_by_a_registered_name() {
+    const NAME: &str = "mail.names.test";
+    let marks = Marks::new();
+    let nginx = Nginx::start(&marks.down.repeat(20_000));
+    let publish = vec![format!("gateway=127.0.0.1:{}", nginx.tls_port)];
+    let scene = Scene::set(&Options { publish, ..Options::default() }, true, &["node"]);
+    let _ = scene.world.hedgerow(&["name", "add", NAME, "--origin", "gateway"]);
+    let dir = scene.world.dir();
+    let (keys, page) = (dir.join("curl-keys"), dir.join("page"));
+    let mut command = curl();
+    command.env("SSLKEYLOGFILE", &keys).arg("--cacert").arg(nginx.certificate()).arg("--output").arg(&page);
+    command.args(["--connect-to", &format!("{NAME}:443:{}", scene.device_side.address())]);
+    command.args(["--header", &format!("X-Marked: {}", marks.up), &format!("https://{NAME}/page")]);
+    // The page is on its way.
+    scene.gate.shut_after(400_000);
+    let dump = std::thread::scope(|scope| {
+        scope.spawn(|| text(&mut command));
+        scene.gate.wait_shut(Duration::from_secs(30));
+        let dump = memory(scene.relay.pid());
+        scene.gate.open();
+        dump
+    });
+    assert_eq!(std::fs::read_to_string(&page).unwrap(), marks.down.repeat(20_000));
+
+    let end_keys = KeyLog::read(&keys);
+    assert_eq!(end_keys.len(), 1);
+    for (place, tap) in scene.taps() {
+        // HTTP/2 may write the header's mark with Huffman's code; the page comes as it is.
+        let plain = scene.seen_by_the_ends(tap, &end_keys);
+        assert_eq!(find(&marks.needles()[..1], &plain), marks.names()[..1], "{place}");
+    }
+    let mut forbidden = marks.needles();
+    forbidden.extend(end_keys.needles("curl"));
+    forbidden.extend(scene.private_keys());
+    assert_nowhere(&forbidden, &scene.seen_by_the_relay());
+    assert_own_keys(&scene, &dump);
+    assert!(holds_traffic(&scene, &dump), "the page was not on its way through the relay");
+    assert_nowhere(&forbidden, &[("the relay's memory".into(), dump)]);
+}
+
 // ---- control: the same without the end-to-end session --------------------------------------------------------------
 
 /// A peer with the real one's certificate that sends plain text where the session should be.
-async fn impostor(scene: &Scene, role: Role, scope: &Scope) -> Link {
+async fn impostor(scene: &Scene, role: Role, transport: Transport, scope: &Scope) -> Link {
     let dir = scene.world.dir();
     let (key, certificate, tap) = match role {
         Role::Node => ("node/node.key.pem", "node/node.pem", &scene.link_side),
@@ -415,7 +581,11 @@ async fn impostor(scene: &Scene, role: Role, scope: &Scope) -> Link {
         origins: if role == Role::Node { vec![Origin::Proxy] } else { Vec::new() },
     };
     let instance = InstanceId::from_random(clock::random());
-    connect(&target(scene, tap), &credentials, instance, &Timers::default(), scope).await.unwrap()
+    let (target, timers) = (target(scene, tap), Timers::default());
+    match transport {
+        Transport::Tls => connect(&target, &credentials, instance, &timers, scope).await.unwrap(),
+        Transport::Quic => connect_quic(&target, &credentials, instance, &timers, scope).await.unwrap(),
+    }
 }
 
 fn target(scene: &Scene, tap: &Tap) -> RelayTarget {
@@ -473,6 +643,28 @@ async fn held(scene: &Scene, exchange: impl Future<Output = ()>) -> Vec<u8> {
     dump.unwrap()
 }
 
+/// The same over QUIC: the relay's memory has the marks when no session seals them, and the wires still do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn n04_control_without_the_end_to_end_session_the_relays_memory_shows_what_passes_by_quic() {
+    let scene = Scene::set(&Options { environment: quic(), ..Options::default() }, false, &[]);
+    let scope = Scope::new();
+    let node = impostor(&scene, Role::Node, Transport::Quic, &scope).await;
+    let device = impostor(&scene, Role::Device, Transport::Quic, &scope).await;
+    let marks = Marks::new();
+    let header = LinkOpen::Through { to: destination(&scene), vouched: None, trace: None };
+    let (ours, theirs) = tokio::join!(device.mux.open(&header), async { node.mux.accept().await.unwrap().accept() });
+    let (ours, theirs): (Stream, Stream) = (ours.unwrap(), theirs);
+    let dump = tokio::task::block_in_place(|| {
+        std::thread::scope(|threads| {
+            let dump = threads.spawn(|| dump_in_the_middle(&scene, HELD_AFTER));
+            tokio::runtime::Handle::current().block_on(plain_exchange(ours, theirs, &marks));
+            dump.join().unwrap()
+        })
+    });
+    assert_eq!(find(&marks.needles(), &dump), marks.names(), "the relay's memory");
+    assert_nowhere(&marks.needles(), &on_the_wires(&scene));
+}
+
 /// The search that finds nothing above finds the marks here: at both taps, and in memory.
 fn assert_everywhere(scene: &Scene, marks: &Marks, dump: &[u8], what: &str) {
     let seen = scene.seen_by_the_relay();
@@ -491,8 +683,8 @@ fn assert_everywhere(scene: &Scene, marks: &Marks, dump: &[u8], what: &str) {
 async fn n04_control_without_the_end_to_end_session_the_same_search_finds_the_document() {
     let scene = Scene::set(&Options::default(), false, &[]);
     let scope = Scope::new();
-    let node = impostor(&scene, Role::Node, &scope).await;
-    let device = impostor(&scene, Role::Device, &scope).await;
+    let node = impostor(&scene, Role::Node, Transport::Tls, &scope).await;
+    let device = impostor(&scene, Role::Device, Transport::Tls, &scope).await;
 
     let marks = Marks::new();
     let header = LinkOpen::Through { to: destination(&scene), vouched: None, trace: None };

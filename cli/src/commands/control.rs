@@ -65,8 +65,8 @@ impl AtRelay {
 /// A socket and a way to print.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct At<'a> {
-    socket: &'a Path,
-    json: bool,
+    pub(super) socket: &'a Path,
+    pub(super) json: bool,
 }
 
 impl At<'_> {

@@ -1,5 +1,6 @@
 //! `hedgerow relay`: the relay, and its operator's verbs.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -57,9 +58,19 @@ enum RelayCommand {
         command: NameCommand,
     },
     /// Who is connected: links, lanes, and connections passed through by name
+    ///
+    /// The relay does not know users, only devices. Where the socket of a tenant's core can be opened too, that names them.
     Sessions {
         #[command(flatten)]
         relay: AtRelay,
+        /// Control socket of a core that knows whose the devices are
+        #[arg(
+            long,
+            value_name = "PATH",
+            env = "HEDGEROW_CORE_SOCKET",
+            default_value = "/var/lib/hedgerow/core/control.sock"
+        )]
+        core_socket: PathBuf,
         #[command(subcommand)]
         command: Option<SessionCommand>,
     },
@@ -181,6 +192,9 @@ const PASSED: &[Column] = &[
     ("ORIGIN", "origin", Show::Plain),
     ("NAME", "name", Show::Plain),
     ("ADDRESS", "address", Show::Plain),
+    ("RTT MS", "rtt_ms", Show::Plain),
+    ("UP", "bytes_up", Show::Bytes),
+    ("DOWN", "bytes_down", Show::Bytes),
     ("SECONDS", "age_s", Show::Plain),
 ];
 const LINKS: &[Column] = &[
@@ -188,8 +202,10 @@ const LINKS: &[Column] = &[
     ("TENANT", "tenant", Show::Plain),
     ("ROLE", "role", Show::Plain),
     ("ID", "entity", Show::Plain),
+    ("USER", "user", Show::Plain),
     ("GROUP", "group", Show::Plain),
     ("ORIGINS", "origins", Show::Plain),
+    ("TRANSPORT", "transport", Show::Plain),
     ("ADDRESS", "address", Show::Plain),
     ("RTT MS", "rtt_ms", Show::Plain),
     ("STREAMS", "streams", Show::Plain),
@@ -202,7 +218,12 @@ const LANES: &[Column] = &[
     ("TENANT", "tenant", Show::Plain),
     ("ORIGIN", "origin", Show::Plain),
     ("DEVICE", "device", Show::Plain),
+    ("USER", "user", Show::Plain),
+    ("ADDRESS", "device_address", Show::Plain),
+    ("RTT MS", "device_rtt_ms", Show::Plain),
     ("NODE", "node", Show::Plain),
+    ("NODE ADDRESS", "node_address", Show::Plain),
+    ("NODE RTT MS", "node_rtt_ms", Show::Plain),
     ("PATH", "path", Show::Plain),
     ("UP", "bytes_up", Show::Bytes),
     ("DOWN", "bytes_down", Show::Bytes),
@@ -231,7 +252,7 @@ pub(crate) fn run(args: RelayArgs, logging: &Logging) -> ExitCode {
         RelayCommand::Tenant { relay, command } => verb(tenant(relay, command)),
         RelayCommand::Domain { relay, command } => verb(domain(relay, command)),
         RelayCommand::Name { relay, command } => verb(name(relay, command)),
-        RelayCommand::Sessions { relay, command } => verb(sessions(relay, command)),
+        RelayCommand::Sessions { relay, core_socket, command } => verb(sessions(relay, core_socket, command)),
         RelayCommand::Info { relay } => verb(async move {
             let at = relay.at();
             at.record(&at.get("/info").await?, INFO)
@@ -245,8 +266,17 @@ fn start(source: &RelayConfigArgs, logging: &Logging) -> ExitCode {
         Err(fault) => return boot::failed(&fault.into()),
     };
     let drain = config.timers().drain;
+    let sources = source.sources("relay");
     boot::run("relay", logging, drain, |context| async move {
         let running = hedgerow_relay::run(config, &context).await?;
+        let (relay, certificate) = (running.relay().clone(), running.certificate.clone());
+        // Beside the certificate, which an embedded relay reads again too, the file that this process was started with.
+        context.on_reload(move || {
+            let new = role::load::<RelayConfig>(&sources)?.value;
+            certificate.reload()?;
+            relay.reload(&new)?;
+            Ok(())
+        });
         context.ready();
         running.until_drained(&context).await;
         Ok(())
@@ -292,12 +322,28 @@ fn key(at: At<'_>, mut answer: Value, out: Option<&Path>) -> anyhow::Result<()> 
     at.done(&answer, &format!("tenant {tenant}; its key is in {}", file.display()))
 }
 
-async fn sessions(relay: AtRelay, command: Option<SessionCommand>) -> anyhow::Result<()> {
+/// Puts the user beside each device that the core knows.
+async fn name_users(sessions: &mut Value, core: &Path) {
+    let at = At { socket: core, json: true };
+    // No core here, or none that this user may ask: devices keep their ids only.
+    let Ok(devices) = at.list("/devices").await else { return };
+    let users: BTreeMap<&str, &Value> =
+        devices.as_array().into_iter().flatten().filter_map(|d| Some((d["id"].as_str()?, &d["email"]))).collect();
+    for session in sessions.as_array_mut().into_iter().flatten() {
+        let device = session["device"].as_str().or(session["entity"].as_str());
+        if let Some(user) = device.and_then(|id| users.get(id)) {
+            session["user"] = (*user).clone();
+        }
+    }
+}
+
+async fn sessions(relay: AtRelay, core: PathBuf, command: Option<SessionCommand>) -> anyhow::Result<()> {
     let at = relay.at();
     if let Some(SessionCommand::Cut { id }) = command {
         return at.done(&at.delete(&format!("/sessions/{id}")).await?, "cut");
     }
-    let all = at.get("/sessions").await?;
+    let mut all = at.get("/sessions").await?;
+    name_users(&mut all, &core).await;
     let of =
         |kind: &str| all.as_array().into_iter().flatten().filter(|s| s["kind"] == kind).cloned().collect::<Value>();
     let human = |_: &Value| {

@@ -80,7 +80,7 @@ impl Sessions {
                 _ = mux.closed() => return,
             };
             let fault = match link {
-                Ok(link) => match self.inner.go_on(&link, &carried.group, &carried.session, false).await {
+                Ok(link) => match self.go_on(carried, &link).await {
                     Ok(path) => {
                         self.moved(carried, path, link);
                         info!(group = %carried.group, path, ms = since.elapsed().as_millis() as u64, "session to node goes on");
@@ -105,6 +105,14 @@ impl Sessions {
                 _ = mux.closed() => return,
             }
             pause = (2 * pause).min(LONGEST);
+        }
+    }
+
+    /// One attempt to resume; not longer than the session waits for it, whatever the relay holds back.
+    async fn go_on(&self, carried: &Carried, link: &Link) -> Result<&'static str, ResumeError> {
+        tokio::select! {
+            gone_on = self.inner.go_on(link, &carried.group, &carried.session, false) => gone_on,
+            fault = carried.session.mux.closed() => Err(ResumeError::Refused(fault)),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use hedgerow_runtime::dial::{self, Socket};
 use hedgerow_runtime::lane::{ResumeError, Session};
-use hedgerow_runtime::link::Link;
+use hedgerow_runtime::link::{Link, Stream};
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
@@ -56,7 +56,7 @@ impl Inner {
                 Err(LaneFault::Broken(fault)) => broken = Some(fault),
             }
         }
-        let stream = link.mux.open(&through(self.destination(group, None))).await?;
+        let stream = self.stream(&link, self.destination(group, None)).await?;
         let session = self.endpoint.open(stream, self.tls(None)?, tls::any_name()).await?;
         self.note_broken(&link, broken);
         Ok(carried(session, "link"))
@@ -82,21 +82,35 @@ impl Inner {
                 Err(LaneFault::Refused(fault)) if fault.code == Code::Gone => return Err(ResumeError::Refused(fault)),
                 Err(LaneFault::Refused(fault)) => return Err(ResumeError::Failed(fault)),
                 Err(LaneFault::Broken(fault)) if only_lane => {
+                    note_foul(group, &fault);
                     self.note_broken(link, Some(fault.clone()));
                     return Err(ResumeError::Failed(fault));
                 }
-                Err(LaneFault::Broken(fault)) => broken = Some(fault),
+                Err(LaneFault::Broken(fault)) => {
+                    note_foul(group, &fault);
+                    broken = Some(fault);
+                }
             }
         }
-        let opened = link.mux.open(&through(self.destination(group, Some(session)))).await;
+        let opened = self.stream(link, self.destination(group, Some(session))).await;
         let stream = opened.map_err(|fault| match fault.code {
             Code::Gone => ResumeError::Refused(fault),
             _ => ResumeError::Failed(fault),
         })?;
         let config = self.tls(Some(session.peer.identity.id))?;
-        self.endpoint.resume(session, stream, config, tls::any_name()).await?;
+        self.endpoint.resume(session, stream, config, tls::any_name()).await.inspect_err(|error| {
+            if let ResumeError::Failed(fault) = error {
+                note_foul(group, fault);
+            }
+        })?;
         self.note_broken(link, broken);
         Ok("link")
+    }
+
+    /// A stream of the link. A relay that leaves the request without an answer has as long as a server inside.
+    async fn stream(&self, link: &Link, to: Destination) -> Result<Stream, Fault> {
+        let opened = timeout(self.timers.connect, link.mux.open(&through(to))).await;
+        opened.map_err(|_| Fault::new(Code::TimedOut, "the relay did not answer the request for a stream to a node"))?
     }
 
     /// One more lane for a session's long streams.
@@ -106,7 +120,13 @@ impl Inner {
             Ok(lane) => self.by_lane(session, lane, true).await,
             Err(fault) => Err(fault),
         };
-        added.map_err(|(LaneFault::Refused(fault) | LaneFault::Broken(fault))| fault)
+        added.map_err(|fault| match fault {
+            LaneFault::Refused(fault) => fault,
+            LaneFault::Broken(fault) => {
+                note_foul(group, &fault);
+                fault
+            }
+        })
     }
 
     pub(super) fn may_use_lanes(&self, link: &Link) -> bool {
@@ -220,6 +240,14 @@ async fn wire(link: &Link, timers: &Timers) -> Result<Socket, Fault> {
         Some(at) if !at.is_inspected() => at.connect(timers).await,
         Some(_) => Err(Fault::new(Code::Unreachable, "TLS is opened on the way to the relay, which lanes do not bear")),
         None => Err(Fault::new(Code::Internal, "the link does not know its relay")),
+    }
+}
+
+/// Whoever answered for a session's node was not it, or said what it cannot say. No network does that by itself:
+/// somebody should look.
+fn note_foul(group: &GroupName, fault: &Fault) {
+    if matches!(fault.code, Code::Unauthenticated | Code::Protocol) {
+        warn!(%group, reason = %fault, "the way to a session's node is not honest");
     }
 }
 

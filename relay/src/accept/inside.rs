@@ -78,7 +78,7 @@ pub fn serve(
     outer: Box<dyn Send>,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
-        let place = doors.waiting.enter();
+        let place = doors.waiting.enter(address.ip());
         let until = tokio::time::Instant::now() + doors.relay.timers.handshake;
         let opened = tokio::select! {
             opened = tokio::time::timeout_at(until, open(&doors, upgrade)) => opened,
@@ -93,14 +93,14 @@ pub fn serve(
         match opened {
             Opened::Link(tls) => {
                 let _outer = outer;
-                serve::link(&doors.relay, *tls, address, place).await;
+                serve::link(&doors.relay, *tls, address, None, place).await;
             }
             Opened::Lane(tls) => {
                 let mut tls = *tls;
                 let Ok(Some((ticket, first))) = tokio::time::timeout_at(until, preamble(&mut tls)).await else {
                     return dropped(DropReason::UnknownFirstBytes);
                 };
-                let leg = Leg { carrier: Carrier::Wrapped(Box::new(tls)), first, address, permit: outer };
+                let leg = Leg { carrier: Carrier::Wrapped(Box::new(tls)), first, address, probe: None, permit: outer };
                 doors.relay.lanes.arrive(&ticket, leg, Instant::now());
             }
             Opened::Http(tls) => {

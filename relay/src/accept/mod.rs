@@ -13,12 +13,12 @@
 pub mod client_hello;
 pub mod inside;
 pub mod prefixed;
+mod shortage;
 mod waiting;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hedgerow_runtime::scope::Scope;
@@ -39,15 +39,15 @@ use tokio_rustls::server::TlsStream;
 use crate::connect::Version;
 use crate::lane::{Carrier, Leg};
 use crate::pass::{self, Named};
+use crate::probe::Probe;
 use crate::state::Relay;
 use crate::{connect, serve};
 use client_hello::Parsed;
 use prefixed::Prefixed;
+pub use shortage::Shortage;
 pub use waiting::{Place, Waiting};
 
-/// Pause after a failed accept: out of descriptors, most likely; spinning would take the processor too.
-const BACK_OFF: Duration = Duration::from_millis(50);
-/// Silent connections that make room when descriptors or permits are short.
+/// Silent connections that make room when descriptors are short.
 const SHED: usize = 64;
 
 /// What every door of one relay shares.
@@ -61,6 +61,8 @@ pub struct Doors {
     pub permits: Arc<Semaphore>,
     /// Connections that have not shown yet what they are.
     pub waiting: Waiting,
+    /// Whether connections cannot be taken.
+    pub shortage: Shortage,
 }
 
 /// What a listener is for.
@@ -80,15 +82,15 @@ impl Doors {
     pub fn open(&self, listener: TcpListener, door: Door, scope: &Scope) {
         let doors = self.clone();
         scope.spawn(async move {
+            let mut failures = 0;
             loop {
-                let permits = doors.permits.clone();
-                if permits.available_permits() == 0 {
-                    doors.waiting.shed(SHED);
-                }
-                let Ok(permit) = permits.acquire_owned().await else { return };
                 match listener.accept().await {
                     Ok((tcp, address)) => {
-                        let place = doors.waiting.enter();
+                        if std::mem::take(&mut failures) > 0 && doors.shortage.end() {
+                            tracing::info!("connections are taken again");
+                        }
+                        let Some(permit) = doors.permit().await else { return };
+                        let place = doors.waiting.enter(address.ip());
                         metrics::counter!("hedgerow_relay_accepts_total").increment(1);
                         let greeter = doors.clone();
                         doors.relay.work.spawn(async move {
@@ -99,18 +101,44 @@ impl Doors {
                         });
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "accept failed");
+                        failures += 1;
                         metrics::counter!("hedgerow_relay_accept_errors_total").increment(1);
+                        if doors.shortage.begin(clock::monotonic()) {
+                            tracing::warn!(%error, "no connection can be taken: new ones wait. {}", shortage::ADVICE);
+                        }
                         doors.waiting.shed(SHED);
-                        tokio::time::sleep(BACK_OFF).await;
+                        tokio::time::sleep(shortage::pause(failures)).await;
                     }
                 }
             }
         });
     }
 
+    /// A permit for a connection that came. When all are held, the oldest silent one makes room; when nobody is silent,
+    /// this one waits, and those after it in the system's queue. `None` when the relay ends.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        let permits = self.permits.clone();
+        if let Ok(permit) = permits.clone().try_acquire_owned() {
+            return Some(permit);
+        }
+        while self.waiting.shed(1) > 0 {
+            if let Ok(permit) = tokio::time::timeout(shortage::SHED_TIME, permits.clone().acquire_owned()).await {
+                return permit.ok();
+            }
+        }
+        if self.shortage.begin(clock::monotonic()) {
+            tracing::warn!("as many connections are open as may be: new ones wait. {}", shortage::ADVICE);
+        }
+        let permit = permits.acquire_owned().await.ok()?;
+        if self.shortage.end() {
+            tracing::info!("connections are taken again");
+        }
+        Some(permit)
+    }
+
     async fn greet(self, tcp: TcpStream, address: SocketAddr, place: Place, permit: OwnedSemaphorePermit) {
         dial::prepare(&tcp);
+        let probe = Probe::of(&tcp);
         // One deadline for everything that comes before a peer is known, however many steps it takes.
         let until = tokio::time::Instant::now() + self.relay.timers.handshake;
         let greeted = tokio::select! {
@@ -123,22 +151,25 @@ impl Doors {
             Err(_) => return dropped(DropReason::HandshakeTimeout),
         };
         metrics::counter!("hedgerow_relay_connections_total", "kind" => kind).increment(1);
+        // Each is boxed, so that a peer that says nothing holds no room for what it might become: 45 KB a peer otherwise.
         match sorted {
             Sorted::Lane(ticket, carrier, first) => {
-                let leg = Leg { carrier, first, address, permit: Box::new(permit) };
+                let leg = Leg { carrier, first, address, probe, permit: Box::new(permit) };
                 self.relay.lanes.arrive(&ticket, leg, clock::monotonic());
             }
             Sorted::Link(tls) => {
                 let _permit = permit;
-                serve::link(&self.relay, *tls, address, place).await;
+                Box::pin(serve::link(&self.relay, *tls, address, probe, place)).await;
             }
             Sorted::Http(tls, version) => {
                 drop(place);
                 let binding = connect::binding(tls.get_ref().1);
-                connect::serve(&self.relay, *tls, version, address, permit, Some(&self), binding).await;
+                let doors = Some(&self);
+                Box::pin(connect::serve(&self.relay, *tls, version, address, permit, doors, binding)).await;
             }
             Sorted::Name(to, tcp, first) => {
-                pass::serve(&self.relay, Prefixed::new(first, tcp), to, address, place, permit).await;
+                let from = pass::From { address, probe };
+                Box::pin(pass::serve(&self.relay, Prefixed::new(first, tcp), to, from, place, permit)).await;
             }
         }
     }
@@ -156,7 +187,7 @@ impl Doors {
             Err(_) => return dropped(DropReason::HandshakeTimeout),
         }
         metrics::counter!("hedgerow_relay_connections_total", "kind" => "web").increment(1);
-        connect::serve(&self.relay, tcp, Version::Plain, address, permit, None, None).await;
+        Box::pin(connect::serve(&self.relay, tcp, Version::Plain, address, permit, None, None)).await;
     }
 
     /// Finds out what a connection is. `None` when it was closed; that is counted already.
@@ -182,7 +213,8 @@ impl Doors {
             return None;
         }
         let acceptor = self.tls.read().clone();
-        let tls = match acceptor.accept(Prefixed::new(first.freeze(), tcp)).await {
+        // Boxed: what begins only now must not cost a peer that says nothing.
+        let tls = match Box::pin(acceptor.accept(Prefixed::new(first.freeze(), tcp))).await {
             Ok(tls) => tls,
             Err(error) => {
                 tracing::debug!(%error, "TLS hand-shake failed");
@@ -194,7 +226,7 @@ impl Doors {
         metrics::counter!("hedgerow_relay_tls_handshakes_total", "group" => group.unwrap_or("unknown")).increment(1);
         match tls.get_ref().1.alpn_protocol() {
             Some(p) if p == ALPN_LINK => Some(Sorted::Link(Box::new(tls))),
-            Some(p) if p == ALPN_LANE => wrapped(tls).await,
+            Some(p) if p == ALPN_LANE => Box::pin(wrapped(tls)).await,
             Some(b"h2") => Some(Sorted::Http(Box::new(tls), Version::Two)),
             _ => Some(Sorted::Http(Box::new(tls), Version::One)),
         }

@@ -252,17 +252,18 @@ async fn connect(
         return text(StatusCode::TOO_MANY_REQUESTS, "too many tunnels are open from this address: close some first");
     };
     let vouched = Vouched { role: None, id: None, address: address.to_string() };
-    let stream = match relay.open(&to, vouched, None, None).await {
-        Ok(stream) => stream,
+    let (stream, by) = match relay.open(&to, vouched, None, None).await {
+        Ok(opened) => opened,
         Err(fault) => return refused(&fault, status(&fault)),
     };
     tracing::debug!(tenant = %to.tenant, origin = %to.origin, authority = ?request.uri().authority(), "CONNECT");
     let upgrade = hyper::upgrade::on(&mut request);
     let limit = relay.timers.handshake;
+    let meter = relay.fair.meter(&to.tenant, &[by.facts.holder()]);
     relay.work.spawn(async move {
         let _open = (busy, share);
         if let Ok(Ok(io)) = tokio::time::timeout(limit, upgrade).await {
-            pump::client(TokioIo::new(io), stream).await;
+            pump::client(TokioIo::new(io), (stream, &by.stalls), &meter).await;
         }
     });
     Response::new(Full::default())

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::{Carrier, Leg};
+use crate::fair::{Meter, Way};
 
 /// What is moved at once: 16 KiB cost the relay twice the processor time of 256 KiB (`lanes-spike.md`).
 const BUFFER: usize = 256 * 1024;
@@ -44,6 +45,14 @@ impl fmt::Display for End {
     }
 }
 
+/// What one direction is counted in and charged to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Toll<'a> {
+    pub(super) count: &'a AtomicU64,
+    pub(super) meter: &'a Meter,
+    pub(super) way: Way,
+}
+
 /// The name of the way `run` will take.
 #[must_use]
 pub fn path(device: &Carrier, node: &Carrier) -> &'static str {
@@ -54,15 +63,17 @@ pub fn path(device: &Carrier, node: &Carrier) -> &'static str {
     }
 }
 
-/// Moves bytes both ways until a leg ends, counting what was written: `up` towards the node. Dropping the future
-/// closes both legs at once.
-pub async fn run(device: Leg, node: Leg, up: &AtomicU64, down: &AtomicU64) -> End {
+/// Moves bytes both ways until a leg ends, counting what was written: `up` towards the node. Each leg is read no faster
+/// than the meter allows. Dropping the future closes both legs at once.
+pub async fn run(device: Leg, node: Leg, up: &AtomicU64, down: &AtomicU64, meter: &Meter) -> End {
+    let up = Toll { count: up, meter, way: Way::Up };
+    let down = Toll { count: down, meter, way: Way::Down };
     match (device.carrier, node.carrier) {
         #[cfg(target_os = "linux")]
         (Carrier::Plain(mut d), Carrier::Plain(mut n)) => {
             let first = async {
-                write_first(&mut n, &device.first, up).await?;
-                write_first(&mut d, &node.first, down).await
+                write_first(&mut n, &device.first, up.count).await?;
+                write_first(&mut d, &node.first, down.count).await
             };
             if first.await.is_err() {
                 return End::Device;
@@ -87,23 +98,23 @@ fn boxed(carrier: Carrier) -> Box<dyn super::Io> {
 }
 
 /// `run` by copies, whatever the legs are.
-pub async fn copy(
+async fn copy(
     device: impl AsyncRead + AsyncWrite + Send + Unpin,
     device_first: Bytes,
     node: impl AsyncRead + AsyncWrite + Send + Unpin,
     node_first: Bytes,
-    up: &AtomicU64,
-    down: &AtomicU64,
+    up: Toll<'_>,
+    down: Toll<'_>,
 ) -> End {
     let stop = CancellationToken::new();
     let (mut device_read, mut device_write) = tokio::io::split(device);
     let (mut node_read, mut node_write) = tokio::io::split(node);
     let upwards = async {
-        write_first(&mut node_write, &device_first, up).await?;
+        write_first(&mut node_write, &device_first, up.count).await?;
         direction(&mut device_read, &mut node_write, up, &stop).await
     };
     let downwards = async {
-        write_first(&mut device_write, &node_first, down).await?;
+        write_first(&mut device_write, &node_first, down.count).await?;
         direction(&mut node_read, &mut device_write, down, &stop).await
     };
     both(&stop, upwards, downwards).await
@@ -141,34 +152,42 @@ async fn write_first(to: &mut (impl AsyncWrite + Unpin), first: &Bytes, count: &
 async fn direction(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
-    count: &AtomicU64,
+    toll: Toll<'_>,
     stop: &CancellationToken,
 ) -> io::Result<()> {
     loop {
-        let read = tokio::select! {
+        // Before there is a buffer: one that is paused holds none.
+        let reading = async {
+            let grant = toll.meter.admit(toll.way).await;
+            let most = grant.of(BUFFER);
+            (read_some(from, most).await, grant)
+        };
+        let (read, mut grant) = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            read = read_some(from) => read?,
+            (read, grant) = reading => (read?, grant),
         };
         let Some((buffer, length)) = read else {
             // The other end must see the end of the data, not a reset.
             return to.shutdown().await;
         };
+        grant.spend(length as u64);
+        drop(grant);
         let written = match to.write_all(&buffer.0[..length]).await {
             Ok(()) => to.flush().await,
             Err(error) => Err(error),
         };
         drop(buffer);
         written?;
-        count.fetch_add(length as u64, Ordering::Relaxed);
+        toll.count.fetch_add(length as u64, Ordering::Relaxed);
     }
 }
 
-/// Waits for bytes; a buffer is taken only for the moment of looking, and kept only when there are some.
-async fn read_some(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<(Buffer, usize)>> {
+/// Waits for bytes, `most` of them; a buffer is taken only for the moment of looking, and kept only when there are some.
+async fn read_some(from: &mut (impl AsyncRead + Unpin), most: usize) -> io::Result<Option<(Buffer, usize)>> {
     poll_fn(|cx| {
         let mut buffer = Buffer::take();
-        let mut target = ReadBuf::new(&mut buffer.0);
+        let mut target = ReadBuf::new(&mut buffer.0[..most]);
         match Pin::new(&mut *from).poll_read(cx, &mut target) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
@@ -209,6 +228,10 @@ mod tests {
 
     use super::*;
 
+    fn free() -> Meter {
+        crate::fair::Fairness::default().meter(&"S12345678".parse().unwrap(), &[])
+    }
+
     /// A TCP connection: the far end and the relay's end.
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -219,7 +242,7 @@ mod tests {
     fn leg(socket: TcpStream, wrapped: bool) -> Leg {
         let address = socket.peer_addr().unwrap();
         let carrier = if wrapped { Carrier::Wrapped(Box::new(socket)) } else { Carrier::Plain(socket) };
-        Leg { carrier, first: Bytes::new(), address, permit: Box::new(()) }
+        Leg { carrier, first: Bytes::new(), address, probe: None, permit: Box::new(()) }
     }
 
     /// Sends pseudo-random bytes while reading as many back; the hashes of both.
@@ -259,11 +282,11 @@ mod tests {
     async fn both_ways(wrapped: bool) {
         const LENGTH: usize = 64 * 1024 * 1024;
         let ((device, device_inside), (node, node_inside)) = (pair().await, pair().await);
-        let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (up, down, meter) = (AtomicU64::new(0), AtomicU64::new(0), free());
         let (device_leg, node_leg) = (leg(device_inside, wrapped), leg(node_inside, wrapped));
         assert_eq!(path(&device_leg.carrier, &node_leg.carrier), if wrapped { "copy" } else { "splice" });
         let ends = async { tokio::join!(exchange(device, LENGTH, 1), exchange(node, LENGTH, 2)) };
-        let (_, (device, node)) = tokio::join!(run(device_leg, node_leg, &up, &down), ends);
+        let (_, (device, node)) = tokio::join!(run(device_leg, node_leg, &up, &down, &meter), ends);
         assert!(device.0 == node.1 && node.0 == device.1, "the bytes arrived changed");
         assert_ne!(device.0, node.0);
         assert_eq!((up.load(Ordering::Relaxed), down.load(Ordering::Relaxed)), (LENGTH as u64, LENGTH as u64));
@@ -281,8 +304,8 @@ mod tests {
 
     async fn what_was_sent_before_the_end_arrives(wrapped: bool) {
         let ((mut device, device_inside), (mut node, node_inside)) = (pair().await, pair().await);
-        let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
-        let run = run(leg(device_inside, wrapped), leg(node_inside, wrapped), &up, &down);
+        let (up, down, meter) = (AtomicU64::new(0), AtomicU64::new(0), free());
+        let run = run(leg(device_inside, wrapped), leg(node_inside, wrapped), &up, &down, &meter);
         let ends = async {
             device.write_all(b"last words").await.unwrap();
             drop(device);
@@ -306,8 +329,8 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_stops_holds_back_the_sender() {
         let ((device, device_inside), (_node, node_inside)) = (pair().await, pair().await);
-        let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
-        let run = run(leg(device_inside, false), leg(node_inside, false), &up, &down);
+        let (up, down, meter) = (AtomicU64::new(0), AtomicU64::new(0), free());
+        let run = run(leg(device_inside, false), leg(node_inside, false), &up, &down, &meter);
         tokio::pin!(run);
         let mut stalled = 0;
         let mut sent = 0u64;

@@ -20,11 +20,14 @@ use hedgerow_runtime::clock;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_shared::fault::DropReason;
-use hedgerow_shared::{EntityId, Origin, SessionId, TenantId, Ticket, UnixTime};
+use hedgerow_shared::{EntityId, Origin, Role, SessionId, TenantId, Ticket, UnixTime};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+
+use crate::fair::Fairness;
+use crate::probe::Probe;
 
 /// Lanes that one link session may have asked for without both legs having come.
 pub const MAX_PENDING_PER_SESSION: usize = 64;
@@ -88,6 +91,8 @@ pub struct Leg {
     pub first: Bytes,
     /// Where it comes from.
     pub address: SocketAddr,
+    /// Of the TCP connection, where it is known.
+    pub probe: Option<Probe>,
     /// Kept as long as the connection: its place among the relay's connections.
     pub permit: Box<dyn Send>,
 }
@@ -103,6 +108,10 @@ pub struct Live {
     pub device_address: SocketAddr,
     /// Where the node's leg comes from.
     pub node_address: SocketAddr,
+    /// Of the device's leg.
+    pub device_probe: Option<Probe>,
+    /// Of the node's leg.
+    pub node_probe: Option<Probe>,
     /// `splice` or `copy`.
     pub path: &'static str,
     /// Since when.
@@ -158,6 +167,7 @@ pub enum Arrival {
 pub struct Lanes {
     wait: Duration,
     splice: bool,
+    fair: Fairness,
     scope: Scope,
     /// Short critical sections, no await: links ask, legs arrive.
     inner: Arc<Mutex<Inner>>,
@@ -165,10 +175,10 @@ pub struct Lanes {
 
 impl Lanes {
     /// No lanes yet. A ticket, and the first leg, live for `wait`; joined lanes run as tasks of `scope`.
-    /// Without `splice` bytes are copied whatever the legs are.
+    /// Without `splice` bytes are copied whatever the legs are. `fair` says how fast.
     #[must_use]
-    pub fn new(wait: Duration, splice: bool, scope: Scope) -> Self {
-        Self { wait, splice, scope, inner: Arc::default() }
+    pub fn new(wait: Duration, splice: bool, fair: Fairness, scope: Scope) -> Self {
+        Self { wait, splice, fair, scope, inner: Arc::default() }
     }
 
     /// Makes the tickets of a new lane: the device's and the node's. `None` when the device's session has asked for
@@ -216,6 +226,8 @@ impl Lanes {
             facts,
             device_address: device.address,
             node_address: node.address,
+            device_probe: device.probe,
+            node_probe: node.probe,
             path: join::path(&device.carrier, &node.carrier),
             since: clock::now(),
             up: AtomicU64::new(0),
@@ -231,10 +243,13 @@ impl Lanes {
     fn start(&self, live: Arc<Live>, device: Leg, node: Leg) {
         metrics::counter!("hedgerow_relay_lanes_joined_total", "path" => live.path).increment(1);
         let entry = Entry { inner: self.inner.clone(), live: live.clone() };
+        let facts = &live.facts;
+        let holders = [Some((Role::Device, facts.device.entity)), Some((Role::Node, facts.node.entity))];
+        let meter = self.fair.meter(&facts.tenant, &holders);
         self.scope.spawn(async move {
             let _entry = entry;
             tokio::select! {
-                end = join::run(device, node, &live.up, &live.down) => tracing::debug!(lane = %live.id, %end, "lane ended"),
+                end = join::run(device, node, &live.up, &live.down, &meter) => tracing::debug!(lane = %live.id, %end, "lane ended"),
                 () = live.cut.cancelled() => {
                     metrics::counter!("hedgerow_relay_lanes_cut_total").increment(1);
                     tracing::info!(lane = %live.id, tenant = %live.facts.tenant, device = %live.facts.device.entity, "lane cut");
@@ -271,6 +286,15 @@ impl Lanes {
         }
     }
 
+    /// The sockets of a holder's own legs, as far as they are known.
+    #[must_use]
+    pub fn legs_of(&self, tenant: &TenantId, entity: EntityId) -> Vec<Probe> {
+        let inner = self.inner.lock();
+        let of = |end: &End, probe: Option<Probe>| probe.filter(|_| end.entity == entity);
+        let legs = |l: &Live| [of(&l.facts.device, l.device_probe), of(&l.facts.node, l.node_probe)];
+        inner.live.values().filter(|l| l.facts.tenant == *tenant).flat_map(|l| legs(l)).flatten().collect()
+    }
+
     /// Cuts every lane, joined or not, for which `which` holds; how many were joined.
     pub fn cut(&self, which: impl Fn(&Facts) -> bool) -> usize {
         self.forget(|pending| which(&pending.facts));
@@ -291,6 +315,13 @@ impl Lanes {
     #[must_use]
     pub fn get(&self, id: SessionId) -> Option<Arc<Live>> {
         self.inner.lock().live.get(&id).cloned()
+    }
+
+    /// Lanes joined, and lanes whose legs have not both come.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let inner = self.inner.lock();
+        (inner.live.len(), inner.pending.len())
     }
 
     /// Number of joined lanes.
@@ -344,11 +375,11 @@ mod tests {
         let (outside, inside) = tokio::io::duplex(1024);
         let address = "127.0.0.1:1".parse().unwrap();
         let carrier = Carrier::Wrapped(Box::new(inside));
-        (outside, Leg { carrier, first: Bytes::from_static(first), address, permit: Box::new(()) })
+        (outside, Leg { carrier, first: Bytes::from_static(first), address, probe: None, permit: Box::new(()) })
     }
 
     fn lanes() -> Lanes {
-        Lanes::new(Duration::from_secs(10), true, Scope::new())
+        Lanes::new(Duration::from_secs(10), true, Fairness::default(), Scope::new())
     }
 
     async fn closed(mut outside: DuplexStream) -> bool {

@@ -7,13 +7,16 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use hedgerow_runtime::fair::Share;
 use parking_lot::Mutex;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+
+use super::join::Toll;
+use crate::fair::Grant;
 
 /// What a pipe holds when the system allows it; its own default (64 KiB) serves too.
 const PIPE: usize = 1024 * 1024;
@@ -60,21 +63,26 @@ impl Pipe {
 pub(super) async fn direction(
     from: &TcpStream,
     to: &TcpStream,
-    count: &AtomicU64,
+    toll: Toll<'_>,
     stop: &CancellationToken,
 ) -> io::Result<()> {
     loop {
-        tokio::select! {
+        // Paused, if it must be, before there is a pipe.
+        let reading = async {
+            from.readable().await?;
+            io::Result::Ok(toll.meter.admit(toll.way).await)
+        };
+        let grant = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            ready = from.readable() => ready?,
-        }
+            grant = reading => grant?,
+        };
         let open = match Pipe::take() {
-            Ok(pipe) => burst(pipe, from, to, count, stop).await?,
+            Ok(pipe) => burst(pipe, from, to, toll, grant, stop).await?,
             Err(error) => {
                 tracing::debug!(%error, "no pipe: copying");
                 metrics::counter!("hedgerow_relay_splice_fallbacks_total").increment(1);
-                copy_burst(from, to, count).await?
+                copy_burst(from, to, toll, grant).await?
             }
         };
         if !open {
@@ -85,17 +93,19 @@ pub(super) async fn direction(
     }
 }
 
-/// Splices while there are bytes; `false` at EOF.
+/// Splices while there are bytes and grants; `false` at EOF.
 async fn burst(
     pipe: Pipe,
     from: &TcpStream,
     to: &TcpStream,
-    count: &AtomicU64,
+    toll: Toll<'_>,
+    mut grant: Grant<'_>,
     stop: &CancellationToken,
 ) -> io::Result<bool> {
     let mut share = Share::default();
     loop {
-        let filled = match from.try_io(Interest::READABLE, || splice(from.as_fd(), pipe.write.as_fd(), pipe.size)) {
+        let most = grant.of(pipe.size);
+        let filled = match from.try_io(Interest::READABLE, || splice(from.as_fd(), pipe.write.as_fd(), most)) {
             Ok(0) => {
                 pipe.put_back();
                 return Ok(false);
@@ -107,13 +117,14 @@ async fn burst(
             }
             Err(error) => return Err(error),
         };
+        grant.spend(filled as u64);
         let mut held = filled;
         while held > 0 {
             match to.try_io(Interest::WRITABLE, || splice(pipe.read.as_fd(), to.as_fd(), held)) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(moved) => {
                     held -= moved;
-                    count.fetch_add(moved as u64, Ordering::Relaxed);
+                    toll.count.fetch_add(moved as u64, Ordering::Relaxed);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
                 Err(error) => return Err(error),
@@ -123,21 +134,30 @@ async fn burst(
             pipe.put_back();
             return Ok(true);
         }
+        match toll.meter.try_admit(toll.way) {
+            Some(next) => grant = next,
+            None => {
+                pipe.put_back();
+                return Ok(true);
+            }
+        }
         // Sockets that are always ready must not keep the other lanes of this worker waiting.
         share.moved(filled).await;
     }
 }
 
-async fn copy_burst(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> io::Result<bool> {
+async fn copy_burst(from: &TcpStream, to: &TcpStream, toll: Toll<'_>, mut grant: Grant<'_>) -> io::Result<bool> {
     let mut buffer = vec![0; FALLBACK];
     let mut share = Share::default();
     loop {
-        let length = match from.try_read(&mut buffer) {
+        let most = grant.of(FALLBACK);
+        let length = match from.try_read(&mut buffer[..most]) {
             Ok(0) => return Ok(false),
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
             Err(error) => return Err(error),
         };
+        grant.spend(length as u64);
         let mut rest = &buffer[..length];
         while !rest.is_empty() {
             match to.try_write(rest) {
@@ -146,7 +166,11 @@ async fn copy_burst(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> io::
                 Err(error) => return Err(error),
             }
         }
-        count.fetch_add(length as u64, Ordering::Relaxed);
+        toll.count.fetch_add(length as u64, Ordering::Relaxed);
+        match toll.meter.try_admit(toll.way) {
+            Some(next) => grant = next,
+            None => return Ok(true),
+        }
         share.moved(length).await;
     }
 }

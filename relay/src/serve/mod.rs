@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::server::TlsStream;
 
 use crate::accept::Place;
+use crate::probe::Probe;
 use crate::registry::{Facts, Live};
 use crate::route::Asker;
 use crate::state::{Relay, count_refusal};
@@ -38,8 +39,8 @@ const RETRY_LATER_MS: u64 = 30_000;
 /// When a displaced session may come back, if it must.
 const RETRY_DISPLACED_MS: u64 = 5_000;
 
-/// Serves one connection whose TLS agreed on the link protocol.
-pub async fn link<IO>(relay: &Arc<Relay>, tls: TlsStream<IO>, address: SocketAddr, place: Place)
+/// Serves one connection whose TLS agreed on the link protocol. `probe` is of the connection below it, where it is known.
+pub async fn link<IO>(relay: &Arc<Relay>, tls: TlsStream<IO>, address: SocketAddr, probe: Option<Probe>, place: Place)
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -48,7 +49,7 @@ where
     let _end = scope.guard();
     let door = Door { relay };
     let shake = link::answer(tls, address.to_string(), &door, Limits::default(), relay.instance, &relay.timers, &scope);
-    admitted(relay, shake, address, place).await;
+    admitted(relay, shake, address, probe, place).await;
 }
 
 /// As `link`, on a QUIC connection.
@@ -57,13 +58,14 @@ pub async fn quic_link(relay: &Arc<Relay>, connection: quinn::Connection, addres
     let _end = scope.guard();
     let door = Door { relay };
     let shake = link::answer_quic(connection, &door, Limits::default(), relay.instance, &relay.timers, &scope);
-    admitted(relay, shake, address, place).await;
+    admitted(relay, shake, address, None, place).await;
 }
 
 async fn admitted(
     relay: &Arc<Relay>,
     shake: impl Future<Output = Result<(Link, Peer), LinkError>>,
     address: SocketAddr,
+    probe: Option<Probe>,
     place: Place,
 ) {
     let opened = tokio::select! {
@@ -72,7 +74,7 @@ async fn admitted(
     };
     drop(place);
     match opened {
-        Ok((link, peer)) => run(relay, link, peer, address).await,
+        Ok((link, peer)) => run(relay, link, peer, address, probe).await,
         Err(LinkError::Refused { fault, .. }) => {
             count_refusal(&fault);
             tracing::info!(%address, reason = %fault, "link refused");
@@ -155,7 +157,7 @@ impl Drop for Registered {
     }
 }
 
-async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr) {
+async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr, probe: Option<Probe>) {
     let (mux, transport) = (link.mux, link.transport.label());
     let certificate = peer.certificate.as_ref();
     let facts = Facts {
@@ -169,6 +171,7 @@ async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr) {
         origins: peer.origins,
         instance: peer.hello.instance,
         address,
+        probe,
         build: peer.hello.build.chars().filter(|c| c.is_ascii_graphic()).take(64).collect(),
         since: clock::now(),
     };
@@ -210,6 +213,9 @@ async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr) {
         }
     };
     tracing::info!(tenant = %live.facts.tenant, role = %live.facts.role, session = %live.facts.id, %reason, "link is down");
+    if reason.code == Code::Lost {
+        relay.check_lanes(&live.facts);
+    }
 }
 
 /// A link makes room for a newer one. That of the same process has only moved (to the other transport, or after its
@@ -266,9 +272,10 @@ async fn through(
     };
     drop(opening);
     match opened {
-        Ok(target) => {
+        Ok((target, by)) => {
             metrics::counter!("hedgerow_relay_streams_total", "origin" => to.origin.as_str()).increment(1);
-            pump::streams(incoming.accept(), target).await;
+            let meter = relay.fair.meter(&to.tenant, &[facts.holder(), by.facts.holder()]);
+            pump::streams((incoming.accept(), &live.stalls), (target, &by.stalls), &meter).await;
         }
         Err(fault) => {
             count_refusal(&fault);

@@ -77,7 +77,7 @@ async fn accept(doors: &Doors, endpoint: &Endpoint) {
             }
             tls = now;
         }
-        if !incoming.remote_address_validated() && doors.waiting.is_crowded(CROWDED) {
+        if !incoming.remote_address_validated() && doors.waiting.is_crowded(CROWDED, incoming.remote_address().ip()) {
             // Dropping refuses; that is as good.
             let _ = incoming.retry();
             continue;
@@ -105,7 +105,7 @@ async fn accept(doors: &Doors, endpoint: &Endpoint) {
                 continue;
             }
         };
-        let (place, doors) = (doors.waiting.enter(), doors.clone());
+        let (place, doors) = (doors.waiting.enter(connecting.remote_address().ip()), doors.clone());
         doors.relay.clone().work.spawn(async move { greet(&doors, connecting, place, permit).await });
     }
 }

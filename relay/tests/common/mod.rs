@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hedgerow_relay::config::{Admin, Drain, LaneConfig, Limits, Listen, RelayConfig, TimerConfig, Tls};
+use hedgerow_relay::fair::Bandwidth;
 use hedgerow_relay::{Running, identity};
 use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::clock;
@@ -60,6 +61,7 @@ impl World {
             lanes: LaneConfig::default(),
             admin: Admin { listen: loopback },
             limits: Limits::default(),
+            bandwidth: Bandwidth::default(),
             timers: TimerConfig { scale: 0.1 },
             drain: Drain::default(),
         };

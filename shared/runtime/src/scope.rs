@@ -38,7 +38,8 @@ impl Scope {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let token = self.token.clone();
+        // Boxed: a future that is passed on by value is stored once at each step, and connections have large ones.
+        let (token, task) = (self.token.clone(), Box::pin(task));
         tokio::spawn(self.tracker.track_future(async move {
             token.run_until_cancelled(task).await;
         }))

@@ -3,14 +3,14 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use hedgerow_runtime::clock::random;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::Mutex;
 
-use super::{Shared, lock};
+use super::{Shared, agreed, lock};
 
 /// Anything with bytes in and out.
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -26,6 +26,18 @@ pub enum What {
     LinkStream,
     /// The inner TLS to the core.
     Core,
+}
+
+impl What {
+    /// For `Liar::agreed`.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Lane => "a session on a lane",
+            Self::LinkStream => "a session on a link's stream",
+            Self::Core => "the inner TLS to the core",
+        }
+    }
 }
 
 /// Which direction.
@@ -62,10 +74,12 @@ pub enum Alteration {
     CutInside,
     /// It and everything after it does not come, this direction ends in order, the other goes on.
     Finish,
+    /// It and everything after it comes when `Liar::release` is called, whatever has become of the others until then.
+    Hold,
 }
 
 impl Alteration {
-    /// All of them.
+    /// All of them that need nothing more.
     pub const ALL: [Self; 11] = [
         Self::Flip,
         Self::Retype,
@@ -124,15 +138,16 @@ enum End {
 
 /// Carries bytes between the opener (`near`) and the server (`far`) until one of them has had enough.
 pub(super) async fn carry(shared: Arc<Shared>, what: What, near: Conn, far: Conn) {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    let id = NEXT.fetch_add(1, Ordering::Relaxed);
-    lock(&shared.last_up).clear();
+    let id = shared.conduits.fetch_add(1, Ordering::SeqCst);
+    for way in [Way::Up, Way::Down] {
+        lock(shared.last(way)).clear();
+    }
     let cut = shared.cut.notified();
     let (near_read, near_write) = tokio::io::split(near);
     let (far_read, far_write) = tokio::io::split(far);
     let (near_write, far_write) = (Arc::new(Mutex::new(near_write)), Arc::new(Mutex::new(far_write)));
-    let up = Direction { shared: &shared, id, what, way: Way::Up, passed: 0, held: None };
-    let down = Direction { shared: &shared, id, what, way: Way::Down, passed: 0, held: None };
+    let up = Direction { shared: &shared, id, what, way: Way::Up, passed: 0, held: None, withheld: None };
+    let down = Direction { shared: &shared, id, what, way: Way::Down, passed: 0, held: None, withheld: None };
     let up = up.run(near_read, far_write.clone(), near_write.clone());
     let down = down.run(far_read, near_write.clone(), far_write.clone());
     // In a function of its own: a direction that is dropped in the middle of a write lets go of its writer.
@@ -163,12 +178,14 @@ async fn until_one_ends(
 }
 
 struct Direction<'a> {
-    shared: &'a Shared,
+    shared: &'a Arc<Shared>,
     id: u64,
     what: What,
     way: Way,
     passed: u64,
     held: Option<Bytes>,
+    /// What `Hold` keeps back from here on.
+    withheld: Option<Arc<std::sync::Mutex<Vec<u8>>>>,
 }
 
 impl Direction<'_> {
@@ -178,8 +195,15 @@ impl Direction<'_> {
             while let Some(record) = take_record(&mut input) {
                 self.passed += record.len() as u64;
                 self.keep_sample(&record);
-                if self.way == Way::Up {
-                    lock(&self.shared.last_up).extend_from_slice(&record);
+                lock(self.shared.last(self.way)).extend_from_slice(&record);
+                if self.way == Way::Down
+                    && let Some(group) = agreed::group(&record)
+                {
+                    self.shared.note_group(self.what.label(), group);
+                }
+                if let Some(withheld) = &self.withheld {
+                    lock(withheld).extend_from_slice(&record);
+                    continue;
                 }
                 match self.alteration(&record) {
                     None => self.send(&to, record).await?,
@@ -254,15 +278,34 @@ impl Direction<'_> {
                 return Ok(Some(End::Cut));
             }
             Alteration::Finish => return Ok(Some(End::Finished)),
+            Alteration::Hold => self.withhold(record, to.clone()),
         }
         Ok(None)
+    }
+
+    /// Keeps the way out to itself until the release, so that it does not end with the conduit.
+    fn withhold(&mut self, record: Bytes, to: Writer) {
+        let withheld = Arc::new(std::sync::Mutex::new(record.to_vec()));
+        self.withheld = Some(withheld.clone());
+        let (shared, released) = (self.shared.clone(), self.shared.released.clone());
+        self.shared.scope.spawn(async move {
+            let mut to = to.lock_owned().await;
+            released.cancelled().await;
+            let late = std::mem::take(&mut *lock(&withheld));
+            // Whether it arrives is up to who is still there; what counts is that it was sent.
+            let _ = to.write_all(&late).await;
+            let _ = to.flush().await;
+            shared.counts.late.fetch_add(late.len() as u64, Ordering::SeqCst);
+        });
     }
 
     /// What is to be done to this record, counted when it is something.
     fn alteration(&self, record: &[u8]) -> Option<Alteration> {
         let mut lies = lock(&self.shared.lies);
+        let from = lies.from;
         let meddling = lies.meddling.as_mut()?;
-        let meant = meddling.what == self.what && meddling.way == self.way && meddling.after < self.passed;
+        let meant =
+            meddling.what == self.what && meddling.way == self.way && meddling.after < self.passed && from <= self.id;
         let possible = record[0] == APPLICATION_DATA
             && record.len() > HEADER
             && (meddling.how != Alteration::Foreign || self.foreign().is_some());
@@ -270,8 +313,15 @@ impl Direction<'_> {
             return None;
         }
         meddling.times -= 1;
+        let how = meddling.how;
+        if meddling.times == 0
+            && let Some(next) = lies.afterwards.take()
+        {
+            lies.meddling = Some(next);
+            lies.from = self.shared.conduits.load(Ordering::SeqCst);
+        }
         Shared::count(&self.shared.counts.altered);
-        Some(meddling.how)
+        Some(how)
     }
 
     fn keep_sample(&self, record: &Bytes) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hedgerow_shared::Origin;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::wire::lane::{self, Parsed};
-use hedgerow_shared::wire::message::{ALPN_LINK, Destination, LinkOpen, Vouched};
+use hedgerow_shared::wire::message::{ALPN_LANE, ALPN_LINK, Destination, LinkOpen, Vouched};
 use rustls::server::Acceptor;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -45,16 +45,35 @@ async fn connection(shared: Arc<Shared>, tcp: TcpStream) -> io::Result<()> {
             Parsed::Incomplete => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
         }
     };
+    let wrapped_elsewhere = lock(&shared.lies).wrapped_by_own_ca && offers_lane(&first);
     let mut io = Recorded::new(tcp, shared.notes.socket());
     if let Some((ticket, side)) = ticket {
         if side == Side::Node {
+            if lock(&shared.lies).bare_legs_cut {
+                return Ok(());
+            }
             Shared::count(&shared.counts.node_legs);
             io.read_exact(&mut [0; lane::LENGTH]).await?;
         }
         lanes::arrive(&shared, &ticket, Box::new(io));
         return Ok(());
     }
-    let tls = TlsAcceptor::from(shared.tls.clone()).accept(io).await?;
+    let config = if wrapped_elsewhere { &shared.foreign } else { &shared.tls };
+    let shaken = TlsAcceptor::from(config.clone()).accept(io).await;
+    if wrapped_elsewhere {
+        Shared::count(if shaken.is_ok() { &shared.counts.believed } else { &shared.counts.disbelieved });
+    }
+    let mut tls = shaken?;
+    if tls.get_ref().1.alpn_protocol() == Some(ALPN_LANE) {
+        let mut preamble = [0; lane::LENGTH];
+        tls.read_exact(&mut preamble).await?;
+        if let Parsed::Ticket(ticket, _) = lane::parse(&preamble) {
+            Shared::count(&shared.counts.node_legs);
+            Shared::count(&shared.counts.wrapped_legs);
+            lanes::arrive(&shared, &ticket, Box::new(tls));
+        }
+        return Ok(());
+    }
     if tls.get_ref().1.alpn_protocol() == Some(ALPN_LINK) {
         let elsewhere = lock(&shared.lies).links_led_to.clone();
         if let Some(relay) = elsewhere {
@@ -77,6 +96,11 @@ fn server_name(mut bytes: &[u8]) -> Option<String> {
         Ok(Some(accepted)) => Some(accepted.client_hello().server_name().unwrap_or_default().to_owned()),
         Err(_) => Some(String::new()),
     }
+}
+
+/// Whether a ClientHello asks for the leg of a lane: its ALPN stands there as it is.
+fn offers_lane(first: &[u8]) -> bool {
+    first.windows(ALPN_LANE.len()).any(|w| w == ALPN_LANE)
 }
 
 /// One request: the look-up, or CONNECT.
@@ -150,7 +174,7 @@ pub(super) async fn far_end(shared: &Shared, to: Destination, vouched: Vouched) 
     let answer = if to.origin == Origin::Core { lock(&shared.lies).core.clone() } else { Answer::Honest };
     let no_route = || Fault::new(Code::NoRoute, "no core is linked to this relay");
     match answer {
-        Answer::Imposter(_) => Ok(None),
+        Answer::Imposter(_) | Answer::Replay(_) => Ok(None),
         Answer::Nobody => Err(no_route()),
         Answer::Honest | Answer::Middle(_) => {
             let core = shared.live_links().into_iter().rev().find(|k| k.role == hedgerow_shared::Role::Core);
@@ -168,6 +192,7 @@ pub(super) async fn to_core(shared: &Arc<Shared>, near: Conn, far: Option<Conn>)
     match (answer, far) {
         (Answer::Imposter(imposter), _) => middle::answer(shared, &imposter, near).await,
         (Answer::Middle(imposter), Some(far)) => middle::between(shared, &imposter, near, far).await,
+        (Answer::Replay(bytes), _) => middle::replay(bytes, near).await,
         (_, Some(far)) => carry(shared.clone(), What::Core, near, far).await,
         (_, None) => {}
     }

@@ -40,6 +40,12 @@ pub(super) fn offer(shared: &Shared, device: &Known, request: &LaneRequest) {
 fn try_offer(shared: &Shared, device: &Known, request: &LaneRequest) -> Result<(), Fault> {
     let nodes: Vec<Known> = shared.live_links().into_iter().filter(|k| k.role == Role::Node).collect();
     let lies = lock(&shared.lies);
+    if lies.gone_said && request.to.instance.is_some() {
+        return Err(gone());
+    }
+    if lies.requests_ignored {
+        return Ok(());
+    }
     if lies.lanes_refused {
         // What a device takes for "no lanes on this network" is a lane that fails; a refusal would be final.
         let ticket = Ticket::from_random(random());
@@ -47,7 +53,7 @@ fn try_offer(shared: &Shared, device: &Known, request: &LaneRequest) -> Result<(
         let instance = nodes.first().map(|n| n.instance).ok_or_else(no_node)?;
         return device.link.mux.send_control(&LaneOffer { request: request.request, ticket, node, instance }.into());
     }
-    let right = nodes.iter().rev().find(|n| lies.called.is_none_or(|id| n.entity == Some(id))).ok_or_else(no_node)?;
+    let right = nodes.iter().rev().find(|n| n.is_meant(lies.called, &request.to)).ok_or_else(no_node)?;
     let (entity, instance) = (right.entity.ok_or_else(no_node)?, right.instance);
     let tickets = [Ticket::from_random(random()), Ticket::from_random(random())];
     {
@@ -67,6 +73,11 @@ fn try_offer(shared: &Shared, device: &Known, request: &LaneRequest) -> Result<(
     let node = lies.named.unwrap_or(entity);
     let instance = lies.named_instance.unwrap_or(instance);
     device.link.mux.send_control(&LaneOffer { request: request.request, ticket: tickets[0], node, instance }.into())
+}
+
+/// What a relay says when another process has a node's certificate now.
+pub(super) fn gone() -> Fault {
+    Fault::new(Code::Gone, "the node's process has ended")
 }
 
 fn no_node() -> Fault {
@@ -93,6 +104,9 @@ pub(super) fn arrive(shared: &Arc<Shared>, ticket: &Ticket, leg: Conn) {
         } else if let (Answer::Imposter(imposter), Side::Device) = (&answer, side) {
             let (shared, imposter) = (shared.clone(), imposter.clone());
             shared.scope.clone().spawn(async move { middle::answer(&shared, &imposter, leg).await });
+            return;
+        } else if let (Answer::Replay(bytes), Side::Device) = (&answer, side) {
+            shared.scope.spawn(middle::replay(bytes.clone(), leg));
             return;
         } else if let Some(other) = lanes.waiting.remove(&(number, side == Side::Node)) {
             let (device, node) = if side == Side::Device { (leg, other) } else { (other, leg) };

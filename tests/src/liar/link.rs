@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hedgerow_runtime::clock::{self, random};
-use hedgerow_runtime::link::{self, Admit, Channel, Incoming, Peer};
+use hedgerow_runtime::link::{self, Admit, Channel, Incoming, Link, Peer, Transport};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::secret::Secret;
@@ -15,7 +15,8 @@ use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::server::TlsStream;
 
-use super::conduit::{What, carry};
+use super::conduit::{Conn, What, carry};
+use super::notes::Recorded;
 use super::{Answer, Known, Shared, door, lanes, lock, middle};
 
 impl Admit for Shared {
@@ -45,7 +46,13 @@ where
     let instance = InstanceId::from_random(random());
     let (limits, timers) = (Limits::default(), Timers::default());
     let opened = link::answer(tls, address, &*shared, limits, instance, &timers, &shared.scope).await;
-    let Ok((link, peer)) = opened else { return };
+    if let Ok((link, peer)) = opened {
+        serve_opened(shared, link, peer).await;
+    }
+}
+
+/// The same, once it is open.
+pub(super) async fn serve_opened(shared: Arc<Shared>, link: Link, peer: Peer) {
     Shared::count(&shared.counts.links);
     let entity = peer.certificate.as_ref().map(|c| c.identity.id);
     let known = Known { role: peer.role, entity, instance: peer.hello.instance, link };
@@ -97,22 +104,39 @@ async fn stream(shared: &Arc<Shared>, from: &Known, incoming: Incoming) -> Resul
         }
         return Ok(());
     }
-    let (answer, called, vouched) = {
+    let (answer, called, vouched, gone, ignored) = {
         let lies = lock(&shared.lies);
-        (lies.node.clone(), lies.called, lies.vouched.clone().unwrap_or(vouched))
+        let vouched = lies.vouched.clone().unwrap_or(vouched);
+        (lies.node.clone(), lies.called, vouched, lies.gone_said && to.instance.is_some(), lies.requests_ignored)
     };
+    if gone {
+        incoming.refuse(lanes::gone());
+        return Ok(());
+    }
+    if ignored {
+        from.link.mux.closed().await;
+        return Ok(());
+    }
     if let Answer::Imposter(imposter) = answer {
         middle::answer(shared, &imposter, Box::new(incoming.accept())).await;
         return Ok(());
     }
+    if let Answer::Replay(bytes) = answer {
+        middle::replay(bytes, Box::new(incoming.accept())).await;
+        return Ok(());
+    }
     let nodes = shared.live_links().into_iter().filter(|k| k.role == Role::Node);
-    let Some(node) = nodes.filter(|k| called.is_none_or(|id| k.entity == Some(id))).last() else {
+    let Some(node) = nodes.filter(|k| k.is_meant(called, &to)).last() else {
         incoming.refuse(Fault::new(Code::NoRoute, "no node is linked to this relay"));
         return Ok(());
     };
     let header = LinkOpen::Through { to, vouched: Some(vouched), trace: None };
     let far = open(&node.link.mux, &header).await?;
-    let near = Box::new(incoming.accept());
+    let near: Conn = match from.link.transport {
+        Transport::Tls => Box::new(incoming.accept()),
+        // What the liar reads of TLS is opened from the record of the socket.
+        Transport::Quic => Box::new(Recorded::new(incoming.accept(), shared.notes.plain("a stream of a QUIC link"))),
+    };
     match answer {
         Answer::Middle(imposter) => middle::between(shared, &imposter, near, Box::new(far)).await,
         _ => carry(shared.clone(), What::LinkStream, near, Box::new(far)).await,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hedgerow_runtime::clock::random;
 use hedgerow_runtime::tls::{self, SigningKey};
 use hedgerow_shared::secret::Secret;
@@ -92,6 +93,13 @@ pub(super) async fn answer(shared: &Arc<Shared>, imposter: &Imposter, near: Conn
     }
 }
 
+/// Says what another has said before, then waits until the opener has had enough.
+pub(super) async fn replay(bytes: Bytes, mut near: Conn) {
+    let _ = near.write_all(&bytes).await;
+    let _ = near.flush().await;
+    let _ = near.read_to_end(&mut Vec::new()).await;
+}
+
 /// The core's half of the PAKE, as far as the device goes along.
 async fn guess(
     plain: Recorded<TlsStream<Conn>>,
@@ -160,10 +168,11 @@ pub(super) async fn between(shared: &Arc<Shared>, imposter: &Imposter, near: Con
 }
 
 /// Passes a link's plaintext to another relay and back, in the hope that its proofs hold there too.
-pub(super) async fn lead<IO>(shared: &Shared, near: TlsStream<IO>, relay: &str) -> std::io::Result<()>
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
+pub(super) async fn lead(
+    shared: &Shared,
+    near: impl AsyncRead + AsyncWrite + Unpin,
+    relay: &str,
+) -> std::io::Result<()> {
     let config = tls::to_anyone(&[ALPN_LINK]).map_err(std::io::Error::other)?;
     let far = TcpStream::connect(relay).await?;
     let mut far = TlsConnector::from(config).connect(tls::any_name(), far).await?;

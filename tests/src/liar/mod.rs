@@ -8,15 +8,18 @@
 //!                                        everything read ── notes
 //! ```
 
+pub mod agreed;
 mod conduit;
 mod door;
 mod lanes;
 mod link;
 mod middle;
 mod notes;
+mod paced;
 pub mod scene;
 mod site;
 mod tenant;
+mod udp;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -25,22 +28,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hedgerow_runtime::link::Link;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls::KeyLogFile;
 use hedgerow_shared::secret::Secret;
-use hedgerow_shared::wire::message::{ALPN_LINK, GoAway, Vouched};
+use hedgerow_shared::wire::message::{ALPN_LANE, ALPN_LINK, Destination, GoAway, Vouched};
 use hedgerow_shared::{EntityId, InstanceId, Role, TenantId};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 pub use conduit::{Alteration, Meddling, Way, What};
 pub use middle::{Act, Imposter};
 pub use notes::Notes;
+pub use paced::Paced;
 pub use site::{Reading, Site};
 pub use tenant::{Holder, Tenant};
+pub use udp::Datagrams;
 
 /// Which lies are told. The default tells none: then the liar is a relay like any other, to one tenant.
 #[derive(Debug, Default)]
@@ -51,6 +58,10 @@ pub struct Lies {
     pub node: Answer,
     /// What happens to the bytes between two ends.
     pub meddling: Option<Meddling>,
+    /// What happens in conduits that begin after `meddling` was done.
+    pub afterwards: Option<Meddling>,
+    /// `meddling` is for conduits from this one on.
+    from: u64,
     /// No lane for anybody: sessions run over link streams.
     pub lanes_refused: bool,
     /// Word from the core is not passed on.
@@ -67,8 +78,18 @@ pub struct Lies {
     pub devices_joined: bool,
     /// A node is called twice with the same ticket.
     pub called_twice: bool,
+    /// What is done to datagrams of QUIC.
+    pub datagrams: Option<Datagrams>,
+    /// Bare legs of nodes are cut at once: they come wrapped in TLS then.
+    pub bare_legs_cut: bool,
+    /// Legs that come wrapped meet another server than the relay.
+    pub wrapped_by_own_ca: bool,
     /// Legs of lanes stay open and nothing comes of them.
     pub legs_held: bool,
+    /// Whoever wants to go on with a session is told that the node's process is gone.
+    pub gone_said: bool,
+    /// Requests for lanes and streams to nodes stay without an answer.
+    pub requests_ignored: bool,
     /// What the liar vouches for, instead of the truth.
     pub vouched: Option<Vouched>,
     /// What a look-up is answered with: status line and body.
@@ -95,6 +116,8 @@ pub enum Answer {
     Imposter(Arc<Imposter>),
     /// The liar ends the TLS and speaks its own to the right one.
     Middle(Arc<Imposter>),
+    /// The liar, with bytes that the right one has sent before.
+    Replay(Bytes),
 }
 
 /// A link that a core, node or device has opened.
@@ -108,6 +131,17 @@ pub struct Known {
     pub instance: InstanceId,
     /// The link.
     pub link: Link,
+}
+
+impl Known {
+    /// Whether a device is led here: to the node that a lie names, else to the process it asks for, else to any.
+    fn is_meant(&self, called: Option<EntityId>, to: &Destination) -> bool {
+        match (called, to.instance) {
+            (Some(lie), _) => self.entity == Some(lie),
+            (None, Some(instance)) => self.instance == instance,
+            (None, None) => true,
+        }
+    }
 }
 
 /// What has happened, counted.
@@ -125,6 +159,12 @@ pub struct Counts {
     pub node_legs: AtomicU64,
     /// Links opened.
     pub links: AtomicU64,
+    /// Of these, in TLS to the relay.
+    pub wrapped_legs: AtomicU64,
+    /// Datagrams meddled with.
+    pub datagrams: AtomicU64,
+    /// Bytes that `Alteration::Hold` kept back and sent later.
+    pub late: AtomicU64,
 }
 
 struct Shared {
@@ -134,11 +174,21 @@ struct Shared {
     lanes: Mutex<lanes::Lanes>,
     counts: Counts,
     samples: Mutex<Vec<conduit::Sample>>,
+    /// Number of the next conduit.
+    conduits: AtomicU64,
     last_up: Mutex<Vec<u8>>,
+    last_down: Mutex<Vec<u8>>,
+    agreed: agreed::List,
+    /// Every UDP payload, one after the other.
+    datagrams: Mutex<Vec<u8>>,
     cut: Notify,
+    released: CancellationToken,
     look_ups: Mutex<HashMap<String, TenantId>>,
     srp_key: Mutex<Option<Secret>>,
     tls: Arc<ServerConfig>,
+    /// The same name, by a CA that nobody trusts.
+    foreign: Arc<ServerConfig>,
+    quic: ServerConfig,
     name: String,
     scope: Scope,
 }
@@ -206,10 +256,22 @@ impl Liar {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let key_log = folder.join("liar-keys");
-        let key = rustls_pki_types::PrivateKeyDer::try_from(identity.key.clone()).expect("a PKCS#8 key");
-        let tls = hedgerow_runtime::tls::as_relay(identity.chain.clone(), key, &[ALPN_LINK, b"http/1.1"]);
-        let mut tls = ServerConfig::clone(&tls.expect("the key fits the certificate"));
-        tls.key_log = KeyLogFile::open(&key_log).expect("a key log");
+        let agreed = agreed::List::default();
+        let another = RelayIdentity::new(&identity.name);
+        let server = |what, identity: &RelayIdentity| {
+            let key = rustls_pki_types::PrivateKeyDer::try_from(identity.key.clone()).expect("a PKCS#8 key");
+            let builder = ServerConfig::builder_with_provider(agreed::provider(what, &agreed))
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .expect("TLS 1.3")
+                .with_no_client_auth();
+            let tls = builder.with_single_cert(identity.chain.clone(), key);
+            let mut tls = tls.expect("the key fits the certificate");
+            tls.alpn_protocols = [ALPN_LINK, ALPN_LANE, b"http/1.1"].map(<[u8]>::to_vec).to_vec();
+            tls.key_log = KeyLogFile::open(&key_log).expect("a key log");
+            tls
+        };
+        let (tls, quic) = (server("the relay's TLS", identity), server("the relay's QUIC", identity));
+        let foreign = server("the relay's TLS", &another);
         let shared = Arc::new(Shared {
             lies: Mutex::default(),
             notes: Notes::new(&key_log),
@@ -217,11 +279,18 @@ impl Liar {
             lanes: Mutex::default(),
             counts: Counts::default(),
             samples: Mutex::default(),
+            conduits: AtomicU64::new(1),
             last_up: Mutex::default(),
+            last_down: Mutex::default(),
+            agreed,
+            datagrams: Mutex::default(),
             cut: Notify::new(),
+            released: CancellationToken::new(),
             look_ups: Mutex::default(),
             srp_key: Mutex::default(),
             tls: Arc::new(tls),
+            foreign: Arc::new(foreign),
+            quic,
             name: identity.name.clone(),
             scope: Scope::new(),
         });
@@ -232,6 +301,21 @@ impl Liar {
             shared.scope.spawn(door::listen(shared.clone(), listener));
         }
         Self { shared, address, runtime: Some(runtime) }
+    }
+
+    /// Takes links over QUIC too, at the same address.
+    ///
+    /// # Panics
+    /// The UDP port is taken.
+    pub fn listen_on_udp(&self) {
+        let _context = self.runtime().enter();
+        self.block_on(udp::listen(&self.shared, self.address, &self.shared.quic)).expect("the UDP port is free");
+    }
+
+    /// Every UDP payload so far, one after the other.
+    #[must_use]
+    pub fn datagrams(&self) -> Vec<u8> {
+        lock(&self.shared.datagrams).clone()
     }
 
     /// Where it listens, for every kind of peer.
@@ -311,10 +395,27 @@ impl Liar {
         self.shared.cut.notify_waiters();
     }
 
-    /// What the opener of the newest conduit has sent, byte for byte: to be played again.
+    /// What one end of the newest conduit has sent, byte for byte: to be played again.
     #[must_use]
-    pub fn recorded(&self) -> Vec<u8> {
-        lock(&self.shared.last_up).clone()
+    pub fn recorded(&self, way: Way) -> Vec<u8> {
+        lock(self.shared.last(way)).clone()
+    }
+
+    /// Conduits so far.
+    #[must_use]
+    pub fn conduits(&self) -> u64 {
+        self.shared.conduits.load(Ordering::SeqCst) - 1
+    }
+
+    /// Lets go of what `Alteration::Hold` keeps back, once.
+    pub fn release(&self) {
+        self.shared.released.cancel();
+    }
+
+    /// The key exchanges that were agreed where the liar could see it: where, and the group's number.
+    #[must_use]
+    pub fn agreed(&self) -> Vec<(&'static str, u16)> {
+        lock(&self.shared.agreed).clone()
     }
 
     /// Runs something of a test's own on the liar's side of the links.
@@ -341,6 +442,18 @@ impl Shared {
         let mut links = lock(&self.links);
         links.retain(|k| !k.link.mux.is_closed());
         links.clone()
+    }
+
+    /// What this end of the newest conduit has sent.
+    fn last(&self, way: Way) -> &Mutex<Vec<u8>> {
+        match way {
+            Way::Up => &self.last_up,
+            Way::Down => &self.last_down,
+        }
+    }
+
+    fn note_group(&self, what: &'static str, group: u16) {
+        lock(&self.agreed).push((what, group));
     }
 
     fn count(counter: &AtomicU64) {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use hedgerow_connectivity_node::{Record, State};
 use hedgerow_device::state as device_files;
 use hedgerow_runtime::clock;
+use hedgerow_runtime::tls::SESSION_KEY_LOG;
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::{SignedConfig, Version};
 use hedgerow_shared::{EntityId, Origin, Role};
@@ -20,7 +21,7 @@ use serde_json::Value;
 use super::site::exchange;
 use super::{Known, Liar, Reading, RelayIdentity, Site, Tenant};
 use crate::process::{self, Process, free_port, hedgerow, wait_until};
-use crate::tap::Needle;
+use crate::tap::{KeyLog, Needle};
 
 /// The tenant of every scene.
 pub const TENANT: &str = "S12345678";
@@ -32,10 +33,27 @@ pub const RELAY: &str = "relay.liar.test";
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Hand-shakes that a node does at once.
 pub const HANDSHAKES: usize = 16;
-/// A tenth: silence is noticed in seconds.
-const TIMERS: &str = "[timers]\nscale = 0.1\n";
-/// Of the document that the site sends, and of the one it takes.
-pub const DOCUMENT: usize = 1 << 20;
+
+/// What is different from the plain scene.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// Of the document that the site sends, and of the one it takes.
+    pub document: usize,
+    /// Of timers. A tenth: silence is noticed in seconds.
+    pub scale: f64,
+    /// The liar listens on UDP too, and its peers use nothing else for links.
+    pub quic: bool,
+    /// The liar has another CA than the one its peers know, with the same names.
+    pub own_ca: bool,
+    /// Environment of every process.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        Self { document: 1 << 20, scale: 0.1, quic: false, own_ca: false, environment: Vec::new() }
+    }
+}
 
 struct Running {
     name: String,
@@ -53,6 +71,7 @@ pub struct Scene {
     pub site: Site,
     /// The relay's identity.
     pub relay: RelayIdentity,
+    setting: Setting,
     running: Vec<Running>,
     secrets: Vec<Needle>,
     folder: tempfile::TempDir,
@@ -68,12 +87,23 @@ impl Scene {
     /// The liar and the site; nobody else yet.
     #[must_use]
     pub fn new() -> Self {
+        Self::set(Setting::default())
+    }
+
+    /// The same, with differences.
+    #[must_use]
+    pub fn set(setting: Setting) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let relay = RelayIdentity::new(RELAY);
-        let liar = Liar::start(&relay, folder.path());
-        let site = Site::start();
+        let another = RelayIdentity::new(RELAY);
+        let liar = Liar::start(if setting.own_ca { &another } else { &relay }, folder.path());
+        if setting.quic {
+            liar.listen_on_udp();
+        }
+        let site = Site::start(setting.document);
         let secrets = site.marks.clone();
-        let scene = Self { liar, tenant: Tenant::new(TENANT), site, relay, running: Vec::new(), secrets, folder };
+        let tenant = Tenant::new(TENANT);
+        let scene = Self { liar, tenant, site, relay, setting, running: Vec::new(), secrets, folder };
         std::fs::write(scene.path("relay-ca.pem"), &scene.relay.ca_pem).expect("a file");
         scene
     }
@@ -110,15 +140,23 @@ impl Scene {
         state.store_enrolment(&record, self.tenant.ca.der(), &holder.leaf).expect("files");
         self.secrets.push(holder.needle());
         self.run_node(name);
-        let _ = self.liar.wait_for_link(name, |k| k.entity == Some(holder.identity.id));
+        self.wait_for_link(name, holder.identity.id);
         holder.identity.id
+    }
+
+    fn wait_for_link(&self, name: &str, id: EntityId) {
+        if !self.setting.own_ca {
+            let _ = self.liar.wait_for_link(name, |k| k.entity == Some(id));
+        }
     }
 
     /// Starts the node whose state lies in the folder of its name.
     pub fn run_node(&mut self, name: &str) {
         let text = format!(
-            "state = {:?}\n[limits]\nhandshakes = {HANDSHAKES}\n[drain]\nseconds = 1\n{TIMERS}",
-            self.path(name)
+            "state = {:?}\n{}[limits]\nhandshakes = {HANDSHAKES}\n[drain]\nseconds = 1\n{}",
+            self.path(name),
+            self.transport(),
+            self.timers()
         );
         self.start("node", name, &text, true);
     }
@@ -146,7 +184,7 @@ impl Scene {
         }
         self.secrets.push(holder.needle());
         let socks = self.run_device(name, lanes);
-        let _ = self.liar.wait_for_link(name, |k| k.entity == Some(holder.identity.id));
+        self.wait_for_link(name, holder.identity.id);
         Device { id: holder.identity.id, name: name.to_owned(), socks }
     }
 
@@ -154,14 +192,24 @@ impl Scene {
     pub fn run_device(&mut self, name: &str, lanes: bool) -> SocketAddr {
         let socks = loopback();
         let text = format!(
-            "state = {:?}\nlanes = \"{}\"\n[proxy]\nsocks5 = \"{socks}\"\nhttp = \"{}\"\n{TIMERS}",
+            "state = {:?}\n{}lanes = \"{}\"\n[proxy]\nsocks5 = \"{socks}\"\nhttp = \"{}\"\n{}",
             self.path(name),
+            self.transport(),
             if lanes { "auto" } else { "off" },
-            loopback()
+            loopback(),
+            self.timers()
         );
         self.start("device", name, &text, true);
         wait_until("the device's proxy listens", PATIENCE, || TcpStream::connect(socks).is_ok());
         socks
+    }
+
+    fn transport(&self) -> &'static str {
+        if self.setting.quic { "transport = \"quic\"\n" } else { "" }
+    }
+
+    fn timers(&self) -> String {
+        format!("[timers]\nscale = {}\n", self.setting.scale)
     }
 
     /// A real core with a tenant of its own, a user `anna@example.com`, and a rule and a route for the site.
@@ -188,9 +236,10 @@ impl Scene {
     /// Starts the core; whether it is waited for.
     pub fn run_core(&mut self, wait: bool) {
         let text = format!(
-            "tenant = \"{TENANT}\"\nname = \"Test\"\nstate = {:?}\nsrp_key_file = {:?}\n[[relays]]\nname = \"{RELAY}\"\n\
+            "tenant = \"{TENANT}\"\nname = \"Test\"\nstate = {:?}\n{}srp_key_file = {:?}\n[[relays]]\nname = \"{RELAY}\"\n\
              addresses = [\"{}\"]\nca_file = {:?}\n[advertise]\nrelays = [\"{}\"]\nname = \"{RELAY}\"\nca_file = {:?}\n[drain]\nseconds = 1\n",
             self.path("core"),
+            self.transport(),
             self.path("srp.key"),
             self.liar.address(),
             self.path("relay-ca.pem"),
@@ -273,6 +322,7 @@ impl Scene {
         std::fs::write(&config, format!("{text}[admin]\nlisten = \"{admin}\"\n")).expect("a file");
         let mut command = Command::new(hedgerow());
         command.args([role, "run", "--config"]).arg(config).env_remove("HEDGEROW_LOG");
+        command.env(SESSION_KEY_LOG, self.path("end-keys")).envs(self.setting.environment.iter().cloned());
         let process = Process::start(&mut command, &self.path(&format!("{name}.log")));
         self.running.push(Running { name: name.to_owned(), admin, process });
         if wait && role == "core" {
@@ -356,8 +406,17 @@ impl Scene {
 
     /// Panics when the liar has seen anything it must not know.
     pub fn assert_nothing_learnt(&self) {
-        let found = self.liar.notes().search(&self.secrets);
+        let mut secrets = self.secrets.clone();
+        // Whoever has one of these opens a session.
+        secrets.extend(self.end_keys().needles("ends"));
+        let found = self.liar.notes().search(&secrets);
         assert!(found.is_empty(), "the relay has learnt: {found:#?}");
+    }
+
+    /// Secrets of every end-to-end connection that somebody of the scene has opened.
+    #[must_use]
+    pub fn end_keys(&self) -> KeyLog {
+        KeyLog::read(&self.path("end-keys"))
     }
 
     /// What the liar must not learn, as far as the scene knows.

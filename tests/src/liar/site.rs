@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use hedgerow_runtime::clock;
 
 use super::lock;
-use super::scene::{DOCUMENT, PATIENCE};
+use super::scene::PATIENCE;
 use crate::process::wait_until;
 use crate::tap::Needle;
 
@@ -62,7 +62,7 @@ pub struct Site {
 }
 
 impl Site {
-    pub(super) fn start() -> Self {
+    pub(super) fn start(length: usize) -> Self {
         let mark = |way: &str| {
             let dice: String = clock::random::<16>().iter().map(|b| format!("{b:02x}")).collect();
             format!("<marked {way} {dice}>").into_bytes()
@@ -72,7 +72,7 @@ impl Site {
             // A counter, so that bytes at a wrong place are wrong bytes.
             let mut text = mark.to_vec();
             let mut n = 0u64;
-            while text.len() < DOCUMENT {
+            while text.len() < length {
                 n += 1;
                 text.extend_from_slice(mark);
                 text.extend_from_slice(&n.to_be_bytes());

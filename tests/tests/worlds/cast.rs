@@ -70,7 +70,7 @@ impl RelayActor {
         let door = Door {
             relay: relay.clone(),
             tls: TlsAcceptor::from(kit.server.clone()),
-            waiting: Waiting::new(1000),
+            waiting: Waiting::new(1000, 1000),
             lanes: self.lanes,
         };
         let listener = self.net.listen(self.host);
@@ -93,7 +93,8 @@ impl RelayActor {
             while let Some(incoming) = endpoint.accept().await {
                 let door = door.clone();
                 door.relay.clone().work.spawn(async move {
-                    let (place, address) = (door.waiting.enter(), incoming.remote_address());
+                    let (place, address) =
+                        (door.waiting.enter(incoming.remote_address().ip()), incoming.remote_address());
                     if let Ok(connection) = incoming.await {
                         serve::quic_link(&door.relay, connection, address, place).await;
                     }
@@ -134,7 +135,7 @@ struct Door {
 
 impl Door {
     async fn greet(self, stream: Stream) {
-        let place = self.waiting.enter();
+        let place = self.waiting.enter(stream.peer.ip());
         let _ = tokio::time::timeout(self.relay.timers.handshake, self.sort(stream, place)).await;
     }
 
@@ -172,7 +173,7 @@ impl Door {
         if tls.get_ref().1.alpn_protocol() == Some(ALPN_LINK) {
             // From here on the link's own deadlines count.
             let relay = self.relay.clone();
-            self.relay.work.spawn(async move { serve::link(&relay, tls, address, place).await });
+            self.relay.work.spawn(async move { serve::link(&relay, tls, address, None, place).await });
         } else if tls.get_ref().1.alpn_protocol() == Some(ALPN_LANE)
             && let Some((ticket, rest)) = preamble(&mut tls).await
         {
@@ -184,7 +185,7 @@ impl Door {
         if !self.lanes {
             return;
         }
-        let leg = Leg { carrier, first, address, permit: Box::new(()) };
+        let leg = Leg { carrier, first, address, probe: None, permit: Box::new(()) };
         self.relay.lanes.arrive(ticket, leg, clock::monotonic());
     }
 }

@@ -195,6 +195,7 @@ fn relay_config(state: PathBuf, n: usize) -> RelayConfig {
         limits: Limits::default(),
         timers: TimerConfig::default(),
         drain: Drain::default(),
+        bandwidth: Default::default(),
     }
 }
 

@@ -297,6 +297,10 @@ fn read<T: for<'b> minicbor::Decode<'b, ()>>(what: &str, body: &Bytes) -> Result
 }
 
 fn cut(error: std::io::Error) -> Fault {
+    if error.kind() == std::io::ErrorKind::InvalidData {
+        let text = format!("the end-to-end hand-shake carried bytes that do not authenticate: {error}");
+        return Fault::new(Code::Protocol, text);
+    }
     Fault::new(Code::Lost, format!("the connection ended during the end-to-end hand-shake: {error}"))
 }
 

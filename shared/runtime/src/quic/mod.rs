@@ -45,7 +45,7 @@ pub use stream::{ReadHalf, WriteHalf};
 
 /// What a stream's reader may leave unread: QUIC windows do not grow by themselves here, and links carry no bulk where
 /// a lane can be had.
-const STREAM_WINDOW: u32 = 1024 * 1024;
+pub const STREAM_WINDOW: u32 = 1024 * 1024;
 /// Unread bytes and bytes on their way, before a peer has shown who it is: a hand-shake is far smaller.
 const HANDSHAKE_WINDOW: u32 = 64 * 1024;
 /// Bytes sent and not acknowledged over all streams.
