@@ -2,13 +2,14 @@
 //! folder since its enrolment.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use hedgerow_proxy::publish::Published;
 use hedgerow_proxy::target::{Host, Target};
 use hedgerow_runtime::config::ConfigFault;
+use hedgerow_runtime::config::sections::{Admin, Drain};
 use hedgerow_runtime::dial::Outbound;
 use hedgerow_runtime::link::Choice;
 use hedgerow_runtime::tls::TlsConfig;
@@ -39,7 +40,7 @@ pub struct NodeConfigFile {
     pub publish: Publish,
     /// The operator's listener.
     #[serde(default)]
-    pub admin: Admin,
+    pub admin: Admin<9103>,
     /// What devices may use up.
     #[serde(default)]
     pub limits: Limits,
@@ -51,7 +52,7 @@ pub struct NodeConfigFile {
     pub tls: TlsConfig,
     /// What happens on SIGTERM.
     #[serde(default)]
-    pub drain: Drain,
+    pub drain: Drain<30>,
 }
 
 /// Servers inside, `host:port`, that end TLS for names registered at the core (`hedgerow name add`). The node's
@@ -70,20 +71,6 @@ pub struct Publish {
 impl Default for Publish {
     fn default() -> Self {
         Self { gateway: None, mdm: None, connections: 10_000 }
-    }
-}
-
-/// The loopback listener with metrics, health, readiness and sessions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Admin {
-    /// A loopback address; anything else is refused.
-    pub listen: SocketAddr,
-}
-
-impl Default for Admin {
-    fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9103)) }
     }
 }
 
@@ -131,20 +118,6 @@ impl Default for TimerConfig {
     }
 }
 
-/// What happens on SIGTERM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Drain {
-    /// Seconds that connections have to end.
-    pub seconds: u64,
-}
-
-impl Default for Drain {
-    fn default() -> Self {
-        Self { seconds: Timers::default().drain.as_secs() }
-    }
-}
-
 impl NodeConfigFile {
     /// A configuration with this state folder and defaults, for the demo and for tests.
     #[must_use]
@@ -170,12 +143,7 @@ impl NodeConfigFile {
     /// Every key that is wrong, and what to write there.
     pub fn check(&self) -> Result<(), ConfigFault> {
         let mut problems = self.outbound.network().err().map(|f| f.problems).unwrap_or_default();
-        if !self.admin.listen.ip().is_loopback() {
-            problems.push(
-                "admin.listen: expected a loopback address such as 127.0.0.1:9103: it shows who is connected"
-                    .to_owned(),
-            );
-        }
+        problems.extend(self.admin.problem().map(|(key, why)| format!("{key}: {why}")));
         let l = &self.limits;
         if [l.sessions, l.sessions_per_device, l.handshakes, l.connections, l.connections_per_device].contains(&0) {
             problems.push("limits: every limit must be at least 1".to_owned());

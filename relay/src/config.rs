@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hedgerow_runtime::config::sections::{Admin, TimerScale};
 use hedgerow_runtime::tls::Provider;
 use hedgerow_shared::limits::Timers;
 use serde::{Deserialize, Serialize};
@@ -28,13 +29,13 @@ pub struct RelayConfig {
     pub lanes: LaneConfig,
     /// The operator's listener.
     #[serde(default)]
-    pub admin: Admin,
+    pub admin: Admin<9101>,
     /// What strangers may use up.
     #[serde(default)]
     pub limits: Limits,
     /// Timers.
     #[serde(default)]
-    pub timers: TimerConfig,
+    pub timers: TimerScale,
     /// What happens on SIGTERM.
     #[serde(default)]
     pub drain: Drain,
@@ -91,20 +92,6 @@ pub struct LaneConfig {
 impl Default for LaneConfig {
     fn default() -> Self {
         Self { splice: true }
-    }
-}
-
-/// The loopback listener with metrics, health, readiness and sessions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Admin {
-    /// A loopback address; anything else is refused.
-    pub listen: SocketAddr,
-}
-
-impl Default for Admin {
-    fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9101)) }
     }
 }
 
@@ -168,20 +155,6 @@ impl Limits {
     }
 }
 
-/// Timers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TimerConfig {
-    /// 1 is right; tests use 0.01 so that waiting through timers is quick.
-    pub scale: f64,
-}
-
-impl Default for TimerConfig {
-    fn default() -> Self {
-        Self { scale: 1.0 }
-    }
-}
-
 /// What happens on SIGTERM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -226,11 +199,8 @@ impl RelayConfig {
         if self.tls.certificate.is_some() != self.tls.key_file.is_some() {
             return bad("tls", "certificate and key_file belong together: give both, or neither for a self-made CA");
         }
-        if !self.admin.listen.ip().is_loopback() {
-            return bad(
-                "admin.listen",
-                "expected a loopback address such as 127.0.0.1:9101: it shows who is connected",
-            );
+        if let Some((key, why)) = self.admin.problem().or_else(|| self.timers.problem()) {
+            return Err(ConfigError { key, why });
         }
         let l = &self.limits;
         if l.connections == 0 || l.handshakes == 0 || l.tunnels_per_client == 0 {
@@ -242,9 +212,6 @@ impl RelayConfig {
             .any(|r| !(r.per_second > 0.0 && r.per_second.is_finite() && r.burst >= 1.0 && r.burst.is_finite()))
         {
             return bad("limits", "rates must be above 0 and bursts at least 1");
-        }
-        if !(self.timers.scale > 0.0 && self.timers.scale <= 10.0) {
-            return bad("timers.scale", "expected a number above 0 and up to 10; 1 is right outside tests");
         }
         Ok(())
     }

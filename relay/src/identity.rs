@@ -194,9 +194,9 @@ mod tests {
             listen: Listen { link: vec!["127.0.0.1:0".parse().unwrap()], device: vec![], udp: true, http: vec![] },
             tls: crate::config::Tls::default(),
             lanes: crate::config::LaneConfig::default(),
-            admin: crate::config::Admin::default(),
+            admin: Default::default(),
             limits: crate::config::Limits::default(),
-            timers: crate::config::TimerConfig::default(),
+            timers: Default::default(),
             drain: crate::config::Drain::default(),
         }
     }

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedgerow_relay::config::{Admin, Drain, LaneConfig, Limits, Listen, RelayConfig, TimerConfig, Tls};
+use hedgerow_relay::config::{Drain, LaneConfig, Limits, Listen, RelayConfig, Tls};
 use hedgerow_relay::{Running, identity};
 use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::clock;
+use hedgerow_runtime::config::sections::{Admin, TimerScale};
 use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::link::{Credentials, Link, LinkError, connect};
 use hedgerow_runtime::scope::Scope;
@@ -60,7 +61,7 @@ impl World {
             lanes: LaneConfig::default(),
             admin: Admin { listen: loopback },
             limits: Limits::default(),
-            timers: TimerConfig { scale: 0.1 },
+            timers: TimerScale { scale: 0.1 },
             drain: Drain::default(),
         };
         change(&mut config);
