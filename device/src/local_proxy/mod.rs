@@ -86,7 +86,7 @@ impl<W: Ways> Connector for ByWay<W> {
                 let dialled = self.dialer.dial_unchecked(target).await.map_err(|e| e.fault())?;
                 Ok(Outbound::Direct(dialled.tcp))
             }
-            Path::Tunnel(stream) => Ok(Outbound::Tunnel(stream.into())),
+            Path::Tunnel(stream) => Ok(Outbound::Tunnel(stream)),
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod mux;
 pub mod network;
 pub mod quic;
 pub mod scope;
+mod stream;
 pub mod telemetry;
 #[cfg(test)]
 mod testing;

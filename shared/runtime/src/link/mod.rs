@@ -6,7 +6,6 @@ mod acceptor;
 mod channel;
 mod dialler;
 mod pathfinder;
-mod stream;
 mod uplink;
 
 use std::sync::Arc;
@@ -17,11 +16,11 @@ use hedgerow_shared::wire::frame::{self, Frame};
 use hedgerow_shared::wire::message::{Accept, Hello};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+pub use crate::stream::{ReadHalf, Stream, WriteHalf};
 pub use acceptor::{Admit, Peer, answer, answer_quic};
 pub use channel::{Channel, Incoming};
 pub use dialler::{Credentials, connect, connect_quic};
 pub use pathfinder::{Pathfinder, udp_can_reach};
-pub use stream::{ReadHalf, Stream, WriteHalf};
 pub use uplink::{Uplink, UplinkConfig, UplinkStatus, Uplinks};
 
 use crate::dial::RelayTarget;
