@@ -7,6 +7,7 @@ use std::time::Duration;
 use hedgerow_runtime::config::sections::{Admin, TimerScale};
 use hedgerow_runtime::tls::Provider;
 use hedgerow_shared::limits::Timers;
+use hedgerow_shared::verify::policy::TargetPattern;
 use serde::{Deserialize, Serialize};
 
 use crate::limit::Rate;
@@ -52,6 +53,11 @@ pub struct Listen {
     /// QUIC links and tunnel datagrams, over UDP on the same addresses.
     #[serde(default = "yes")]
     pub udp: bool,
+    /// Balancers before this relay, addresses and networks (`192.0.2.10`, `10.0.0.0/8`): every TCP connection from them
+    /// must begin with a PROXY header, version 1 or 2, and counts as the client's whom it names. From anybody else such
+    /// a header is refused.
+    #[serde(default)]
+    pub trusted_proxies: Vec<TargetPattern>,
     /// Plain HTTP CONNECT for web-services clients, to origin `bws` only; none by default. The API manual's
     /// `http://proxyserverhost:proxyserverport`.
     #[serde(default)]
@@ -196,6 +202,11 @@ impl RelayConfig {
         if self.listen.link.is_empty() && self.listen.device.is_empty() {
             return bad("listen", "give at least one address in listen.link or listen.device, such as 0.0.0.0:3101");
         }
+        let network = |p: &TargetPattern| matches!(p, TargetPattern::Network { prefix: 1.., .. });
+        if let Some(wrong) = self.listen.trusted_proxies.iter().find(|p| !network(p)) {
+            let why = format!("expected addresses or networks that are not the whole Internet, not {wrong}");
+            return bad("listen.trusted_proxies", &why);
+        }
         if self.tls.certificate.is_some() != self.tls.key_file.is_some() {
             return bad("tls", "certificate and key_file belong together: give both, or neither for a self-made CA");
         }
@@ -264,7 +275,12 @@ mod tests {
         let cases: &[(&str, Break)] = &[
             ("name", |c| c.name = "10.0.0.1".into()),
             ("name", |c| c.name = String::new()),
-            ("listen", |c| c.listen = Listen { link: vec![], device: vec![], udp: true, http: vec![] }),
+            ("listen", |c| {
+                c.listen.link.clear();
+                c.listen.device.clear();
+            }),
+            ("listen.trusted_proxies", |c| c.listen.trusted_proxies = vec!["*.lb.example".parse().unwrap()]),
+            ("listen.trusted_proxies", |c| c.listen.trusted_proxies = vec!["::/0".parse().unwrap()]),
             ("tls", |c| c.tls.certificate = Some("x".into())),
             ("admin.listen", |c| c.admin.listen = "0.0.0.0:1".parse().unwrap()),
             ("limits", |c| c.limits.handshakes = 0),

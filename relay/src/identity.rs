@@ -191,7 +191,13 @@ mod tests {
         RelayConfig {
             name: "relay.example".into(),
             state: state.to_owned(),
-            listen: Listen { link: vec!["127.0.0.1:0".parse().unwrap()], device: vec![], udp: true, http: vec![] },
+            listen: Listen {
+                link: vec!["127.0.0.1:0".parse().unwrap()],
+                device: vec![],
+                udp: true,
+                http: vec![],
+                trusted_proxies: vec![],
+            },
             tls: crate::config::Tls::default(),
             lanes: crate::config::LaneConfig::default(),
             admin: Default::default(),

@@ -333,6 +333,7 @@ fn describe_metrics() {
     counter!("hedgerow_relay_quic_accepts_total", "QUIC connections accepted");
     counter!("hedgerow_relay_accept_errors_total", "Failed accepts: descriptors or memory are short");
     counter!("hedgerow_relay_connections_total", "Connections by what they turned out to be (kind)");
+    counter!("hedgerow_relay_proxy_headers_total", "Connections of trusted proxies, by their header (kind)");
     counter!("hedgerow_relay_tls_failures_total", "TLS hand-shakes with the relay's own name that failed");
     counter!("hedgerow_relay_tls_handshakes_total", "TLS hand-shakes that the relay ended, by key exchange group");
     counter!("hedgerow_relay_passed_total", "Connections passed through by server name, by origin");

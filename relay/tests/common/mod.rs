@@ -56,7 +56,13 @@ impl World {
         let mut config = RelayConfig {
             name: NAME.into(),
             state: folder.path().join("state"),
-            listen: Listen { link: vec![loopback], device: vec![loopback], udp: true, http: vec![loopback] },
+            listen: Listen {
+                link: vec![loopback],
+                device: vec![loopback],
+                udp: true,
+                http: vec![loopback],
+                trusted_proxies: vec![],
+            },
             tls: Tls::default(),
             lanes: LaneConfig::default(),
             admin: Admin { listen: loopback },

@@ -11,6 +11,7 @@ pub mod lane;
 pub mod link;
 pub mod mux;
 pub mod network;
+pub mod proxy_protocol;
 pub mod quic;
 pub mod scope;
 mod stream;
