@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use hedgerow_proxy::publish::Published;
 use hedgerow_proxy::target::{Host, Target};
+use hedgerow_proxy::tell::Told;
 use hedgerow_runtime::config::ConfigFault;
 use hedgerow_runtime::config::sections::{Admin, Drain};
 use hedgerow_runtime::dial::Outbound;
 use hedgerow_runtime::link::Choice;
+use hedgerow_runtime::proxy_protocol::Version;
 use hedgerow_runtime::tls::TlsConfig;
 use hedgerow_shared::Origin;
 use hedgerow_shared::limits::Timers;
@@ -38,6 +40,10 @@ pub struct NodeConfigFile {
     /// Servers inside that clients reach through the relay by server name.
     #[serde(default)]
     pub publish: Publish,
+    /// Servers inside, `"host:port"` as devices ask for them or as their address is, that get the client's address in a
+    /// PROXY header of version 1 or 2.
+    #[serde(default)]
+    pub proxy_protocol: BTreeMap<String, Version>,
     /// The operator's listener.
     #[serde(default)]
     pub admin: Admin<9103>,
@@ -129,6 +135,7 @@ impl NodeConfigFile {
             transport: Choice::default(),
             hosts: BTreeMap::new(),
             publish: Publish::default(),
+            proxy_protocol: BTreeMap::new(),
             admin: Admin::default(),
             limits: Limits::default(),
             timers: TimerConfig::default(),
@@ -160,6 +167,9 @@ impl NodeConfigFile {
         if let Err(fault) = self.published() {
             problems.extend(fault.problems);
         }
+        if let Err(fault) = self.told() {
+            problems.extend(fault.problems);
+        }
         for (name, addresses) in &self.hosts {
             match Host::parse(name) {
                 Ok(Host::Name(_)) if !addresses.is_empty() => {}
@@ -189,6 +199,15 @@ impl NodeConfigFile {
         let (gateway, mdm) = (self.publish.gateway.as_ref(), self.publish.mdm.as_ref());
         Published::targets([(Origin::Gateway, gateway), (Origin::Mdm, mdm)])
             .map_err(|(origin, error)| ConfigFault::new(format!("publish.{origin}: {error}")))
+    }
+
+    /// The servers that are told the client's address.
+    ///
+    /// # Errors
+    /// One of them is not `host:port`.
+    pub fn told(&self) -> Result<Told, ConfigFault> {
+        Told::new(&self.proxy_protocol)
+            .map_err(|(key, error)| ConfigFault::new(format!("proxy_protocol.{key:?}: {error}")))
     }
 
     /// `hosts` with names in the form that targets have.
@@ -229,11 +248,13 @@ mod tests {
             ("relays = [\"relay.example\"]", "host:port"),
             ("[publish]\ngateway = \"mail.inside\"", "publish.gateway"),
             ("[publish]\nconnections = 0", "publish.connections"),
+            ("[proxy_protocol]\n\"mail.inside\" = 2", "proxy_protocol.\"mail.inside\""),
         ] {
             let fault = file(bad).unwrap().check().unwrap_err().to_string();
             assert!(fault.contains(word), "{fault}");
         }
         assert!(file("stat = 1").is_err());
+        assert!(file("[proxy_protocol]\n\"mail.inside:25\" = 3").is_err());
     }
 
     #[test]
