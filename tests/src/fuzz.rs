@@ -22,7 +22,7 @@ pub use mux::{mux, mux_calls};
 pub use policy::{acl, policy, role_config, target};
 pub use seeds::seeds;
 pub use trust::{certificate, signed_config};
-pub use wire::{client_hello, frame, lane_preamble, message, names, proxy_answer, registrations, token};
+pub use wire::{client_hello, frame, lane_preamble, message, names, proxy_answer, proxy_header, registrations, token};
 
 /// Fed with any bytes; panics when a property does not hold.
 pub type Target = fn(&[u8]);
@@ -43,6 +43,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("names", names),
     ("policy", policy),
     ("proxy_answer", proxy_answer),
+    ("proxy_header", proxy_header),
     ("registrations", registrations),
     ("role_config", role_config),
     ("signed_config", signed_config),
