@@ -24,7 +24,7 @@ fn in_network(test: &str, setup: &str, hosts: &str) -> bool {
     let file = folder.path().join("hosts");
     std::fs::write(&file, format!("127.0.0.1 localhost\n::1 localhost\n{hosts}")).unwrap();
     let script = format!(
-        "ip link set lo up; ip link add d0 type dummy; ip link set d0 up\n{setup}\nmount --bind {} /etc/hosts\n\
+        "ip link set lo up; ip link add d0 type veth peer name d1; ip link set d0 up; ip link set d1 up\n{setup}\nmount --bind {} /etc/hosts\n\
          exec \"$0\" {test} --exact --nocapture",
         file.display()
     );
