@@ -1,6 +1,7 @@
 //! What is loaded: a server whose first byte chooses what it does, and a plain hop. Each is a process of its own.
 
 use anyhow::Context;
+use hedgerow_runtime::fair::Share;
 use hedgerow_runtime::scope::Scope;
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,14 +26,21 @@ async fn answer(mut tcp: TcpStream) -> std::io::Result<()> {
     match first[0] {
         b'D' => {
             let bytes = vec![0x5a; BUFFER];
+            let mut share = Share::default();
             loop {
                 tcp.write_all(&bytes).await?;
+                share.moved(bytes.len()).await;
             }
         }
         b'U' => {
             let mut bytes = vec![0; BUFFER];
-            while tcp.read(&mut bytes).await? > 0 {}
-            Ok(())
+            let mut share = Share::default();
+            loop {
+                match tcp.read(&mut bytes).await? {
+                    0 => return Ok(()),
+                    length => share.moved(length).await,
+                }
+            }
         }
         b'E' => loop {
             tcp.read_exact(&mut first).await?;

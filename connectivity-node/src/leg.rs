@@ -6,11 +6,14 @@
 //! ```
 //! Some firewalls pass only what looks like TLS. A bare leg that is cut before the other end's first byte is brought
 //! again at once, wrapped, with the same ticket: the relay has not seen it yet. If that works, the network's legs are
-//! wrapped for an hour, or until our own address is another. Behind a proxy, and where TLS is opened on the way, legs
+//! wrapped for an hour, or until our own address is another. A firewall may also swallow what it does not know and say
+//! nothing: a preamble that is not acknowledged in time counts as cut, and where even a relay's own patience is over and
+//! nothing came, not its goodbye either, the next leg goes wrapped, and if that works the network is known. Behind a proxy, and where TLS is opened on the way, legs
 //! are wrapped from the start.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +26,7 @@ use hedgerow_shared::wire::message::ALPN_LANE;
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 use tokio_util::io::InspectReader;
@@ -31,6 +34,8 @@ use tracing::info;
 
 /// How long a network that refused a bare leg gets wrapped ones only.
 const REMEMBERED: Duration = Duration::from_secs(3600);
+/// How often it is looked whether the preamble was acknowledged.
+const LOOK: Duration = Duration::from_millis(100);
 /// Networks remembered; there are as many relays as the configuration names.
 const MOST: usize = 64;
 
@@ -39,6 +44,8 @@ const MOST: usize = 64;
 pub(crate) struct Legs {
     /// By network; short critical sections.
     refused: Arc<Mutex<HashMap<Network, Instant>>>,
+    /// Where a bare leg stayed without any answer: the next one is wrapped.
+    suspected: Arc<Mutex<HashSet<Network>>>,
 }
 
 /// The way to a relay, as far as we can tell: another address of our own is another network.
@@ -73,8 +80,10 @@ enum Bare {
     Passed(TcpStream),
     /// It ended sooner than a relay ends it.
     Cut,
-    /// The relay has waited for the device in vain, or a firewall swallows what we send.
-    Silent,
+    /// The relay has waited for the device in vain.
+    Alone,
+    /// Nothing came, not even the relay's goodbye: a firewall may swallow what we send.
+    Swallowed,
 }
 
 impl Legs {
@@ -87,10 +96,17 @@ impl Legs {
         if self.refuses_bare(&network, Instant::now()) {
             return wrapped(relay, ticket, timers, None).await;
         }
+        if self.suspected.lock().remove(&network) {
+            return wrapped(relay, ticket, timers, Some((self.clone(), network))).await;
+        }
         match bare(relay.connect(timers).await?, ticket, timers).await {
             Bare::Passed(tcp) => Ok(Leg::Left(tcp)),
             Bare::Cut => wrapped(relay, ticket, timers, Some((self.clone(), network))).await,
-            Bare::Silent => Err(Fault::new(Code::TimedOut, "the other end of the lane did not come")),
+            Bare::Alone => Err(Fault::new(Code::TimedOut, "the other end of the lane did not come")),
+            Bare::Swallowed => {
+                self.suspect(network);
+                Err(Fault::new(Code::TimedOut, "the lane's relay is silent: the network may swallow bare legs"))
+            }
         }
     }
 
@@ -98,6 +114,13 @@ impl Legs {
         let mut refused = self.refused.lock();
         refused.retain(|_, since| now.saturating_duration_since(*since) < REMEMBERED);
         refused.contains_key(network)
+    }
+
+    fn suspect(&self, network: Network) {
+        let mut suspected = self.suspected.lock();
+        if suspected.len() < MOST {
+            suspected.insert(network);
+        }
     }
 
     fn note_refused(&self, network: Network) {
@@ -111,17 +134,53 @@ impl Legs {
 }
 
 async fn bare(mut tcp: TcpStream, ticket: &Ticket, timers: &Timers) -> Bare {
+    let raw = tcp.as_raw_fd();
     let spoken = async {
         tcp.write_all(&preamble(ticket)).await?;
         tcp.peek(&mut [0]).await
     };
     // The relay itself ends a leg that waits alone, but only after `lane_wait`.
     let began = Instant::now();
-    match timeout(timers.lane_wait * 2, spoken).await {
-        Ok(Ok(1..)) => Bare::Passed(tcp),
-        Ok(_) if began.elapsed() < timers.lane_wait / 2 => Bare::Cut,
-        Ok(_) | Err(_) => Bare::Silent,
+    let ended = {
+        let waiting = timeout(timers.lane_wait * 2, spoken);
+        tokio::select! {
+            ended = waiting => Some(ended),
+            () = unacknowledged(raw, timers.lane_wait / 4) => None,
+        }
+    };
+    match ended {
+        None => Bare::Cut,
+        Some(Ok(Ok(1..))) => Bare::Passed(tcp),
+        Some(Ok(_)) if began.elapsed() < timers.lane_wait / 2 => Bare::Cut,
+        Some(Ok(_)) => Bare::Alone,
+        Some(Err(_)) => Bare::Swallowed,
     }
+}
+
+/// Completes when what was sent has not been acknowledged for so long; never, once it has been. The socket must stay
+/// open meanwhile.
+async fn unacknowledged(socket: RawFd, limit: Duration) {
+    let until = Instant::now() + limit;
+    while Instant::now() < until {
+        sleep(LOOK.min(limit)).await;
+        if waits_for_acknowledgement(socket) != Some(true) {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Whether bytes wait to be acknowledged by the other end's system; `None` where the system does not say.
+#[cfg(target_os = "linux")]
+fn waits_for_acknowledgement(socket: RawFd) -> Option<bool> {
+    let mut waiting: libc::c_int = 0;
+    // SAFETY: the descriptor is open for as long as the caller's socket, and the pointer is to an int, as TIOCOUTQ wants.
+    let known = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut waiting) } == 0;
+    known.then_some(waiting > 0)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn waits_for_acknowledgement(_: RawFd) -> Option<bool> {
+    None
 }
 
 /// `confirms` is a network that cut the bare leg before: known to do so once this leg's first byte is here.
@@ -188,11 +247,57 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_relay_that_waited_in_vain_is_no_firewall() {
-        let timers = Timers { lane_wait: Duration::from_millis(50), ..Timers::default() };
+    async fn a_relay_that_waited_in_vain_says_so_and_a_firewall_that_swallows_says_nothing() {
+        let timers = Timers { lane_wait: Duration::from_millis(200), ..Timers::default() };
         let (ours, theirs) = pair().await;
-        assert!(matches!(bare(ours, &ticket(), &timers).await, Bare::Silent));
+        let ends = async {
+            sleep(timers.lane_wait).await;
+            drop(theirs);
+        };
+        let ticket = ticket();
+        let (alone, ()) = tokio::join!(bare(ours, &ticket, &timers), ends);
+        assert!(matches!(alone, Bare::Alone));
+        let (ours, theirs) = pair().await;
+        assert!(matches!(bare(ours, &ticket, &timers).await, Bare::Swallowed));
         drop(theirs);
+    }
+
+    #[tokio::test]
+    async fn a_preamble_that_nobody_acknowledges_is_noticed_long_before_the_relays_patience_is_over() {
+        let limit = Duration::from_millis(300);
+        let (ours, theirs) = pair().await;
+        // A peer whose buffers are full acknowledges no more, as one does whom nothing reaches.
+        while ours.try_write(&[0; 65536]).is_ok() || {
+            sleep(Duration::from_millis(20)).await;
+            ours.try_write(&[0; 65536]).is_ok()
+        } {}
+        timeout(Duration::from_secs(10), unacknowledged(ours.as_raw_fd(), limit)).await.expect("noticed");
+        drop(theirs);
+        let (mut ours, _theirs) = pair().await;
+        ours.write_all(b"taken by the other end's system").await.unwrap();
+        let noticed = timeout(limit * 3, unacknowledged(ours.as_raw_fd(), limit)).await;
+        assert!(noticed.is_err(), "what was acknowledged is no firewall's work, however long nothing comes");
+    }
+
+    #[tokio::test]
+    async fn after_a_leg_that_was_swallowed_the_next_one_is_wrapped_and_then_the_network_is_looked_at_anew() {
+        let timers =
+            Timers { lane_wait: Duration::from_millis(50), handshake: Duration::from_millis(500), ..Timers::default() };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let relay = RelayTarget::new(vec![address], "relay.example", hedgerow_runtime::tls::RelayRoots::Pin([0; 32]));
+        let legs = Legs::default();
+        for wrapped in [false, true] {
+            let ticket = ticket();
+            let (brought, (_kept, byte)) = tokio::join!(legs.bring(&relay, &ticket, &timers), async {
+                let (mut tcp, _) = listener.accept().await.unwrap();
+                let byte = tcp.read_u8().await.unwrap();
+                (tcp, byte)
+            });
+            assert!(brought.is_err());
+            assert_eq!(byte == 0x16, wrapped, "what begins with a TLS record is wrapped");
+        }
+        assert!(legs.suspected.lock().is_empty(), "a wrapped leg that fails tells nothing of bare ones");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::config::ConfigFault;
 use hedgerow_runtime::lane::Endpoint;
-use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus, Uplinks};
+use hedgerow_runtime::link::{Credentials, Twins, Uplink, UplinkConfig, UplinkStatus, Uplinks};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
@@ -105,7 +105,14 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         origins: origins.clone(),
     };
     let uplinks = Uplinks::start(
-        &UplinkConfig { relays: relays.clone(), credentials, instance, timers, transport: config.transport },
+        &UplinkConfig {
+            relays: relays.clone(),
+            credentials,
+            instance,
+            timers,
+            transport: config.transport,
+            twins: Twins::default(),
+        },
         &scope,
     );
     admin.serve(
@@ -271,7 +278,13 @@ fn routes(
     let node = move || async move {
         let policy = policies.current();
         let links: Vec<_> = uplinks.iter().filter_map(Uplink::current).map(|l| l.to_json()).collect();
+        let waiting = |u: &Uplink| match &*u.status().borrow() {
+            UplinkStatus::Connecting(Some(fault)) => Some(fault.to_string()),
+            UplinkStatus::Connecting(None) | UplinkStatus::Up(_) | UplinkStatus::Stopped => None,
+        };
+        let not_linked: Vec<_> = uplinks.iter().filter_map(waiting).collect();
         Json(serde_json::json!({
+            "not_linked": not_linked,
             "id": record.id, "name": record.name, "tenant": record.tenant, "group": record.group, "link": links.first(), "links": links,
             "certificate_not_after": not_after, "origins": origins, "tls": tls::status(),
             "configuration": policy.version.map(|v| serde_json::json!({ "version": v.to_string(), "expires": policy.expires })),

@@ -8,7 +8,7 @@ use hedgerow_proxy::acl;
 use hedgerow_proxy::target::Target;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::core_client::{self, CoreClient};
-use hedgerow_runtime::link::{Credentials, Link, Uplink, UplinkConfig, UplinkStatus};
+use hedgerow_runtime::link::{Credentials, Link, Twins, Uplink, UplinkConfig, UplinkStatus};
 use hedgerow_runtime::mux::Stream;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
@@ -79,8 +79,10 @@ impl Agent {
         };
         let network = file.outbound.network()?;
         let relays = state.relay.targets()?.into_iter().map(|relay| relay.over(network.clone())).collect();
-        let uplink =
-            Uplink::start(UplinkConfig { relays, credentials, instance, timers, transport: file.transport }, scope);
+        let uplink = Uplink::start(
+            UplinkConfig { relays, credentials, instance, timers, transport: file.transport, twins: Twins::default() },
+            scope,
+        );
         let sessions = Sessions::new(state.clone(), uplink.clone(), instance, timers, file.lanes, scope);
         let config = stored_config(&state, clock::now());
         let inner = Inner {

@@ -13,7 +13,7 @@ use hedgerow_runtime::admin::control::Problem;
 use hedgerow_runtime::admin::{self, Admin};
 use hedgerow_runtime::boot;
 use hedgerow_runtime::clock::random;
-use hedgerow_runtime::link::{Credentials, Uplink, UplinkConfig, UplinkStatus};
+use hedgerow_runtime::link::{Credentials, Twins, Uplink, UplinkConfig, UplinkStatus};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls::{self, Own, SigningKey};
 use hedgerow_shared::InstanceId;
@@ -78,7 +78,7 @@ pub async fn start(config: CoreConfig, context: &boot::Context) -> anyhow::Resul
 
     let credentials = Credentials::Srp { tenant: config.tenant.clone(), key: config.srp_key()? };
     let instance = InstanceId::from_random(random());
-    let mut uplinks = Vec::new();
+    let (mut uplinks, twins) = (Vec::new(), Twins::default());
     for (i, target) in config.targets()?.into_iter().enumerate() {
         let uplink = UplinkConfig {
             relays: vec![target],
@@ -86,6 +86,7 @@ pub async fn start(config: CoreConfig, context: &boot::Context) -> anyhow::Resul
             instance,
             timers,
             transport: config.transport,
+            twins: twins.clone(),
         };
         let uplink = Uplink::start(uplink, &context.scope);
         context.scope.spawn(publish::keep(app.clone(), i, uplink.clone(), context.scope.clone()));

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::FutureExt;
+use hedgerow_runtime::fair::Share;
 use hedgerow_runtime::link::{ReadHalf, Stream, WriteHalf};
 use hedgerow_shared::fault::{Code, Fault};
 use socket2::SockRef;
@@ -26,8 +27,6 @@ use tokio::net::TcpStream;
 
 /// The first read of a burst.
 const MIN_READ: usize = 16 * 1024;
-/// What a read may grow to: 256 KiB moved twice as much as 16 KiB, 512 KiB no more (lanes spike).
-const MAX_READ: usize = 256 * 1024;
 /// Chunks written to TCP in one call.
 const MAX_WRITE_CHUNKS: usize = 64;
 
@@ -184,11 +183,12 @@ async fn stream_to_tcp(
 ) -> Result<(), Broken> {
     let mut ready = VecDeque::new();
     ready.extend((!ahead.is_empty()).then_some(ahead));
+    let mut share = Share::default();
     loop {
-        tokio::task::consume_budget().await;
         let bytes: usize = ready.iter().map(Bytes::len).sum();
         write_all(tcp, &mut ready).await.map_err(Broken::Tcp)?;
         *count += bytes as u64;
+        share.moved(bytes).await;
         ready = VecDeque::new();
         if !stream.read_chunks(&mut ready).await.map_err(Broken::Stream)? {
             break;
@@ -204,18 +204,21 @@ struct Reader<'a> {
     tcp: &'a TcpStream,
     buffer: BytesMut,
     size: usize,
+    /// What the last read gave.
+    last: usize,
+    share: Share,
 }
 
 impl<'a> Reader<'a> {
     fn new(tcp: &'a TcpStream) -> Self {
-        Self { tcp, buffer: BytesMut::new(), size: MIN_READ }
+        Self { tcp, buffer: BytesMut::new(), size: MIN_READ, last: 0, share: Share::default() }
     }
 
     /// The next bytes; `None` at the end of the stream. Cancel safe.
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        // A fast sender must not keep the other direction, or other connections of this worker, waiting.
+        self.share.moved(std::mem::take(&mut self.last)).await;
         loop {
-            // A fast sender must not keep the other direction, or other connections of this worker, waiting.
-            tokio::task::consume_budget().await;
             // Asking first costs nothing when readiness is known, and while waiting there is no buffer.
             match self.tcp.readable().now_or_never() {
                 Some(known) => known?,
@@ -231,11 +234,13 @@ impl<'a> Reader<'a> {
             match self.tcp.try_read_buf(&mut self.buffer) {
                 Ok(0) => return Ok(None),
                 Ok(n) => {
+                    self.last = n;
                     if n == room && room >= self.size {
-                        self.size = (self.size * 2).min(MAX_READ);
+                        self.size *= 2;
                     } else if n < self.size / 4 {
-                        self.size = (self.size / 2).max(MIN_READ);
+                        self.size /= 2;
                     }
+                    self.size = self.size.clamp(MIN_READ, self.share.size());
                     return Ok(Some(self.buffer.split().freeze()));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}

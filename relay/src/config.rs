@@ -72,7 +72,7 @@ fn yes() -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
-    /// Certificate chain, leaf first.
+    /// Certificate chain, leaf first. Read again on HUP and when it changes; while it cannot be used, the old one stays.
     pub certificate: Option<PathBuf>,
     /// Its private key; only its owner may be able to read it.
     pub key_file: Option<PathBuf>,

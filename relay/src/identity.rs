@@ -45,9 +45,6 @@ pub enum IdentityError {
         /// Why.
         why: String,
     },
-    /// Certificate and key do not fit together.
-    #[error(transparent)]
-    Mismatch(#[from] Fault),
     /// Making a certificate failed.
     #[error("the relay's certificate could not be made: {0}")]
     Make(#[from] rcgen::Error),
@@ -76,7 +73,8 @@ pub fn load(config: &RelayConfig) -> Result<Identity, IdentityError> {
     let unusable = |path: &Path, why: String| IdentityError::Unusable { path: path.to_owned(), why };
     let chain = tls::read_certificates(&certificate).map_err(|e| unusable(&certificate, e.to_string()))?;
     let private = PrivateKeyDer::from_pem_slice(&read_secret(&key)?).map_err(|e| unusable(&key, e.to_string()))?;
-    let mut server = tls::as_relay(chain, private, ALPN)?;
+    let fits = |e: Fault| unusable(&certificate, format!("with the key in {}: {}", key.display(), e.text));
+    let mut server = tls::as_relay(chain, private, ALPN).map_err(fits)?;
     if let Some(path) = &config.tls.key_log_file {
         Arc::make_mut(&mut server).key_log = tls::KeyLogFile::open(path).map_err(|e| unusable(path, e.to_string()))?;
         tracing::warn!(
@@ -86,6 +84,14 @@ pub fn load(config: &RelayConfig) -> Result<Identity, IdentityError> {
     }
     let ca_pin = ca.as_deref().map(pin).transpose()?;
     Ok(Identity { server, ca, ca_pin })
+}
+
+/// Certificate and key, as they lie on the disk.
+pub(crate) fn files(config: &RelayConfig) -> Vec<PathBuf> {
+    match (&config.tls.certificate, &config.tls.key_file) {
+        (Some(certificate), Some(key)) => vec![certificate.clone(), key.clone()],
+        _ => ["relay.pem", "relay.key"].map(|name| config.state.join(name)).to_vec(),
+    }
 }
 
 fn pin(ca: &Path) -> Result<[u8; 32], IdentityError> {

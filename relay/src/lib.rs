@@ -10,6 +10,7 @@
 pub mod accept;
 pub mod admin;
 pub mod admit;
+pub mod certificate;
 pub mod config;
 pub mod connect;
 pub mod identity;
@@ -27,5 +28,6 @@ pub mod store;
 mod testing;
 pub mod udp;
 
+pub use certificate::Certificate;
 pub use config::RelayConfig;
-pub use run::{Certificate, Running, StartError, run};
+pub use run::{Running, StartError, run};

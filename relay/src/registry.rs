@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use hedgerow_shared::wire::message::{Destination, Vouched};
+use hedgerow_shared::wire::message::Destination;
 use hedgerow_shared::{EntityId, GroupName, InstanceId, Origin, Role, SessionId, TenantId, UnixTime};
 use parking_lot::RwLock;
 
@@ -47,20 +47,12 @@ pub struct Facts {
     pub origins: Vec<Origin>,
     /// The process.
     pub instance: InstanceId,
-    /// The peer's network address.
+    /// The peer's network address when it came.
     pub address: SocketAddr,
     /// The peer's software, as it says.
     pub build: String,
     /// Since when.
     pub since: UnixTime,
-}
-
-impl Facts {
-    /// What the other end is told of this peer, for its logs.
-    #[must_use]
-    pub fn vouched(&self) -> Vouched {
-        Vouched { role: Some(self.role), id: self.entity, address: self.address.to_string() }
-    }
 }
 
 /// How busy a link is; the least busy one is picked.

@@ -21,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::accept::{Door, Doors, Waiting};
 use crate::admin;
+use crate::certificate::Certificate;
 use crate::config::{ConfigError, RelayConfig};
 use crate::identity::{self, IdentityError};
 use crate::state::Relay;
@@ -31,8 +32,6 @@ use crate::udp::{self, Port};
 const BACKLOG: u32 = 4096;
 /// Descriptors for what is not a connection: listeners, pipes of lanes, files.
 const RESERVED: usize = 200;
-/// How often the certificate's files are read again.
-const CERTIFICATE_LOOK: Duration = Duration::from_secs(24 * 3600);
 /// How often a drain looks whether everything has ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
 /// Time for the last words to leave after everything was closed.
@@ -102,36 +101,6 @@ pub struct Running {
     doors: Scope,
 }
 
-/// The certificate in use, which can be replaced without a restart. Clones are the same.
-#[derive(Clone)]
-pub struct Certificate {
-    relay: Arc<Relay>,
-    tls: Arc<RwLock<TlsAcceptor>>,
-}
-
-impl Certificate {
-    /// Reads the files again, making a new self-made certificate when the old one is due; new connections use it. Waits
-    /// for the disk.
-    ///
-    /// # Errors
-    /// What is wrong with the files; the old certificate stays in use.
-    pub fn reload(&self) -> Result<(), IdentityError> {
-        let identity = identity::load(&self.relay.config)?;
-        *self.tls.write() = TlsAcceptor::from(identity.server);
-        Ok(())
-    }
-
-    async fn keep_fresh(self) {
-        loop {
-            tokio::time::sleep(CERTIFICATE_LOOK).await;
-            let own = self.clone();
-            if let Ok(Err(error)) = tokio::task::spawn_blocking(move || own.reload()).await {
-                tracing::error!(%error, "the relay's certificate could not be read again; the old one stays in use");
-            }
-        }
-    }
-}
-
 /// Starts a relay. Its tasks end with `context.scope`; `Running::until_drained` ends it in good order.
 ///
 /// # Errors
@@ -168,7 +137,9 @@ pub async fn run(config: RelayConfig, context: &Context) -> Result<Running, Star
     let relay = doors.relay.clone();
     // Nothing has asked for it yet.
     let _ = relay.web.set(web(&relay.config.name, &http, &device));
-    let certificate = Certificate { relay: relay.clone(), tls: doors.tls.clone() };
+    let certificate = Certificate::new(relay.clone(), doors.tls.clone());
+    let reloaded = certificate.clone();
+    context.on_reload(move || Ok(reloaded.reload()?));
     control::serve(&control_path, admin::control(relay.clone(), &identity), &context.scope).await?;
     operator.serve(context.metrics.clone(), context.readiness.clone(), admin::reading(relay.clone()), &context.scope);
     let mut ports = Vec::new();
@@ -334,6 +305,10 @@ fn describe_metrics() {
     counter!("hedgerow_relay_accept_errors_total", "Failed accepts: descriptors or memory are short");
     counter!("hedgerow_relay_connections_total", "Connections by what they turned out to be (kind)");
     counter!("hedgerow_relay_proxy_headers_total", "Connections of trusted proxies, by their header (kind)");
+    counter!(
+        "hedgerow_relay_certificate_reloads_total",
+        "Readings of the certificate's files while running, by result"
+    );
     counter!("hedgerow_relay_tls_failures_total", "TLS hand-shakes with the relay's own name that failed");
     counter!("hedgerow_relay_tls_handshakes_total", "TLS hand-shakes that the relay ended, by key exchange group");
     counter!("hedgerow_relay_passed_total", "Connections passed through by server name, by origin");

@@ -1,6 +1,6 @@
 //! What all connections of one relay share.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -62,6 +62,20 @@ pub struct Relay {
 impl Load for Channel {
     fn load(&self) -> usize {
         self.open_streams()
+    }
+}
+
+impl Live<Channel> {
+    /// Where the peer is now: a link over QUIC goes on from another address.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.handle.moving_address().unwrap_or(self.facts.address)
+    }
+
+    /// What the other end is told of this peer, for its logs.
+    #[must_use]
+    pub fn vouched(&self) -> Vouched {
+        Vouched { role: Some(self.facts.role), id: self.facts.entity, address: self.address().to_string() }
     }
 }
 

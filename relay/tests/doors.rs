@@ -7,6 +7,8 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use common::{LONG, NAME, World, config_for_tests};
+use hedgerow_runtime::tls::{self, RelayRoots};
+use hedgerow_shared::wire::message::ALPN_LINK;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -149,4 +151,47 @@ async fn a_replaced_certificate_is_used_without_a_restart() {
     std::fs::write(state.join("relay.pem"), "nonsense").unwrap();
     assert!(world.relay.certificate.reload().is_err());
     assert_eq!(leaf().await, after, "the old one stays");
+}
+
+#[tokio::test]
+async fn a_certificate_whose_files_change_is_used_over_tls_and_quic_without_being_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("relay.crt"), folder.path().join("relay.crt.key"));
+    let replace = |by: &rcgen::CertifiedKey<rcgen::KeyPair>| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::write(&certificate, by.cert.pem()).unwrap();
+        std::fs::write(&key, by.signing_key.serialize_pem()).unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let make = || rcgen::generate_simple_self_signed(vec![NAME.to_owned()]).unwrap();
+    let (first, second) = (make(), make());
+    replace(&first);
+    let (at, key_at) = (certificate.clone(), key.clone());
+    let world = World::with(|config| (config.tls.certificate, config.tls.key_file) = (Some(at), Some(key_at))).await;
+    let trusting = |by: &rcgen::CertifiedKey<rcgen::KeyPair>| RelayRoots::Ca(vec![by.cert.der().clone()]);
+    let shows = async |roots: &RelayRoots| {
+        let config = config_for_tests(&[b"http/1.1"], roots);
+        let tcp = world.tcp().await;
+        tokio_rustls::TlsConnector::from(config).connect(NAME.try_into().unwrap(), tcp).await.is_ok()
+    };
+    assert!(shows(&trusting(&first)).await && !shows(&trusting(&second)).await);
+    // A key that does not fit is no reason to stop.
+    std::fs::write(&key, second.signing_key.serialize_pem()).unwrap();
+    let why = world.relay.certificate.reload().unwrap_err().to_string();
+    assert!(why.contains("relay.crt") && why.contains("relay.crt.key"), "{why}");
+    assert!(shows(&trusting(&first)).await, "the old one stays");
+    replace(&second);
+    let changed = async {
+        while !shows(&trusting(&second)).await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(LONG, changed).await.expect("read again by itself");
+    // QUIC shows the new one to the very next connection.
+    let tls = tls::to_relay(&trusting(&second), &[ALPN_LINK]).unwrap();
+    let timers = world.relay.relay().timers;
+    let config = hedgerow_runtime::quic::client_config(tls, &timers).unwrap();
+    let port = world.relay.link[0];
+    let endpoint = hedgerow_runtime::quic::client_endpoint(port, &world.scope).unwrap();
+    timeout(LONG, endpoint.connect_with(config, port, NAME).unwrap()).await.unwrap().unwrap();
 }

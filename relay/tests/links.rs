@@ -30,7 +30,7 @@ fn through(to: Destination) -> LinkOpen {
 
 fn code(result: Result<Link, LinkError>) -> Code {
     match result.unwrap_err() {
-        LinkError::Refused { fault, .. } | LinkError::Failed(fault) => fault.code,
+        LinkError::Refused { fault, .. } | LinkError::Failed(fault) | LinkError::Twin(fault) => fault.code,
     }
 }
 

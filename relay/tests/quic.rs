@@ -15,7 +15,7 @@ use bytes::Bytes;
 use common::{LONG, NAME, World, entity, eventually, service};
 use hedgerow_relay::config::Listen;
 use hedgerow_relay::udp::{Forwarder, Port, TUNNEL};
-use hedgerow_runtime::link::{Credentials, Link, Transport, connect_quic};
+use hedgerow_runtime::link::{Channel, Credentials, Link, Transport, connect_quic};
 use hedgerow_runtime::quic;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
@@ -71,6 +71,30 @@ async fn p01_a_node_on_quic_and_a_device_on_tls_reach_each_other() {
     let (instance, timers) = (InstanceId::from_random([5; 16]), world.relay.relay().timers);
     let again = connect_quic(&target, &credentials, instance, &timers, &world.scope).await;
     assert!(again.unwrap_err().to_string().contains("revoked"));
+}
+
+#[tokio::test]
+async fn n02_the_list_of_sessions_follows_a_link_to_its_new_address() {
+    let world = World::new().await;
+    let _core = world.core().await;
+    let node = by_quic(&world, &world.credentials(Role::Node, 5), 5).await;
+    let shown = async || {
+        let sessions = world.control(http::Method::GET, "/sessions", None).await;
+        let node = sessions.as_array().unwrap().iter().find(|s| s["role"] == "node").unwrap().clone();
+        (node["address"].as_str().unwrap().to_owned(), node["transport"].as_str().unwrap().to_owned())
+    };
+    let before = shown().await;
+    assert_eq!(before.1, "quic");
+    let Channel::Quic(mux) = &node.mux else { panic!("a QUIC link") };
+    mux.rebind().unwrap();
+    let moved = async {
+        while shown().await.0 == before.0 {
+            mux.probe(Duration::from_secs(3)).await.unwrap();
+        }
+    };
+    timeout(LONG, moved).await.expect("the new address is shown");
+    let live = world.relay.relay().registry.select(None, |f| f.role == Role::Node).remove(0);
+    assert_eq!(live.vouched().address, shown().await.0, "and it is what others are told");
 }
 
 #[tokio::test]

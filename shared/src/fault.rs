@@ -12,7 +12,7 @@ use minicbor::{Decode, Encode};
 pub enum DropReason {
     /// The oldest datagram made room for a newer one.
     DatagramQueueFull,
-    /// A datagram larger than the peer takes.
+    /// A datagram larger than the peer takes, or than the path of a QUIC link carries now.
     DatagramTooLarge,
     /// A frame for a stream that has ended already.
     StreamEnded,

@@ -22,7 +22,10 @@ pub use mux::{mux, mux_calls};
 pub use policy::{acl, policy, role_config, target};
 pub use seeds::seeds;
 pub use trust::{certificate, signed_config};
-pub use wire::{client_hello, frame, lane_preamble, message, names, proxy_answer, proxy_header, registrations, token};
+pub use wire::{
+    client_hello, frame, lane_preamble, message, names, proxy_answer, proxy_header, quic_datagram, registrations,
+    token, udp_batch,
+};
 
 /// Fed with any bytes; panics when a property does not hold.
 pub type Target = fn(&[u8]);
@@ -44,11 +47,13 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("policy", policy),
     ("proxy_answer", proxy_answer),
     ("proxy_header", proxy_header),
+    ("quic_datagram", quic_datagram),
     ("registrations", registrations),
     ("role_config", role_config),
     ("signed_config", signed_config),
     ("target", target),
     ("token", token),
+    ("udp_batch", udp_batch),
 ];
 
 /// Takes decisions off the front of an input; zeros once it is used up.

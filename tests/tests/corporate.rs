@@ -229,3 +229,27 @@ fn p11_an_inspector_whose_ca_is_trusted_is_noticed_by_the_exporter() {
     }
     assert!(!inspector.has_read(b"the page behind") && !inspector.has_read(b"wiki.intranet"));
 }
+
+#[test]
+fn p11_an_inspector_whose_ca_is_trusted_is_noticed_before_activation_too_and_its_issuer_named() {
+    let mut office = Office::open();
+    office.move_in(Ways::all(&[format!("{}:443", office.address)], ""));
+    let inspector = Inspector::copying(
+        &format!("{}:443", office.address),
+        &office.path(""),
+        vec![&rustls::version::TLS13, &rustls::version::TLS12],
+    );
+    let both = office.path("both-ca.pem");
+    let read = |path: &str| std::fs::read_to_string(path).unwrap();
+    std::fs::write(&both, read(&office.path("relay/relay-ca.pem")) + &read(&inspector.ca)).unwrap();
+    let at = inspector.address.to_string();
+    let output = office.try_activate_trusting(&both, &at, "");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let words = [CA, RELAY, "bypass", &at, "inspected_ok"];
+    assert!(!output.status.success() && words.iter().all(|w| said.contains(w)), "{said}");
+    assert!(inspector.has_read(b"CONNECT core.") && !inspector.has_read(b"anna@example.com"));
+    let inside = || office.metric("relay", "hedgerow_relay_connections_total", "inside_websocket");
+    let before = inside();
+    let output = office.try_activate_trusting(&both, &at, "inspected_ok = true");
+    assert!(inside() > before, "allowed, it goes inside a WebSocket: {}", String::from_utf8_lossy(&output.stderr));
+}

@@ -26,7 +26,7 @@ pub(crate) struct RelayArgs {
 
 #[derive(Debug, Subcommand)]
 enum RelayCommand {
-    /// Run the relay until TERM; a second TERM stops at once
+    /// Run the relay until TERM; a second TERM stops at once; HUP reads its certificate again
     Run(RelayConfigArgs),
     /// Look at the configuration without running anything
     Config {

@@ -109,7 +109,8 @@ pub fn serve(
                 let Ok(permit) = doors.permits.clone().try_acquire_owned() else {
                     return dropped(DropReason::RateLimited);
                 };
-                connect::serve(&doors.relay, *tls, Version::One, address, permit, None).await;
+                let binding = connect::binding(tls.get_ref().1);
+                connect::serve(&doors.relay, *tls, Version::One, address, permit, None, binding).await;
             }
         }
     })

@@ -142,7 +142,8 @@ impl Doors {
             }
             Sorted::Http(tls, version) => {
                 drop(place);
-                connect::serve(&self.relay, *tls, version, address, permit, Some(&self)).await;
+                let binding = connect::binding(tls.get_ref().1);
+                connect::serve(&self.relay, *tls, version, address, permit, Some(&self), binding).await;
             }
             Sorted::Name(to, tcp, first) => {
                 pass::serve(&self.relay, Prefixed::new(first, tcp), to, address, place, permit).await;
@@ -172,7 +173,7 @@ impl Doors {
         drop(place);
         metrics::counter!("hedgerow_relay_connections_total", "kind" => "web").increment(1);
         let io = Prefixed::new(first.freeze(), tcp);
-        connect::serve(&self.relay, io, Version::Plain, address, permit, None).await;
+        connect::serve(&self.relay, io, Version::Plain, address, permit, None, None).await;
     }
 
     /// Whose connection it is, and what has been read of it beyond the header that said so. `None` when it was closed;

@@ -23,11 +23,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hedgerow_runtime::telemetry::dropped;
+use hedgerow_runtime::{dial, tls};
 use hedgerow_shared::fault::{Code, DropReason, Fault};
 use hedgerow_shared::limits::MAX_FIRST_BYTES;
 use hedgerow_shared::wire::message::{Destination, Vouched};
 use hedgerow_shared::{Origin, TenantId};
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -85,7 +86,14 @@ impl Drop for Busy {
     }
 }
 
-/// Serves one connection to its end. `doors` take what comes inside a WebSocket; without them none is taken.
+/// What shows a client that no one opened its TLS session with us: a digest of the session's exporter.
+#[must_use]
+pub fn binding<D>(session: &rustls::ConnectionCommon<D>) -> Option<HeaderValue> {
+    HeaderValue::from_str(&dial::binding(&tls::exporter(session).ok()?)).ok()
+}
+
+/// Serves one connection to its end. `doors` take what comes inside a WebSocket; without them none is taken. Every
+/// answer carries `binding`.
 pub async fn serve<IO>(
     relay: &Arc<Relay>,
     io: IO,
@@ -93,6 +101,7 @@ pub async fn serve<IO>(
     address: SocketAddr,
     permit: OwnedSemaphorePermit,
     doors: Option<&Doors>,
+    binding: Option<HeaderValue>,
 ) where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -118,11 +127,16 @@ pub async fn serve<IO>(
     let (own, own_activity, doors) = (relay.clone(), activity.clone(), doors.cloned());
     let service = service_fn(move |request| {
         let (relay, busy, doors) = (own.clone(), Busy::new(&own_activity), doors.clone());
+        let binding = binding.clone();
         async move {
-            Ok::<_, Infallible>(match doors {
+            let mut answer = match doors {
                 Some(doors) if inside::is_asked_for(&request) => websocket(doors, request, address, busy),
                 _ => answer(&relay, request, version, address, busy).await,
-            })
+            };
+            if let Some(binding) = binding {
+                answer.headers_mut().insert(dial::BINDING, binding);
+            }
+            Ok::<_, Infallible>(answer)
         }
     });
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), service);

@@ -9,6 +9,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use hedgerow_runtime::fair::Share;
 use parking_lot::Mutex;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -92,6 +93,7 @@ async fn burst(
     count: &AtomicU64,
     stop: &CancellationToken,
 ) -> io::Result<bool> {
+    let mut share = Share::default();
     loop {
         let filled = match from.try_io(Interest::READABLE, || splice(from.as_fd(), pipe.write.as_fd(), pipe.size)) {
             Ok(0) => {
@@ -122,12 +124,13 @@ async fn burst(
             return Ok(true);
         }
         // Sockets that are always ready must not keep the other lanes of this worker waiting.
-        tokio::task::consume_budget().await;
+        share.moved(filled).await;
     }
 }
 
 async fn copy_burst(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> io::Result<bool> {
     let mut buffer = vec![0; FALLBACK];
+    let mut share = Share::default();
     loop {
         let length = match from.try_read(&mut buffer) {
             Ok(0) => return Ok(false),
@@ -144,7 +147,7 @@ async fn copy_burst(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> io::
             }
         }
         count.fetch_add(length as u64, Ordering::Relaxed);
-        tokio::task::consume_budget().await;
+        share.moved(length).await;
     }
 }
 

@@ -80,7 +80,7 @@ async fn admitted(
             count_refusal(&fault);
             tracing::info!(%address, reason = %fault, "link refused");
         }
-        Err(LinkError::Failed(fault)) => {
+        Err(LinkError::Failed(fault) | LinkError::Twin(fault)) => {
             if fault.code == Code::TimedOut {
                 dropped(DropReason::HandshakeTimeout);
             }
@@ -219,7 +219,7 @@ fn displace(relay: &Arc<Relay>, old: &Arc<Live<Channel>>, by: InstanceId) {
     if !moved {
         metrics::counter!("hedgerow_relay_displacements_total").increment(1);
     }
-    tracing::info!(tenant = %old.facts.tenant, session = %old.facts.id, address = %old.facts.address, moved, "link displaced");
+    tracing::info!(tenant = %old.facts.tenant, session = %old.facts.id, address = %old.address(), moved, "link displaced");
     let return_after_ms = if moved { 0 } else { RETRY_DISPLACED_MS };
     old.handle.go_away(&GoAway { fault: fault.clone(), return_after_ms, alternatives: vec![] });
     let (old, least, limit) = (old.clone(), relay.timers.lane_wait, relay.timers.drain);
@@ -260,7 +260,7 @@ async fn through(
     let facts = &live.facts;
     let trace = trace.filter(|t| t.len() == 32 && t.bytes().all(|b| b.is_ascii_hexdigit()));
     let opened = match route::stream(Asker::of(facts), to) {
-        Ok(()) => relay.open(to, facts.vouched(), trace, Some(facts.id)).await,
+        Ok(()) => relay.open(to, live.vouched(), trace, Some(facts.id)).await,
         Err(fault) => Err(fault),
     };
     drop(opening);
@@ -303,27 +303,28 @@ fn offer_lane(relay: &Relay, live: &Live<Channel>, LaneRequest { request, to }: 
     route::lane(Asker::of(&live.facts), &to)?;
     let node = relay.registry.pick(&to, &[live.facts.id]).ok_or_else(|| relay.no_route(&to))?;
     let uncertified = || Fault::new(Code::Forbidden, "lanes join devices and nodes, which have certificates");
-    let device_end = end(&live.facts).ok_or_else(uncertified)?;
-    let node_end = end(&node.facts).ok_or_else(uncertified)?;
+    let device_end = end(live).ok_or_else(uncertified)?;
+    let node_end = end(&node).ok_or_else(uncertified)?;
     let (entity, instance) = (node_end.entity, node.facts.instance);
     let facts = lane::Facts { tenant: to.tenant, origin: to.origin, device: device_end, node: node_end };
     let offered = relay.lanes.offer(facts, Instant::now());
     let (device_ticket, node_ticket) =
         offered.ok_or_else(|| Fault::new(Code::Limited, "too many lanes asked for and not taken"))?;
-    let call = LaneCall { ticket: node_ticket, origin: to.origin, vouched: live.facts.vouched() };
+    let call = LaneCall { ticket: node_ticket, origin: to.origin, vouched: live.vouched() };
     node.handle.send_control(&call.into())?;
     relay.check_alive(node);
     metrics::counter!("hedgerow_relay_lanes_offered_total").increment(1);
     live.handle.send_control(&LaneOffer { request, ticket: device_ticket, node: entity, instance }.into())
 }
 
-fn end(facts: &Facts) -> Option<lane::End> {
+fn end(live: &Live<Channel>) -> Option<lane::End> {
+    let facts = &live.facts;
     Some(lane::End {
         session: facts.id,
         entity: facts.entity?,
         serial: facts.serial.clone()?,
         not_after: facts.not_after?,
-        address: facts.address,
+        address: live.address(),
     })
 }
 

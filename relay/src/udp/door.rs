@@ -7,7 +7,7 @@ use hedgerow_runtime::quic;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_shared::fault::{Code, DropReason, Fault};
-use quinn::{Endpoint, Incoming, ServerConfig};
+use quinn::{Connecting, Endpoint, ServerConfig};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Forwarder, Port};
@@ -62,12 +62,17 @@ fn quic_config(doors: &Doors) -> Result<ServerConfig, Fault> {
 
 async fn accept(doors: &Doors, endpoint: &Endpoint) {
     let mut tls = doors.tls.read().config().clone();
+    // None: as the endpoint was made.
+    let mut replaced = None;
     while let Some(incoming) = endpoint.accept().await {
-        // A certificate that was replaced counts from the next connection on.
+        // A certificate that was replaced counts from this connection on.
         let now = doors.tls.read().config().clone();
         if !Arc::ptr_eq(&tls, &now) {
             match quic_config(doors) {
-                Ok(config) => endpoint.set_server_config(Some(config)),
+                Ok(config) => {
+                    endpoint.set_server_config(Some(config.clone()));
+                    replaced = Some(Arc::new(config));
+                }
                 Err(error) => tracing::error!(%error, "the new certificate cannot be used for QUIC"),
             }
             tls = now;
@@ -84,25 +89,37 @@ async fn accept(doors: &Doors, endpoint: &Endpoint) {
             continue;
         };
         metrics::counter!("hedgerow_relay_quic_accepts_total").increment(1);
+        let connecting = match replaced.clone() {
+            Some(config) => incoming.accept_with(config),
+            None => incoming.accept(),
+        };
+        let connecting = match connecting {
+            Ok(connecting) => connecting,
+            Err(error) => {
+                failed(&error);
+                continue;
+            }
+        };
         let (place, doors) = (doors.waiting.enter(), doors.clone());
-        doors.relay.clone().work.spawn(async move { greet(&doors, incoming, place, permit).await });
+        doors.relay.clone().work.spawn(async move { greet(&doors, connecting, place, permit).await });
     }
 }
 
-async fn greet(doors: &Doors, incoming: Incoming, place: Place, permit: OwnedSemaphorePermit) {
+fn failed(error: &quinn::ConnectionError) {
+    tracing::debug!(%error, "QUIC hand-shake failed");
+    metrics::counter!("hedgerow_relay_tls_failures_total").increment(1);
+}
+
+async fn greet(doors: &Doors, connecting: Connecting, place: Place, permit: OwnedSemaphorePermit) {
     let _permit = permit;
-    let address = incoming.remote_address();
+    let address = connecting.remote_address();
     let shaken = tokio::select! {
-        shaken = tokio::time::timeout(doors.relay.timers.handshake, incoming) => shaken,
+        shaken = tokio::time::timeout(doors.relay.timers.handshake, connecting) => shaken,
         () = place.shown_out() => return,
     };
     let connection = match shaken {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, %address, "QUIC hand-shake failed");
-            metrics::counter!("hedgerow_relay_tls_failures_total").increment(1);
-            return;
-        }
+        Ok(Err(error)) => return failed(&error),
         Err(_) => return dropped(DropReason::HandshakeTimeout),
     };
     metrics::counter!("hedgerow_relay_connections_total", "kind" => "quic").increment(1);

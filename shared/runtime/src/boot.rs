@@ -122,11 +122,11 @@ impl Context {
         match reload() {
             Ok(()) => {
                 metrics::counter!("hedgerow_config_reloads_total", "result" => "ok").increment(1);
-                tracing::info!("configuration reloaded");
+                tracing::info!("reloaded");
             }
             Err(error) => {
                 metrics::counter!("hedgerow_config_reloads_total", "result" => "refused").increment(1);
-                tracing::error!(error = format!("{error:#}"), "the new configuration was refused; the old one stays");
+                tracing::error!(error = format!("{error:#}"), "reloading was refused; what was in use stays");
             }
         }
         notify::send("READY=1");

@@ -5,6 +5,7 @@ mod application;
 mod lanes;
 mod output;
 mod resume;
+mod round;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -304,9 +305,10 @@ impl Mux {
             && stream.sending.ready()
         {
             stream.sending.queued = true;
+            let bytes = stream.sending.held_unsent();
             // A stream is on a lane that exists: losing one puts every stream back on the first.
             if let Some(lane) = self.lanes.get_mut(usize::from(stream.sending.lane)) {
-                lane.round.push_back(id);
+                lane.round.enter(id, bytes);
             }
         }
     }

@@ -44,10 +44,17 @@ impl Retained {
 
     /// How many more bytes may be sent.
     pub(super) fn room(&self) -> u64 {
-        let Some(cap) = self.cap else { return u64::MAX };
+        self.cap_now().map_or(u64::MAX, |cap| cap.saturating_sub(self.own))
+    }
+
+    /// Whether three quarters are used: time to ask the peer what it has.
+    pub(super) fn is_tight(&self) -> bool {
+        self.cap_now().is_some_and(|cap| self.own >= cap - cap / 4)
+    }
+
+    fn cap_now(&self) -> Option<u64> {
         let spent = self.budget.as_ref().is_some_and(|b| b.used() >= b.limit);
-        let cap = if spent { cap.min(FLOOR) } else { cap };
-        cap.saturating_sub(self.own)
+        self.cap.map(|cap| if spent { cap.min(FLOOR) } else { cap })
     }
 
     pub(super) fn add(&mut self, bytes: u64) {

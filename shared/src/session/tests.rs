@@ -346,6 +346,26 @@ fn unacknowledged_bytes_fill_the_senders_own_cap_and_not_a_byte_more_whatever_th
 }
 
 #[test]
+fn many_streams_that_acknowledge_nothing_yet_do_not_hold_up_the_session() {
+    let cap = 1_000_000;
+    let config =
+        MuxConfig { retain: Some(cap), ..MuxConfig::session(Limits::default(), Limits::default(), Timers::default()) };
+    let (mut a, mut b) = (Mux::new(Side::Dialler, config.clone(), T0), Mux::new(Side::Acceptor, config, T0));
+    // Each is read to the end and stays open: less than half a window, so that no WINDOW is due.
+    for n in 0..50 {
+        let id = open(&mut a, &mut b);
+        a.write(id, vec![7; 100_000].into());
+        let mut got = 0;
+        for _ in 0..4 {
+            a.handle_timeout(T0).unwrap();
+            settle(&mut a, &mut b);
+            got += read_all(&mut b, id).0.len();
+        }
+        assert_eq!(got, 100_000, "stream {n} stands still, {} bytes are kept", a.retained());
+    }
+}
+
+#[test]
 fn a_probe_finds_a_dead_peer_sooner_and_leaves_a_live_one() {
     let timers = Timers::default();
     let (mut a, mut b) = pair();

@@ -253,6 +253,18 @@ fn first_bytes(all: &mut Collected) {
     more[15] += 5;
     more.extend_from_slice(b"\x01\x00\x02h2");
     all.add("proxy_header", "v2-more", more);
+    let word = [0, 0, 0, 0, 0, 0, 0, 7];
+    for (name, first, rest) in
+        [("data", kind::DATAGRAM, &b"a record"[..]), ("ping", kind::PING, &word), ("pong", kind::PONG, &word)]
+    {
+        all.add("quic_datagram", name, [&[8, 0, first], rest].concat());
+    }
+    all.add("quic_datagram", "padded-ping", [&[8, 0, kind::PING][..], &word, &[0; 40]].concat());
+    all.add("quic_datagram", "too-large", [&[0, 4, kind::DATAGRAM][..], &[1; 5]].concat());
+
+    all.add("udp_batch", "mixed", [0, 2, 0x40, 1, 0xc0, 2, 0x80, 3, 0xbf, 4, 0x7f, 5, 0xa0]);
+    all.add("udp_batch", "one-kind", [0, 3, 0x80, 1, 2, 0x81, 3, 4, 0x9f, 5]);
+    all.add("udp_batch", "single", [5, 220, 0x45, 1, 2, 3]);
 
     let token = EnrolmentToken {
         tenant: fixture().tenant.clone(),

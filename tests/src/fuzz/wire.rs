@@ -3,9 +3,11 @@
 use bytes::{Bytes, BytesMut};
 use data_encoding::BASE64URL_NOPAD;
 use hedgerow_relay::accept::client_hello as hello;
+use hedgerow_relay::udp;
 use hedgerow_runtime::dial;
 use hedgerow_runtime::proxy_protocol;
-use hedgerow_shared::fault::Fault;
+use hedgerow_runtime::quic::Datagram;
+use hedgerow_shared::fault::{DropReason, Fault};
 use hedgerow_shared::limits::MAX_FIRST_BYTES;
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::policy::normal_name;
@@ -283,5 +285,50 @@ pub fn names(data: &[u8]) {
     if let Some(name) = normal_name(text) {
         assert_eq!(normal_name(&name).as_ref(), Some(&name));
         assert!(name.len() <= 253 && name.is_ascii() && !name.bytes().any(|b| b.is_ascii_uppercase()));
+    }
+}
+
+/// The relay's look at a batch from its UDP socket. Two bytes say how long its datagrams are. Nothing is lost or
+/// reordered, every datagram goes whole to the side that its first byte names, and neighbours of one kind stay together.
+pub fn udp_batch(data: &[u8]) {
+    let mut input = Input(data);
+    let stride = usize::from(input.u16());
+    let batch = input.0;
+    let mut at = 0;
+    let mut last = None;
+    for (is_tunnel, run) in udp::runs(batch, stride) {
+        assert_eq!(run, &batch[at..at + run.len()]);
+        assert!(!run.is_empty() && last != Some(is_tunnel));
+        assert_eq!(at % stride.max(1), 0, "a run begins where a datagram does");
+        for datagram in run.chunks(stride.max(1)) {
+            assert_eq!(udp::is_tunnel(datagram), Some(is_tunnel));
+            assert_eq!(udp::TUNNEL.contains(&datagram[0]), is_tunnel);
+        }
+        at += run.len();
+        last = Some(is_tunnel);
+    }
+    assert_eq!(at, batch.len());
+}
+
+/// A datagram of a QUIC link. Two bytes say what this end takes. Nothing longer gets through, and what a PING is
+/// answered with is the PONG of its word.
+pub fn quic_datagram(data: &[u8]) {
+    let mut input = Input(data);
+    let most = usize::from(input.u16());
+    let bytes = Bytes::copy_from_slice(input.0);
+    match Datagram::read(&bytes, most) {
+        Ok(Datagram::Data(payload)) => {
+            assert!(payload.len() <= most && payload == bytes[1..]);
+            assert_eq!(bytes[0], kind::DATAGRAM);
+        }
+        Ok(Datagram::Ping(echo)) => {
+            assert!(echo.len() < bytes.len(), "never more out than in");
+            let answer = Bytes::from([&[kind::PONG], &echo[..]].concat());
+            let word = u64::from_be_bytes(echo[..8].try_into().expect("a word"));
+            assert_eq!(Datagram::read(&answer, most), Ok(Datagram::Pong(word)));
+        }
+        Ok(Datagram::Pong(word)) => assert_eq!(bytes[1..9], word.to_be_bytes()),
+        Err(DropReason::DatagramTooLarge) => assert!(bytes.len() > most),
+        Err(reason) => assert_eq!(reason, DropReason::UnknownOptionalFrame),
     }
 }

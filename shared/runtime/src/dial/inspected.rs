@@ -22,13 +22,30 @@ use crate::websocket::{self, ByteStream};
 /// How much of a name in a certificate is shown, bytes.
 const SHOWN: usize = 80;
 
-/// What to say when somebody else's certificate came instead of the relay's.
-pub(super) fn fault(target: &RelayTarget, address: &str, leaf: &CertificateDer<'_>) -> Fault {
+/// What a relay sends in every HTTP answer over TLS: a digest of that TLS session's exporter. Who opens TLS under a CA
+/// that is trusted is noticed by it, unless it goes out of its way to hide; nothing is believed for it.
+pub const BINDING: &str = "hedgerow-tls-binding";
+
+/// The value of `BINDING` for an exporter.
+#[must_use]
+pub fn binding(exporter: &[u8; 32]) -> String {
+    use sha2::{Digest, Sha256};
+    let digest = Sha256::new().chain_update(b"hedgerow tls binding").chain_update(exporter).finalize();
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Who issued a certificate, and for whom.
+pub(super) fn issuer_and_subject(leaf: &CertificateDer<'_>) -> (String, String) {
     use x509_parser::prelude::{FromDer, X509Certificate};
-    let (issuer, subject) = match X509Certificate::from_der(leaf) {
+    match X509Certificate::from_der(leaf) {
         Ok((_, parsed)) => (readable(&parsed.issuer().to_string()), readable(&parsed.subject().to_string())),
         Err(_) => ("a certificate that cannot be read".to_owned(), "?".to_owned()),
-    };
+    }
+}
+
+/// What to say when somebody else's certificate came instead of the relay's.
+pub(super) fn fault(target: &RelayTarget, address: &str, leaf: &CertificateDer<'_>) -> Fault {
+    let (issuer, subject) = issuer_and_subject(leaf);
     let mut wanted: Vec<&str> = target.addresses.iter().map(String::as_str).collect();
     if wanted.is_empty() {
         wanted.push(address);

@@ -32,6 +32,7 @@ use way::Way;
 
 pub use eyeballs::first_to_connect;
 pub use http_proxy::{Head, Parsed, parse as parse_proxy_answer};
+pub use inspected::{BINDING, binding};
 pub use network::{Kind, Network, Outbound, Proxy};
 pub use origin::{OriginStream, origin};
 pub use tcp::{connect_fault, prepare, tcp};
@@ -184,7 +185,7 @@ async fn by(way: &Way, target: &RelayTarget, alpn: &[&[u8]], timers: &Timers) ->
         let stream = client_tls(config, name, wire, timers).await?;
         Ok((stream, address))
     };
-    let inside = inside.await;
+    let inside: Result<_, Fault> = inside.await;
     target.network.note_inspected(inside.is_ok());
     let (stream, address) = inside?;
     metrics::counter!("hedgerow_dial_inspected_total").increment(1);

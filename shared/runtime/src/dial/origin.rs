@@ -1,4 +1,7 @@
-//! HTTP CONNECT through the relay to an origin behind it, for those that have no link.
+//! HTTP CONNECT through the relay to an origin behind it, for those that have no link: activation and enrolment.
+//!
+//! The bytes inside are safe wherever TLS is opened on the way, since the core's own TLS runs in them. That it is opened
+//! is said all the same, as on links: the relay's answers are bound to the TLS session in which it gave them.
 
 use bytes::Bytes;
 use hedgerow_shared::fault::{Code, Fault};
@@ -9,8 +12,9 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
-use super::{RelayTarget, relay_tls};
+use super::{Reached, RelayTarget, inspected, relay};
 use crate::scope::Scope;
+use crate::tls;
 
 /// A connection to an origin, ready for the inner TLS.
 pub type OriginStream = TokioIo<hyper::upgrade::Upgraded>;
@@ -26,7 +30,52 @@ pub async fn origin(
     timers: &Timers,
     scope: &Scope,
 ) -> Result<OriginStream, Fault> {
-    let tls = relay_tls(target, &[b"http/1.1"], timers).await?;
+    // Where TLS is opened and that is allowed, the second attempt goes inside a WebSocket.
+    match ask(target, tenant, origin, timers, scope).await {
+        Err(Refusal::Opened(fault)) if target.network.inspection.is_some() && !target.is_inspected() => {
+            tracing::info!(reason = %fault, "TLS is opened on the way: trying inside a WebSocket");
+            target.suspect_inspection();
+            Ok(ask(target, tenant, origin, timers, scope).await?)
+        }
+        answered => Ok(answered?),
+    }
+}
+
+/// Why there is no connection to the origin.
+enum Refusal {
+    /// Somebody who is not the relay answered, or opened what the relay answered.
+    Opened(Fault),
+    /// Anything else.
+    Other(Fault),
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        Self::Other(fault)
+    }
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Opened(fault) | Refusal::Other(fault) => fault,
+        }
+    }
+}
+
+async fn ask(
+    target: &RelayTarget,
+    tenant: &TenantId,
+    origin: Origin,
+    timers: &Timers,
+    scope: &Scope,
+) -> Result<OriginStream, Refusal> {
+    let Reached { stream: tls, at } = relay(target, &[b"http/1.1"], timers).await?;
+    let session = tls.get_ref().1;
+    let leaf = session.peer_certificates().and_then(<[_]>::first).cloned();
+    // TLS 1.2, which only others speak, has no exporter that could agree.
+    let ours = tls::exporter(session).map(|exporter| inspected::binding(&exporter)).unwrap_or_default();
+    let address = at.addresses.first().cloned().unwrap_or_default();
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(http_fault)?;
     scope.spawn(async move {
@@ -46,10 +95,28 @@ pub async fn origin(
         .await
         .map_err(|_| Fault::new(Code::TimedOut, "the relay did not answer CONNECT in time"))?
         .map_err(http_fault)?;
-    if response.status() != StatusCode::OK {
-        return Err(refusal(response, timers).await);
+    let theirs = response.headers().get(inspected::BINDING).map(|value| value.as_bytes().to_vec());
+    match (&theirs, &leaf) {
+        (Some(theirs), Some(leaf)) if *theirs != ours.as_bytes() => {
+            return Err(Refusal::Opened(inspected::fault(target, &address, leaf)));
+        }
+        _ => {}
     }
-    hyper::upgrade::on(response).await.map(TokioIo::new).map_err(http_fault)
+    if response.status() != StatusCode::OK {
+        let Fault { code, text } = refusal(response, timers).await;
+        return Err(match (theirs, leaf) {
+            (None, Some(leaf)) => {
+                let (issuer, _) = inspected::issuer_and_subject(&leaf);
+                let more = format!(
+                    "{text} (nothing shows that it was the relay: {address} has a certificate issued by \"{issuer}\"; \
+                     if the network inspects TLS, ask for a bypass for it, or set outbound.inspected_ok = true)"
+                );
+                Refusal::Opened(Fault::explained(code, more))
+            }
+            _ => Refusal::Other(Fault { code, text }),
+        });
+    }
+    Ok(hyper::upgrade::on(response).await.map(TokioIo::new).map_err(http_fault)?)
 }
 
 /// Turns a relay's refusal into a fault with its own words.

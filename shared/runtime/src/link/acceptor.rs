@@ -132,7 +132,7 @@ pub async fn answer_quic(
         Err(error) => {
             // The refusal arrives before the connection closes.
             let _ = timeout(REFUSAL, send.stopped()).await;
-            let (LinkError::Refused { fault, .. } | LinkError::Failed(fault)) = &error;
+            let fault = error.fault();
             quic::close(&connection, fault);
             return Err(error);
         }

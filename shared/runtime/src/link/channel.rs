@@ -8,6 +8,7 @@ use bytes::Bytes;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::wire::message::{Control, GoAway};
 
+use super::Transport;
 use crate::mux::{self, Mux, Stats};
 use crate::quic;
 use crate::stream::Stream;
@@ -78,6 +79,24 @@ impl Channel {
     /// The next datagram; `None` once the link has ended. Cancel safe.
     pub async fn next_datagram(&self) -> Option<Bytes> {
         each!(self, mux => mux.next_datagram().await)
+    }
+
+    /// What it runs on.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        match self {
+            Self::Framed(_) => Transport::Tls,
+            Self::Quic(_) => Transport::Quic,
+        }
+    }
+
+    /// The peer's address now, where it may move while the link stays: over QUIC.
+    #[must_use]
+    pub fn moving_address(&self) -> Option<std::net::SocketAddr> {
+        match self {
+            Self::Framed(_) => None,
+            Self::Quic(mux) => Some(mux.remote_address()),
+        }
     }
 
     /// Tells the peer that we will close; no new streams either way.

@@ -22,6 +22,7 @@ use subtle::ConstantTimeEq;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
+use super::twins::{Entry, Hold};
 use super::{Channel, Link, LinkError, Reason, Shaking, Transport, read, unexpected};
 use crate::clock::random;
 use crate::dial::{self, Reached, RelayTarget};
@@ -77,6 +78,8 @@ pub(super) struct Dialling<'a> {
     pub(super) instance: InstanceId,
     pub(super) timers: &'a Timers,
     pub(super) scope: &'a Scope,
+    /// Where other entries of the list may lead to the same relay.
+    pub(super) entry: Option<&'a Entry>,
 }
 
 /// Opens one link over TLS, without looking at UDP. Cancel safe: dropping the future closes the connection.
@@ -90,7 +93,7 @@ pub async fn connect(
     timers: &Timers,
     scope: &Scope,
 ) -> Result<Link, LinkError> {
-    let dialling = Dialling { target, credentials, instance, timers, scope };
+    let dialling = Dialling { target, credentials, instance, timers, scope, entry: None };
     let reached = dialling.tls().await?;
     dialling.link_over_tls(reached).await
 }
@@ -106,7 +109,7 @@ pub async fn connect_quic(
     timers: &Timers,
     scope: &Scope,
 ) -> Result<Link, LinkError> {
-    let dialling = Dialling { target, credentials, instance, timers, scope };
+    let dialling = Dialling { target, credentials, instance, timers, scope, entry: None };
     let connected = timeout(timers.handshake, dialling.quic())
         .await
         .map_err(|_| Fault::new(Code::TimedOut, "the relay does not answer over UDP"))??;
@@ -127,18 +130,19 @@ impl Dialling<'_> {
         let (_, connection) = stream.get_ref();
         let address = at.addresses.first().cloned().unwrap_or_default();
         let exporter = tls::exporter(connection)?;
+        let leaf = connection.peer_certificates().and_then(<[_]>::first).cloned();
         let limits = Limits::default();
         let mut shaking = Shaking::new(stream);
-        let shaken = self.shake(&mut shaking, limits, &exporter).await;
-        let (peer, accept) = shaken.inspect_err(|error| {
-            let (LinkError::Refused { fault, .. } | LinkError::Failed(fault)) = error;
-            if fault.code == Code::Unauthenticated {
+        let shaken = self.shake(&mut shaking, limits, &exporter, leaf.as_ref()).await;
+        let (peer, accept, hold) = shaken.inspect_err(|error| {
+            if error.fault().code == Code::Unauthenticated {
                 at.suspect_inspection();
             }
         })?;
         let config = MuxConfig::link(limits, peer.limits, *self.timers);
         let Shaking { io, input } = shaking;
         let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Dialler, config, input.freeze(), self.scope));
+        self.keep(&mux, hold);
         Ok(Link {
             mux,
             peer,
@@ -202,7 +206,9 @@ impl Dialling<'_> {
         let limits = Limits::default();
         let (send, receive) = connection.open_bi().await.map_err(|e| quic::connection_fault(&e))?;
         let mut shaking = Shaking::new(tokio::io::join(receive, send));
-        let (peer, accept) = self.shake(&mut shaking, limits, &exporter).await?;
+        let chain = connection.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
+        let leaf = chain.as_ref().and_then(|chain| chain.first());
+        let (peer, accept, hold) = self.shake(&mut shaking, limits, &exporter, leaf).await?;
         let Shaking { io, input } = shaking;
         let (receive, send) = io.into_inner();
         let opened = quic::Opened {
@@ -215,6 +221,7 @@ impl Dialling<'_> {
             endpoint: Some(endpoint),
         };
         let mux = Channel::Quic(quic::Mux::start(connection, opened, self.scope));
+        self.keep(&mux, hold);
         let at = Some(Arc::new(self.target.directly_at(address.clone())));
         Ok(Link { mux, peer, accept, transport: Transport::Quic, reason: Reason::Asked, address, at })
     }
@@ -224,10 +231,26 @@ impl Dialling<'_> {
         shaking: &mut Shaking<IO>,
         limits: Limits,
         exporter: &[u8; 32],
-    ) -> Result<(Hello, Accept), LinkError> {
-        timeout(self.timers.handshake, shake(shaking, self.credentials, self.instance, limits, exporter))
+        leaf: Option<&CertificateDer<'_>>,
+    ) -> Result<(Hello, Accept, Option<Hold>), LinkError> {
+        let met = |peer: &Hello| match self.entry.zip(leaf) {
+            Some((entry, leaf)) => entry.hold(peer.instance, leaf).map(Some).map_err(LinkError::Twin),
+            None => Ok(None),
+        };
+        timeout(self.timers.handshake, shake(shaking, self.credentials, self.instance, limits, exporter, met))
             .await
             .map_err(|_| Fault::new(Code::TimedOut, "the relay did not finish the link's hand-shake in time"))?
+    }
+
+    /// The relay is held for as long as the link lives.
+    fn keep(&self, mux: &Channel, hold: Option<Hold>) {
+        if let Some(hold) = hold {
+            let mux = mux.clone();
+            self.scope.spawn(async move {
+                let _hold = hold;
+                mux.closed().await;
+            });
+        }
     }
 }
 
@@ -235,13 +258,15 @@ fn no_link_protocol() -> Fault {
     Fault::new(Code::Protocol, "the server does not speak the link protocol: is it the relay?")
 }
 
+/// `met` looks at the relay's HELLO before anything is proved to it.
 async fn shake<IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
     io: &mut Shaking<IO>,
     credentials: &Credentials,
     instance: InstanceId,
     limits: Limits,
     exporter: &[u8; 32],
-) -> Result<(Hello, Accept), LinkError> {
+    met: impl Fn(&Hello) -> Result<Option<Hold>, LinkError>,
+) -> Result<(Hello, Accept, Option<Hold>), LinkError> {
     let nonce = random();
     let claim = credentials.claim();
     let hello = Hello { claim: Some(claim.clone()), ..Hello::new(instance, nonce, limits) };
@@ -252,6 +277,7 @@ async fn shake<IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
         other => return Err(unexpected("HELLO", &other).into()),
     };
     hello.agree(&peer)?;
+    let hold = met(&peer)?;
     let proof_text = |prover| transcript(prover, &claim.tenant, &nonce, &peer.nonce, exporter);
     let proof = match credentials {
         Credentials::Srp { key, .. } => {
@@ -280,7 +306,7 @@ async fn shake<IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
     };
     io.send(frame::cbor(kind::PROOF, 0, &proof)).await?;
     match io.next().await? {
-        Frame::Accept(body) => Ok((peer, read("ACCEPT", &body)?)),
+        Frame::Accept(body) => Ok((peer, read("ACCEPT", &body)?, hold)),
         Frame::Refuse(body) => Err(refused(read("REFUSE", &body)?)),
         other => Err(unexpected("ACCEPT", &other).into()),
     }

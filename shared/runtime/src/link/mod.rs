@@ -3,9 +3,11 @@
 //! chooses the transport; `uplink` is a link that comes back by itself.
 
 mod acceptor;
+mod backoff;
 mod channel;
 mod dialler;
 mod pathfinder;
+mod twins;
 mod uplink;
 
 use std::sync::Arc;
@@ -21,6 +23,7 @@ pub use acceptor::{Admit, Peer, answer, answer_quic};
 pub use channel::{Channel, Incoming};
 pub use dialler::{Credentials, connect, connect_quic};
 pub use pathfinder::{Pathfinder, udp_can_reach};
+pub use twins::Twins;
 pub use uplink::{Uplink, UplinkConfig, UplinkStatus, Uplinks};
 
 use crate::dial::RelayTarget;
@@ -140,6 +143,19 @@ pub enum LinkError {
     /// It could not be reached, or is not the relay it should be.
     #[error("{0}")]
     Failed(Fault),
+    /// It is a relay that another entry of the list has a link with already; nothing was said to it but HELLO.
+    #[error("{0}")]
+    Twin(Fault),
+}
+
+impl LinkError {
+    /// What is wrong.
+    #[must_use]
+    pub fn fault(&self) -> &Fault {
+        match self {
+            Self::Refused { fault, .. } | Self::Failed(fault) | Self::Twin(fault) => fault,
+        }
+    }
 }
 
 impl From<Fault> for LinkError {

@@ -8,6 +8,10 @@
 //! *Later* `watch` looks at a QUIC link: packets that go out while none comes in are the first sign, a probe that is not
 //! answered the proof.
 //!
+//! *On QUIC alone*, when that is what the configuration wants, an attempt is given up after about a second while nothing
+//! comes back and the relay answered lately: QUIC's own pauses between its first packets double, and a relay that has
+//! been restarted would wait for the next of them. A port that refuses (ICMP) is silent to us, and treated as such.
+//!
 //! *On TLS* QUIC is tried again after a while, each time after twice as long, with jitter.
 
 use std::time::Duration;
@@ -21,8 +25,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::debug;
 
 use super::dialler::Dialling;
+use super::twins::Entry;
 use super::{Channel, Choice, Credentials, Link, LinkError, Reason};
-use crate::clock::random;
+use crate::clock::{jitter, random};
 use crate::dial::{Reached, RelayTarget};
 use crate::quic;
 use crate::scope::Scope;
@@ -41,6 +46,10 @@ const PROBE: Duration = Duration::from_millis(1000);
 const LONGEST_PROBE: Duration = Duration::from_secs(2);
 /// So many probes in a row may fail while small packets pass.
 const STRIKES: u32 = 3;
+/// How long the first answer may take when the relay answered lately, at most, or so many of its round trips.
+const ANSWER: Duration = Duration::from_millis(1250);
+/// See `ANSWER`.
+const ANSWER_TRIPS: u32 = 8;
 /// The longest pause before QUIC is tried again is this many times the first.
 const LONGEST_RETRY: u32 = 64;
 
@@ -56,6 +65,9 @@ pub struct Pathfinder {
     choice: Choice,
     /// The first pause before QUIC is tried again.
     first: Duration,
+    /// How long after its last answer a relay is expected back.
+    lately: Duration,
+    entry: Option<Entry>,
     memory: Mutex<Memory>,
 }
 
@@ -69,13 +81,24 @@ struct Memory {
     died: bool,
     /// QUIC is being tried beside a TLS link: when it works, the relay lets the old link go before we know.
     trying: bool,
+    /// When the last QUIC link ended, and the round trip it had.
+    answered: Option<(Instant, Duration)>,
 }
 
 impl Pathfinder {
     /// Nothing is remembered yet. QUIC is tried again after `timers.udp_retry` at first.
     #[must_use]
     pub fn new(choice: Choice, timers: &Timers) -> Self {
-        Self { choice, first: timers.udp_retry, memory: Mutex::default() }
+        Self { choice, first: timers.udp_retry, lately: timers.resume, entry: None, memory: Mutex::default() }
+    }
+
+    /// The same, for this entry of a list.
+    pub(super) fn of(self, entry: Entry) -> Self {
+        Self { entry: Some(entry), ..self }
+    }
+
+    pub(super) fn entry(&self) -> Option<&Entry> {
+        self.entry.as_ref()
     }
 
     /// Opens a link over the better transport. Cancel safe: dropping the future closes what was begun.
@@ -90,19 +113,18 @@ impl Pathfinder {
         timers: &Timers,
         scope: &Scope,
     ) -> Result<Link, LinkError> {
-        let dialling = Dialling { target, credentials, instance, timers, scope };
+        let dialling = Dialling { target, credentials, instance, timers, scope, entry: self.entry() };
         let tls_because = |reason| async move {
             let stream = dialling.tls().await?;
             let link = dialling.link_over_tls(stream).await?;
             Ok(Link { reason, ..link })
         };
-        let dialling = Dialling { target, credentials, instance, timers, scope };
+        let dialling = Dialling { target, credentials, instance, timers, scope, entry: self.entry() };
         match self.choice {
             Choice::Tls => return tls_because(Reason::Asked).await,
             Choice::Quic => {
-                return timeout(timers.handshake, probed(&dialling, None))
-                    .await
-                    .map_err(|_| Fault::new(Code::TimedOut, "the relay does not answer over UDP"))?;
+                let patience = self.patience(timers.handshake, Instant::now());
+                return timeout(timers.handshake, probed(&dialling, None, patience)).await.map_err(|_| silent())?;
             }
             Choice::Auto => {}
         }
@@ -135,7 +157,7 @@ impl Pathfinder {
             let until = self.memory.lock().until.unwrap_or_else(Instant::now);
             sleep_until(until).await;
             self.memory.lock().trying = true;
-            match timeout(QUIC_LIMIT, probed(dialling, None)).await {
+            match timeout(QUIC_LIMIT, probed(dialling, None, QUIC_LIMIT)).await {
                 Ok(Ok(link)) => {
                     self.passed();
                     return Link { reason: Reason::UdpBack, ..link };
@@ -163,6 +185,22 @@ impl Pathfinder {
         fault
     }
 
+    /// A link has ended: whoever was there a moment ago is expected back.
+    pub(super) fn ended(&self, link: &Link) {
+        if let Channel::Quic(mux) = &link.mux {
+            self.memory.lock().answered = Some((Instant::now(), mux.stats().rtt.unwrap_or_default()));
+        }
+    }
+
+    /// How long QUIC's first answer may take, at most `limit`. With jitter, so that a crowd does not ask in step.
+    fn patience(&self, limit: Duration, now: Instant) -> Duration {
+        let lately = |at: Instant| now.saturating_duration_since(at) < self.lately;
+        match self.memory.lock().answered {
+            Some((at, rtt)) if lately(at) => jitter(ANSWER.max(rtt * ANSWER_TRIPS)).min(limit),
+            _ => limit,
+        }
+    }
+
     /// UDP passes: nothing bad is remembered.
     fn passed(&self) {
         *self.memory.lock() = Memory::default();
@@ -179,9 +217,14 @@ impl Pathfinder {
     }
 }
 
-/// A QUIC link on which a packet of full size came back. `shaken` is told when QUIC itself has answered.
-async fn probed(dialling: &Dialling<'_>, shaken: Option<&watch::Sender<bool>>) -> Result<Link, LinkError> {
-    let connected = dialling.quic().await?;
+/// A QUIC link on which a packet of full size came back. `shaken` is told when QUIC itself has answered, which may take
+/// `patience`; the rest is bounded by the caller.
+async fn probed(
+    dialling: &Dialling<'_>,
+    shaken: Option<&watch::Sender<bool>>,
+    patience: Duration,
+) -> Result<Link, LinkError> {
+    let connected = timeout(patience, dialling.quic()).await.map_err(|_| silent())??;
     if let Some(shaken) = shaken {
         shaken.send_replace(true);
     }
@@ -195,10 +238,14 @@ async fn probed(dialling: &Dialling<'_>, shaken: Option<&watch::Sender<bool>>) -
     Ok(link)
 }
 
+fn silent() -> Fault {
+    Fault::new(Code::TimedOut, "the relay does not answer over UDP")
+}
+
 async fn race(dialling: &Dialling<'_>) -> Result<Link, LinkError> {
     let shaken = watch::Sender::new(false);
     let mut quic = Box::pin(async {
-        let link = timeout(QUIC_LIMIT, probed(dialling, Some(&shaken)))
+        let link = timeout(QUIC_LIMIT, probed(dialling, Some(&shaken), QUIC_LIMIT))
             .await
             .map_err(|_| Fault::new(Code::TimedOut, "UDP does not pass"))??;
         Ok(Link { reason: Reason::Preferred, ..link })
@@ -221,7 +268,7 @@ async fn race(dialling: &Dialling<'_>) -> Result<Link, LinkError> {
     };
     match won {
         // What the relay says over one transport it says over the other.
-        Ok(_) | Err(LinkError::Refused { .. }) => won,
+        Ok(_) | Err(LinkError::Refused { .. } | LinkError::Twin(_)) => won,
         Err(LinkError::Failed(fault)) => {
             debug!(reason = %fault, "QUIC failed, taking TLS");
             let stream = match ready {
@@ -298,5 +345,24 @@ mod tests {
             assert!(pause >= most / 2 && pause <= most + Duration::from_secs(1), "{n}: {pause:?}");
         }
         assert!((0..50).map(|_| pauses(1)).collect::<std::collections::BTreeSet<_>>().len() > 40);
+    }
+
+    #[test]
+    fn an_attempt_is_given_up_early_only_where_somebody_answered_lately() {
+        let (limit, now) = (Duration::from_secs(10), Instant::now());
+        let after = |ago: u64, rtt: u64| {
+            let finder = Pathfinder::new(Choice::Quic, &Timers::default());
+            finder.memory.lock().answered = Some((now - Duration::from_secs(ago), Duration::from_millis(rtt)));
+            finder.patience(limit, now)
+        };
+        assert_eq!(Pathfinder::new(Choice::Quic, &Timers::default()).patience(limit, now), limit, "never heard of");
+        for _ in 0..50 {
+            let near = after(5, 20);
+            assert!(near >= ANSWER / 2 && near <= ANSWER, "{near:?}");
+            assert!(after(5, 600) >= Duration::from_millis(2400), "a satellite takes its time");
+            assert_eq!(after(5, 60_000), limit);
+            assert_eq!(after(31, 20), limit);
+        }
+        assert!((0..50).map(|_| after(5, 20)).collect::<std::collections::BTreeSet<_>>().len() > 40);
     }
 }

@@ -95,7 +95,7 @@ async fn dial(world: &World, credentials: &Credentials) -> Result<Link, LinkErro
 fn code(result: Result<Link, LinkError>) -> Code {
     match result {
         Ok(_) => Code::Ok,
-        Err(LinkError::Refused { fault, .. } | LinkError::Failed(fault)) => fault.code,
+        Err(error) => error.fault().code,
     }
 }
 
@@ -228,6 +228,7 @@ async fn an_uplink_comes_back_by_itself() {
         instance: InstanceId::from_random(random()),
         timers: Timers::default(),
         transport: Choice::Tls,
+        twins: Twins::default(),
     };
     let uplink = Uplink::start(config, &world.scope);
     let limit = std::time::Duration::from_secs(20);

@@ -46,7 +46,8 @@ struct Relay {
     target: RelayTarget,
     port: SocketAddr,
     links: mpsc::Receiver<Link>,
-    /// What the relay allows.
+    /// What it shows.
+    identity: Identity,
     scope: Scope,
 }
 
@@ -60,13 +61,14 @@ fn timers() -> Timers {
 }
 
 async fn relay(limits: Limits) -> Relay {
-    let key = rcgen::generate_simple_self_signed(vec!["relay.test".to_owned()]).unwrap();
-    let certificate = key.cert.der().clone();
-    let private = rustls::pki_types::PrivatePkcs8KeyDer::from(key.signing_key.serialize_der()).into();
-    let config = tls::as_relay(vec![certificate.clone()], private, &[ALPN_LINK]).unwrap();
+    relay_at(both_ports().await, limits, identity())
+}
+
+/// A relay at these ports.
+fn relay_at((listener, socket): (TcpListener, UdpSocket), limits: Limits, identity: Identity) -> Relay {
+    let (certificate, config) = identity.clone();
     let scope = Scope::new();
-    let (listener, socket) = both_ports().await;
-    let port = listener.local_addr().unwrap();
+    let port = socket.local_addr().unwrap();
     let endpoint = quinn::Endpoint::new(
         quic::endpoint_config(),
         Some(quic::server_config(&config, &timers()).unwrap()),
@@ -104,7 +106,18 @@ async fn relay(limits: Limits) -> Relay {
         roots,
         network: dial::Network::default(),
     };
-    Relay { target, port, links, scope }
+    Relay { target, port, links, identity, scope }
+}
+
+/// A certificate and what shows it.
+type Identity = (CertificateDer<'static>, Arc<rustls::ServerConfig>);
+
+fn identity() -> Identity {
+    let key = rcgen::generate_simple_self_signed(vec!["relay.test".to_owned()]).unwrap();
+    let certificate = key.cert.der().clone();
+    let private = rustls::pki_types::PrivatePkcs8KeyDer::from(key.signing_key.serialize_der()).into();
+    let config = tls::as_relay(vec![certificate.clone()], private, &[ALPN_LINK]).unwrap();
+    (certificate, config)
 }
 
 /// A number that is free for TCP and UDP.
@@ -228,18 +241,36 @@ async fn p01_streams_pass_over_quic_in_both_directions() {
 }
 
 #[tokio::test]
-async fn a_reset_ends_both_directions_with_its_code() {
+async fn a_reset_ends_both_directions_with_its_code_and_its_text() {
     let mut relay = relay(Limits::default()).await;
     let (ours, theirs) = pair(&mut relay).await;
     let (mut a, b) = stream(&ours, &theirs).await;
     let (mut read, write) = b.into_split();
     let (done, ended) = tokio::sync::oneshot::channel();
     relay.scope.spawn(async move { done.send(write.ended().await).unwrap() });
-    a.reset(Fault::new(Code::ConnectionReset, "the application went away"));
-    assert_eq!(timeout(LONG, read.read_chunk()).await.unwrap().unwrap_err().code, Code::ConnectionReset);
-    assert_eq!(timeout(LONG, ended).await.unwrap().unwrap().code, Code::ConnectionReset);
+    let why = Fault::new(Code::ConnectionReset, "the application went away");
+    a.reset(why.clone());
+    assert_eq!(timeout(LONG, read.read_chunk()).await.unwrap().unwrap_err(), why);
+    assert_eq!(timeout(LONG, ended).await.unwrap().unwrap(), why);
     assert_eq!(a.read_chunk().await.unwrap_err().code, Code::ConnectionReset);
     assert_eq!(a.write_chunk(Bytes::from_static(b"x")).await.unwrap_err().code, Code::ConnectionReset);
+    // Whoever writes learns it too, and many at once do not mix up their reasons.
+    let mut pairs = Vec::new();
+    for n in 0..50 {
+        let (mut a, b) = stream(&ours, &theirs).await;
+        a.reset(Fault::new(Code::DeniedByPolicy, format!("reason {n}")));
+        pairs.push((a, b));
+    }
+    for (n, (_a, b)) in pairs.iter_mut().enumerate() {
+        let writes = async {
+            loop {
+                if let Err(fault) = b.write_chunk(Bytes::from(vec![0; 1000])).await {
+                    return fault;
+                }
+            }
+        };
+        assert_eq!(timeout(LONG, writes).await.unwrap(), Fault::new(Code::DeniedByPolicy, format!("reason {n}")));
+    }
     // A stream that is dropped unfinished is reset too.
     let (a, mut b) = stream(&ours, &theirs).await;
     drop(a);
@@ -317,10 +348,21 @@ async fn control_messages_are_bounded_and_held_back_while_nobody_takes_them() {
 async fn datagrams_pass_and_those_too_large_are_dropped() {
     let mut relay = relay(Limits::default()).await;
     let (ours, theirs) = pair(&mut relay).await;
+    let metrics = crate::telemetry::Metrics::install();
+    let counted = || {
+        let shown = metrics.render();
+        let line = shown.lines().find(|l| l.contains("reason=\"datagram_too_large\"")).unwrap().to_owned();
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    let before = counted();
     ours.mux.send_datagram(Bytes::from(vec![1; limits::MAX_DATAGRAM + 1]));
+    // The peer takes this one, but the path carries no packet of its size.
+    let Channel::Quic(mux) = &ours.mux else { panic!("a QUIC link") };
+    assert!(mux.max_datagram() < 1500, "{}", mux.max_datagram());
+    ours.mux.send_datagram(Bytes::from(vec![1; 1500]));
+    assert!(counted() >= before + 2.0, "both are counted, by their reason");
     ours.mux.send_datagram(Bytes::from(vec![2; 1000]));
     assert_eq!(timeout(LONG, theirs.mux.next_datagram()).await.unwrap().unwrap(), vec![2; 1000]);
-    let Channel::Quic(mux) = &ours.mux else { panic!("a QUIC link") };
     mux.probe(Duration::from_secs(5)).await.unwrap();
     // A probe is not the application's datagram.
     assert!(timeout(Duration::from_millis(50), theirs.mux.next_datagram()).await.is_err());
@@ -414,6 +456,7 @@ fn uplink(relays: Vec<RelayTarget>, scope: &Scope) -> Uplink {
         instance: instance(),
         timers: timers(),
         transport: Choice::Auto,
+        twins: Twins::default(),
     };
     Uplink::start(config, scope)
 }
@@ -505,6 +548,7 @@ async fn p01_nodes_and_cores_hold_a_link_with_every_relay() {
         instance: instance(),
         timers: timers(),
         transport: Choice::Auto,
+        twins: Twins::default(),
     };
     let uplinks = Uplinks::start(&config, &a.scope);
     let (at_a, _at_b) = (a.links.recv().await.unwrap(), b.links.recv().await.unwrap());
@@ -519,3 +563,50 @@ async fn p01_nodes_and_cores_hold_a_link_with_every_relay() {
     assert_eq!(a.links.recv().await.unwrap().accept.relay, "relay.test");
     assert!(uplinks.link(LONG).await.is_ok());
 }
+
+#[tokio::test]
+async fn p01_two_names_of_one_relay_get_one_link_and_the_other_entry_says_so() {
+    let mut relay = relay(Limits::default()).await;
+    let other = RelayTarget { addresses: vec![format!("localhost:{}", relay.port.port())], ..relay.target.clone() };
+    for transport in [Choice::Quic, Choice::Tls] {
+        let scope = Scope::new();
+        let config = UplinkConfig {
+            relays: vec![relay.target.clone(), other.clone()],
+            credentials: credentials(),
+            instance: instance(),
+            timers: timers(),
+            transport,
+            twins: Twins::default(),
+        };
+        let uplinks = Uplinks::start(&config, &scope);
+        let (mut up, mut resting) = (0, None);
+        let mut statuses: Vec<_> = uplinks.iter().map(Uplink::status).collect();
+        while up != 1 || resting.is_none() {
+            timeout(LONG, Uplinks::changed(&mut statuses)).await.expect("both find out");
+            (up, resting) = (0, None);
+            for status in &mut statuses {
+                match &*status.borrow_and_update() {
+                    UplinkStatus::Up(_) => up += 1,
+                    UplinkStatus::Connecting(Some(fault)) if fault.code == Code::Displaced => {
+                        resting = Some(fault.clone())
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let said = resting.unwrap().text;
+        assert!(
+            said.contains("leads to the same relay as relay.test (") && said.contains(&relay.port.port().to_string()),
+            "{said}"
+        );
+        let at_relay = relay.links.recv().await.unwrap();
+        assert!(relay.links.try_recv().is_err(), "the relay was never asked for a second link");
+        // Whichever is free again finds its way back at once, not after the long rest.
+        at_relay.mux.close(Fault::new(Code::Draining, "restart"));
+        timeout(LONG, relay.links.recv()).await.expect("linked again").unwrap();
+        scope.stop(LONG).await;
+        while relay.links.try_recv().is_ok() {}
+    }
+}
+
+mod restart;

@@ -14,24 +14,22 @@ use hedgerow_shared::limits::Timers;
 use hedgerow_shared::wire::message::GoAway;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use super::backoff::Backoff;
 use super::dialler::Dialling;
 use super::pathfinder::Pathfinder;
+use super::twins::Twins;
 use super::{Choice, Credentials, Link, LinkError, Transport};
-use crate::clock::random;
+use crate::clock::jitter;
 use crate::dial::RelayTarget;
 use crate::scope::Scope;
 
-/// The first pause after a link was lost; it doubles, with full jitter, up to `LONGEST`.
-const FIRST: Duration = Duration::from_millis(200);
-/// The longest pause: a relay that comes back is used again within this time.
-const LONGEST: Duration = Duration::from_secs(10);
-/// A link that lived this long resets the backoff.
-const STABLE: Duration = Duration::from_secs(10);
 /// How often a link that was let go is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often an entry that leads to the relay of another one is tried, at most.
+const TWIN_RETRY: Duration = Duration::from_secs(1200);
 /// How long a QUIC link may still take to come up, once the relay has let the TLS link go for it.
 const HANDOVER: Duration = Duration::from_millis(2500);
 
@@ -48,6 +46,8 @@ pub struct UplinkConfig {
     pub timers: Timers,
     /// Which transports may be used.
     pub transport: Choice,
+    /// What the uplinks of this process know of each other: the same for those of one list.
+    pub twins: Twins,
 }
 
 /// How the uplink stands.
@@ -76,7 +76,8 @@ impl Uplink {
         let (sender, status) = watch::channel(UplinkStatus::Connecting(None));
         let links = Arc::new(Mutex::new(Vec::new()));
         let tasks = scope.clone();
-        let paths = config.relays.iter().map(|_| Pathfinder::new(config.transport, &config.timers)).collect();
+        let path = |relay| Pathfinder::new(config.transport, &config.timers).of(config.twins.entry(relay));
+        let paths = config.relays.iter().map(path).collect();
         let keeper = Keeper { config, paths, status: sender, links: links.clone(), scope: scope.clone() };
         scope.spawn_until_done(async move {
             tokio::select! {
@@ -233,49 +234,59 @@ enum Turn {
 
 impl Keeper {
     async fn keep_up(&self) {
-        let mut attempt = 0u32;
+        let mut backoff = Backoff::new(self.config.timers.resume);
         let mut last: Option<Fault> = None;
+        let mut freed = self.config.twins.freed();
+        let mut said = None;
         let mut at = 0;
         loop {
             if self.config.relays.is_empty() {
                 self.status.send_replace(UplinkStatus::Connecting(Some(no_relay())));
                 return std::future::pending().await;
             }
+            freed.mark_unchanged();
             self.status.send_replace(UplinkStatus::Connecting(last.clone()));
-            let mut wait = Duration::ZERO;
             let mut at_once = false;
-            match self.open(at).await {
+            let wait = match self.open(at).await {
                 Ok(link) => {
-                    let since = tokio::time::Instant::now();
+                    let since = Instant::now();
                     let (fault, asked) = self.hold(&mut at, link, &mut at_once).await;
-                    last = Some(fault.clone());
-                    wait = asked;
-                    if since.elapsed() > STABLE {
-                        attempt = 0;
-                    }
                     warn!(relay = self.config.relays[at].name, reason = %fault, "link is down");
+                    last = Some(fault);
+                    backoff.lost(since.elapsed(), Instant::now()).max(asked)
                 }
                 Err(error) => {
-                    let fault = match error {
-                        LinkError::Refused { fault, retry_after_ms } => {
-                            wait = Duration::from_millis(retry_after_ms.min(600_000));
-                            fault
+                    if let (LinkError::Twin(fault), [_]) = (&error, &*self.config.relays) {
+                        if said.as_ref() != Some(fault) {
+                            warn!(relay = self.config.relays[at].name, reason = %fault, "this relay needs no second link");
+                            said = Some(fault.clone());
                         }
-                        LinkError::Failed(fault) => fault,
+                        last = Some(fault.clone());
+                        self.status.send_replace(UplinkStatus::Connecting(last.clone()));
+                        // The names may lead elsewhere later, and the other link may end.
+                        let _ = timeout(jitter(TWIN_RETRY), freed.changed()).await;
+                        continue;
+                    }
+                    let (fault, asked) = match error {
+                        LinkError::Refused { fault, retry_after_ms } => {
+                            (fault, Duration::from_millis(retry_after_ms.min(600_000)))
+                        }
+                        LinkError::Failed(fault) | LinkError::Twin(fault) => (fault, Duration::ZERO),
                     };
                     if last.as_ref() != Some(&fault) {
                         warn!(relay = self.config.relays[at].name, reason = %fault, "cannot open the link");
                     }
+                    let wait = backoff.failed(&fault, Instant::now()).max(asked);
                     last = Some(fault);
+                    wait
                 }
-            }
+            };
             self.status.send_replace(UplinkStatus::Connecting(last.clone()));
             if at_once {
                 continue;
             }
             at = (at + 1) % self.config.relays.len();
-            sleep(pause(attempt).max(wait)).await;
-            attempt = attempt.saturating_add(1);
+            sleep(wait).await;
         }
     }
 
@@ -293,8 +304,11 @@ impl Keeper {
     /// the same relay is to be dialled again without a pause.
     async fn hold(&self, at: &mut usize, mut link: Link, at_once: &mut bool) -> (Fault, Duration) {
         loop {
-            let _shown = self.show(*at, &link);
-            match self.turn(*at, &link).await {
+            let shown = self.show(*at, &link);
+            let turn = self.turn(*at, &link).await;
+            drop(shown);
+            self.paths[*at].ended(&link);
+            match turn {
                 Turn::Lost(fault) => return (fault, Duration::ZERO),
                 Turn::Silent(fault) => {
                     link.mux.close(fault.clone());
@@ -329,6 +343,7 @@ impl Keeper {
             instance: config.instance,
             timers: &config.timers,
             scope: &self.scope,
+            entry: self.paths[at].entry(),
         };
         let path = &self.paths[at];
         let mut better = Box::pin(async {
@@ -423,25 +438,5 @@ impl Shown {
 impl Drop for Shown {
     fn drop(&mut self) {
         self.0.decrement(1.0);
-    }
-}
-
-/// Full jitter: anything from nothing to the doubled limit, so that a crowd comes back spread out.
-fn pause(attempt: u32) -> Duration {
-    let most = FIRST.saturating_mul(1 << attempt.min(10)).min(LONGEST);
-    let dice = u64::from_be_bytes(random()) as f64 / u64::MAX as f64;
-    most.mul_f64(dice)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_a_limit_and_differ() {
-        assert!((0..100).all(|_| pause(0) <= FIRST));
-        assert!((0..100).all(|n| pause(n) <= LONGEST));
-        let spread: std::collections::BTreeSet<_> = (0..50).map(|_| pause(20)).collect();
-        assert!(spread.len() > 40);
     }
 }

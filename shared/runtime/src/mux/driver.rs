@@ -20,8 +20,6 @@ use crate::scope::Scope;
 
 /// Bytes handed to one write: the spike's figures rise up to here.
 const BATCH: usize = 512 * 1024;
-/// Turns before other tasks of this worker get theirs.
-const TURNS: usize = 16;
 /// How long the last words (GOAWAY, close_notify) may take.
 const CLOSE: Duration = Duration::from_secs(2);
 
@@ -84,15 +82,15 @@ async fn drive<C: Carrier>(inner: &Inner, carrier: &mut C, post: Post, leftover:
     let mut sleep = Box::pin(tokio::time::sleep_until(inner.start));
     let mut pieces = Vec::new();
     poll_fn(|cx| {
-        for _ in 0..TURNS {
-            match turn(inner, carrier, post, sleep.as_mut(), &mut pieces, cx) {
-                Ok(true) => {}
-                Ok(false) => return Poll::Pending,
-                Err(end) => return Poll::Ready(end),
+        // One turn, then other tasks of this worker get theirs.
+        match turn(inner, carrier, post, sleep.as_mut(), &mut pieces, cx) {
+            Ok(true) => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
+            Ok(false) => Poll::Pending,
+            Err(end) => Poll::Ready(end),
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
     })
     .await
 }

@@ -12,6 +12,7 @@ use hedgerow_shared::wire::message::{Control, GoAway};
 use quinn::{RecvStream, SendStream};
 use tokio::time::timeout;
 
+use super::datagram::Datagram;
 use super::incoming::Incoming;
 use super::inner::{INBOX, Inner, Lingering, Place};
 use super::{close, connection_fault, stream};
@@ -138,6 +139,7 @@ fn take(inner: &Inner, frame: Frame) -> Result<(), Broken> {
             let message: GoAway = minicbor::decode(&body).map_err(|_| FrameError::Malformed(kind::GOAWAY))?;
             inner.going_away(message);
         }
+        Frame::Reset(stream, fault) => inner.explained(stream, fault),
         Frame::Unknown(_) => dropped(DropReason::UnknownOptionalFrame),
         other => {
             let name = format!("{other:?}");
@@ -191,17 +193,13 @@ async fn datagrams(inner: &Inner) -> Fault {
             Ok(bytes) => bytes,
             Err(error) => return told_or(inner, connection_fault(&error)),
         };
-        match bytes.first() {
-            Some(&kind::DATAGRAM) if bytes.len() - 1 > inner.ours.datagram as usize => {
-                dropped(DropReason::DatagramTooLarge);
-            }
-            Some(&kind::DATAGRAM) => inner.datagram(bytes.slice(1..)),
-            Some(&kind::PING) if bytes.len() >= 9 => inner.send_datagram(kind::PONG, &bytes[1..], 0),
-            Some(&kind::PONG) if bytes.len() >= 9 => {
-                let word = bytes[1..9].try_into().map(u64::from_be_bytes).unwrap_or_default();
+        match Datagram::read(&bytes, inner.ours.datagram as usize) {
+            Ok(Datagram::Data(payload)) => inner.datagram(payload),
+            Ok(Datagram::Ping(echo)) => inner.send_datagram(kind::PONG, &echo, 0),
+            Ok(Datagram::Pong(word)) => {
                 inner.pong.send_replace(word);
             }
-            _ => dropped(DropReason::UnknownOptionalFrame),
+            Err(reason) => dropped(reason),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hedgerow_shared::fault::{Code, DropReason, Fault};
 use hedgerow_shared::limits;
+use hedgerow_shared::wire::frame::{self, StreamId, kind};
 use hedgerow_shared::wire::message::{Control, GoAway, Limits};
 use parking_lot::Mutex;
 use quinn::{Connection, Endpoint};
@@ -19,6 +20,8 @@ use super::incoming::Incoming;
 use crate::scope::Scope;
 use crate::telemetry::dropped;
 
+/// Texts of resets that wait for their stream to be reset; the oldest makes room.
+const TEXTS: usize = 256;
 /// What may wait for the application, as on the framed transport.
 pub(super) const INBOX: usize = 1024;
 
@@ -42,6 +45,8 @@ pub(super) struct Inner {
     pub(super) control_taken: Notify,
     pub(super) away: watch::Sender<Option<GoAway>>,
     pub(super) closed: watch::Sender<Option<Fault>>,
+    /// A text has come for a stream that is reset.
+    pub(super) explained: Notify,
     /// The word of the newest PONG.
     pub(super) pong: watch::Sender<u64>,
     pub(super) open: AtomicUsize,
@@ -60,6 +65,8 @@ pub(super) struct State {
     pub(super) out: VecDeque<Bytes>,
     pub(super) out_bytes: usize,
     pub(super) lingering: Vec<Lingering>,
+    /// Why the peer reset streams, until those learn that they are reset.
+    pub(super) texts: VecDeque<(u64, Fault)>,
     pub(super) draining: bool,
     pub(super) closing: Option<Fault>,
 }
@@ -79,7 +86,7 @@ impl Place {
         Self { link, ours }
     }
 
-    pub(super) fn link(&self) -> &Inner {
+    pub(super) fn link(&self) -> &Arc<Inner> {
         &self.link
     }
 
@@ -163,6 +170,32 @@ impl Inner {
         };
         drop(state);
         incoming.refuse(fault);
+    }
+
+    /// Says on the control stream why a stream is reset; whether there was room for it, and something to say.
+    pub(super) fn explain(&self, stream: u64, fault: &Fault) -> bool {
+        let Some(id) = u32::try_from(stream).ok().filter(|id| *id > 0 && !fault.text.is_empty()) else { return false };
+        !self.ended() && self.queue(frame::cbor(kind::RESET, id, fault)).is_ok()
+    }
+
+    /// The peer said why it resets a stream.
+    pub(super) fn explained(&self, stream: StreamId, fault: Fault) {
+        let mut state = self.state.lock();
+        if state.texts.len() >= TEXTS {
+            state.texts.pop_front();
+            dropped(DropReason::StreamEnded);
+        }
+        // Cut to what is shown: this end's memory is not the peer's to fill.
+        state.texts.push_back((u64::from(stream.0), Fault::new(fault.code, fault.text)));
+        drop(state);
+        self.explained.notify_waiters();
+    }
+
+    /// Why a stream was reset, if that has come.
+    pub(super) fn explanation(&self, stream: u64) -> Option<Fault> {
+        let texts = &mut self.state.lock().texts;
+        let at = texts.iter().position(|(id, _)| *id == stream)?;
+        texts.remove(at).map(|(_, fault)| fault)
     }
 
     /// A control message; whoever calls looks first whether there is room.

@@ -2,10 +2,11 @@
 //! what QUIC has of its own.
 //!
 //! ```text
-//!   first bidirectional stream   the frames HELLO, PROOF, ACCEPT, REFUSE, then CONTROL, GOAWAY   (wire::frame, stream 0)
+//!   first bidirectional stream   the frames HELLO, PROOF, ACCEPT, REFUSE, then CONTROL, RESET, GOAWAY   (wire::frame)
 //!   every other one              OPEN by its opener, ANSWER by the other end, then bare bytes
 //!     FINISH                     the stream's FIN
-//!     RESET                      RESET_STREAM and STOP_SENDING with the number of the fault's code
+//!     RESET                      RESET_STREAM and STOP_SENDING with the number of the fault's code; plus 0x100 when the
+//!                                text follows as a RESET frame on the first stream, under QUIC's id of the reset one
 //!   datagrams (RFC 9221)         one kind byte of the frame table, then DATAGRAM: the bytes; PING, PONG: u64, padding
 //!   the end                      GOAWAY, then CONNECTION_CLOSE with number and text of the fault
 //! ```
@@ -14,10 +15,12 @@
 //! shows that packets of the path's full size pass in both directions. No 0-RTT; the bit that QUIC may grease stays as
 //! it is (RFC 9287 off), because tunnel datagrams on the same port are told apart by it.
 
+mod datagram;
 mod driver;
 mod endpoint;
 mod incoming;
 mod inner;
+mod keys;
 mod mux;
 mod stream;
 
@@ -31,6 +34,9 @@ use hedgerow_shared::wire::message::{ALPN_LINK, EXPORTER_LABEL, Limits};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, EndpointConfig, ServerConfig, TransportConfig, VarInt};
 
+use crate::clock::random;
+
+pub use datagram::Datagram;
 pub use endpoint::{Tasks, client_endpoint};
 pub use incoming::Incoming;
 pub use mux::Mux;
@@ -76,7 +82,7 @@ pub fn server_config(tls: &rustls::ServerConfig, timers: &Timers) -> Result<Serv
     // A ticket would be of use only with a cache at the dialler, which has none.
     tls.send_tls13_tickets = 0;
     let crypto = QuicServerConfig::try_from(tls).map_err(internal)?;
-    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    let mut config = ServerConfig::new(Arc::new(crypto), keys::tokens());
     config.transport_config(Arc::new(transport(timers, 1)?));
     config.migration(true);
     Ok(config)
@@ -85,7 +91,7 @@ pub fn server_config(tls: &rustls::ServerConfig, timers: &Timers) -> Result<Serv
 /// What both kinds of endpoint share.
 #[must_use]
 pub fn endpoint_config() -> EndpointConfig {
-    let mut config = EndpointConfig::default();
+    let mut config = EndpointConfig::new(keys::reset(&random()));
     config.grease_quic_bit(false);
     config
 }
@@ -94,8 +100,7 @@ pub fn endpoint_config() -> EndpointConfig {
 /// with a stateless reset (RFC 9000 section 10.3), and the peer need not find out by silence.
 #[must_use]
 pub fn relay_endpoint_config(reset_key: &[u8; 32]) -> EndpointConfig {
-    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, reset_key);
-    let mut config = EndpointConfig::new(Arc::new(key));
+    let mut config = EndpointConfig::new(keys::reset(reset_key));
     config.grease_quic_bit(false);
     config
 }
@@ -185,6 +190,21 @@ fn number(code: Code) -> VarInt {
     VarInt::from_u32(number.unwrap_or(1))
 }
 
+/// Set in the number of a reset whose text comes on the control stream.
+const EXPLAINED: u32 = 0x100;
+
+/// The number of a reset, with the word that its text follows.
+fn explained(code: Code) -> VarInt {
+    VarInt::from_u64(number(code).into_inner() | u64::from(EXPLAINED)).unwrap_or(VarInt::MAX)
+}
+
+/// The bare number of a reset, and whether its text follows.
+fn is_explained(said: VarInt) -> (VarInt, bool) {
+    let flag = u64::from(EXPLAINED);
+    let bare = VarInt::from_u64(said.into_inner() & !flag).unwrap_or(said);
+    (bare, said.into_inner() & flag != 0)
+}
+
 /// Back again; a number that is none of ours is `Internal`.
 fn code(number: VarInt) -> Code {
     let bytes = minicbor::to_vec(number.into_inner()).unwrap_or_default();
@@ -218,6 +238,8 @@ mod tests {
             assert_eq!(code(number(c)), c);
         }
         assert_eq!(number(Code::Lost).into_inner(), 11);
+        assert_eq!(is_explained(explained(Code::Lost)), (number(Code::Lost), true));
+        assert_eq!(is_explained(number(Code::Lost)), (number(Code::Lost), false));
         assert_eq!(code(VarInt::from_u32(9999)), Code::Internal);
         assert_eq!(code(VarInt::MAX), Code::Internal);
     }

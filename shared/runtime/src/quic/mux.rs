@@ -70,6 +70,7 @@ impl Mux {
             control_taken: Notify::new(),
             away: watch::Sender::new(None),
             closed: watch::Sender::new(None),
+            explained: Notify::new(),
             pong: watch::Sender::new(0),
             open: AtomicUsize::new(0),
             open_ours: AtomicUsize::new(0),
@@ -110,7 +111,7 @@ impl Mux {
             Frame::Answer(_, refusal) => refusal,
             _ => Fault::new(Code::Protocol, "a stream was not answered by ANSWER"),
         };
-        write.reset(fault.clone());
+        write.end(fault.clone());
         Err(fault)
     }
 

@@ -3,8 +3,10 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
@@ -13,13 +15,17 @@ use hedgerow_shared::wire::frame::{self, Frame};
 use parking_lot::Mutex;
 use quinn::{ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::timeout;
 
 use super::inner::Place;
-use super::{connection_fault, fault_of, number};
+use super::{connection_fault, explained as explained_number, fault_of, is_explained, number};
 use crate::scope::Scope;
 
 /// Bytes taken from quinn in one call.
 const CHUNK: usize = 64 * 1024;
+
+/// How long the text of a reset may take beyond the reset itself.
+const TEXT: Duration = Duration::from_secs(1);
 
 /// The direction the peer sends in.
 #[derive(Debug)]
@@ -41,6 +47,8 @@ pub(super) struct Core {
     receive: Mutex<Receive>,
     /// Why both directions ended.
     fault: OnceLock<Fault>,
+    /// The peer has reset the stream, and why is on its way.
+    waits: AtomicBool,
     reader: AtomicWaker,
     writer: AtomicWaker,
 }
@@ -70,6 +78,7 @@ pub(super) fn halves(place: Place, send: SendStream, receive: RecvStream, first:
         send: Mutex::new(Send { stream: send, first, finished: false }),
         receive: Mutex::new(Receive { stream: receive, finished: false }),
         fault: OnceLock::new(),
+        waits: AtomicBool::new(false),
         reader: AtomicWaker::new(),
         writer: AtomicWaker::new(),
     });
@@ -94,10 +103,22 @@ impl Send {
 }
 
 impl Core {
-    /// Ends both directions; the first fault counts.
+    /// Ends both directions for a reason of this end's, and says so; the first fault counts.
+    fn reset(&self, fault: Fault) {
+        let explained = self.fault.get().is_none()
+            && self.place.as_ref().is_some_and(|place| place.link().explain(self.id(), &fault));
+        let code = if explained { explained_number(fault.code) } else { number(fault.code) };
+        self.end_with(fault, code);
+    }
+
+    /// Ends both directions for a reason that the peer knows; the first fault counts.
     fn end(&self, fault: Fault) -> Fault {
+        let code = number(fault.code);
+        self.end_with(fault, code)
+    }
+
+    fn end_with(&self, fault: Fault, code: VarInt) -> Fault {
         if self.fault.set(fault).is_ok() {
-            let code = number(self.said().code);
             // Errors mean that the direction has ended already.
             let _ = self.send.lock().stream.reset(code);
             let _ = self.receive.lock().stream.stop(code);
@@ -117,28 +138,72 @@ impl Core {
         said.unwrap_or_else(|| connection_fault(error))
     }
 
-    /// The peer takes no more. When it has said everything, what it said is still to be read: only this direction ends.
-    fn stopped(&self, code: VarInt) -> Fault {
-        let fault = fault_of(code, "the peer reset the stream");
-        if fault.code == Code::Ok { fault } else { self.end(fault) }
+    fn id(&self) -> u64 {
+        VarInt::from(self.send.lock().stream.id()).into_inner()
     }
 
-    fn write_fault(&self, error: WriteError) -> Fault {
-        match error {
-            WriteError::Stopped(code) => self.stopped(code),
+    /// The peer has reset the stream. `Pending` while the text that explains it is on its way, on another stream: both
+    /// wakers are told when it is here, or when it takes too long.
+    fn told(self: &Arc<Self>, said: VarInt) -> Poll<Fault> {
+        let (code, more) = is_explained(said);
+        let bare = fault_of(code, "the peer reset the stream");
+        let link = match &self.place {
+            Some(place) if more => place.link().clone(),
+            _ => return Poll::Ready(self.end(bare)),
+        };
+        if let Some(fault) = link.explanation(self.id()) {
+            return Poll::Ready(self.end(Fault { code: bare.code, ..fault }));
+        }
+        if !self.waits.swap(true, Ordering::Relaxed) {
+            let (core, scope) = (self.clone(), link.scope.clone());
+            scope.spawn(async move {
+                let text = timeout(TEXT, async {
+                    loop {
+                        let mut more = pin!(link.explained.notified());
+                        more.as_mut().enable();
+                        if let Some(fault) = link.explanation(core.id()) {
+                            return fault;
+                        }
+                        more.await;
+                    }
+                });
+                let fault = text.await.map_or_else(|_| bare.clone(), |fault| Fault { code: bare.code, ..fault });
+                core.end(fault);
+            });
+        }
+        Poll::Pending
+    }
+
+    /// The peer takes no more. When it has said everything, what it said is still to be read: only this direction ends.
+    fn stopped(self: &Arc<Self>, code: VarInt) -> Poll<Fault> {
+        let fault = fault_of(code, "the peer reset the stream");
+        if fault.code == Code::Ok { Poll::Ready(fault) } else { self.told(code) }
+    }
+
+    fn write_fault(self: &Arc<Self>, error: WriteError) -> Poll<Fault> {
+        Poll::Ready(match error {
+            WriteError::Stopped(code) => return self.stopped(code),
             WriteError::ConnectionLost(error) => self.end(self.lost(&error)),
             WriteError::ClosedStream if self.fault.get().is_none() => {
                 Fault::new(Code::Protocol, "the stream was finished")
             }
             WriteError::ClosedStream | WriteError::ZeroRttRejected => self.said(),
+        })
+    }
+
+    /// What ended both directions, or that the reason is on its way; the caller's waker is registered already.
+    fn over(&self) -> Option<Poll<Fault>> {
+        match self.fault.get() {
+            Some(fault) => Some(Poll::Ready(fault.clone())),
+            None => self.waits.load(Ordering::Relaxed).then_some(Poll::Pending),
         }
     }
 
-    fn poll_chunk(&self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Fault>> {
-        if let Some(fault) = self.fault.get() {
-            return Poll::Ready(Err(fault.clone()));
-        }
+    fn poll_chunk(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Fault>> {
         self.reader.register(cx.waker());
+        if let Some(over) = self.over() {
+            return over.map(Err);
+        }
         let mut receive = self.receive.lock();
         if receive.finished {
             return Poll::Ready(Ok(None));
@@ -150,7 +215,7 @@ impl Core {
         drop(receive);
         Poll::Ready(match chunk {
             Ok(chunk) => Ok(chunk.map(|c| c.bytes)),
-            Err(ReadError::Reset(code)) => Err(self.end(fault_of(code, "the peer reset the stream"))),
+            Err(ReadError::Reset(code)) => return self.told(code).map(Err),
             Err(ReadError::ConnectionLost(error)) => Err(self.end(self.lost(&error))),
             // Stopped by `end` between the look at the fault and the lock.
             Err(ReadError::ClosedStream) => Err(self.said()),
@@ -161,13 +226,16 @@ impl Core {
     }
 
     /// Sends what there is room for; at least one byte.
-    fn poll_write(&self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<Result<(), Fault>> {
-        if let Some(fault) = self.fault.get() {
-            return Poll::Ready(Err(fault.clone()));
-        }
+    fn poll_write(self: &Arc<Self>, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<Result<(), Fault>> {
         self.writer.register(cx.waker());
+        if let Some(over) = self.over() {
+            return over.map(Err);
+        }
         let written = ready!(self.send.lock().poll_write(cx, bytes));
-        Poll::Ready(written.map_err(|e| self.write_fault(e)))
+        match written {
+            Ok(()) => Poll::Ready(Ok(())),
+            Err(error) => self.write_fault(error).map(Err),
+        }
     }
 
     fn finish(&self) {
@@ -239,11 +307,16 @@ impl ReadHalf {
 
     /// Ends both directions at once.
     pub fn reset(&mut self, fault: Fault) {
-        self.core.end(fault);
+        self.core.reset(fault);
     }
 }
 
 impl WriteHalf {
+    /// Ends both directions at once, for a reason that the peer gave.
+    pub(super) fn end(&mut self, fault: Fault) {
+        self.core.end(fault);
+    }
+
     /// Sends OPEN, which waits since `halves`. Cancel safe.
     pub(super) async fn send_first(&self) -> Result<(), Fault> {
         poll_fn(|cx| self.core.poll_write(cx, &mut Bytes::new())).await
@@ -283,13 +356,13 @@ impl WriteHalf {
         let mut open = true;
         poll_fn(|cx| {
             core.writer.register(cx.waker());
-            if let Some(fault) = core.fault.get() {
-                return Poll::Ready(fault.clone());
+            if let Some(over) = core.over() {
+                return over;
             }
             if open && let Poll::Ready(end) = stopped.as_mut().poll(cx) {
                 open = false;
                 match end {
-                    Ok(Some(code)) => return Poll::Ready(core.stopped(code)),
+                    Ok(Some(code)) => return core.stopped(code),
                     Err(StoppedError::ConnectionLost(error)) => return Poll::Ready(core.end(core.lost(&error))),
                     // Everything has arrived: from here on only a reset of the other direction can end it.
                     Ok(None) | Err(StoppedError::ZeroRttRejected) => {}
@@ -307,7 +380,7 @@ impl WriteHalf {
 
     /// Ends both directions at once.
     pub fn reset(&mut self, fault: Fault) {
-        self.core.end(fault);
+        self.core.reset(fault);
     }
 }
 

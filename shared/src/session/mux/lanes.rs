@@ -5,9 +5,9 @@
 //! A stream moves when everything it sent on the old lane is acknowledged, so that its bytes stay in order whatever the
 //! two lanes do. A PING asks for those acknowledgements: its receiver answers with WINDOWs first, then PONG.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::round::Round;
 use super::{Mux, Stream};
 use crate::fault::{Code, Fault};
 use crate::limits::Timers;
@@ -25,7 +25,7 @@ pub const MAX_LANES: usize = 4;
 pub(super) struct Wire {
     pub(super) decoder: Decoder,
     /// Streams with data or FINISH to send here, in turn.
-    pub(super) round: VecDeque<StreamId>,
+    pub(super) round: Round,
     heard: Duration,
     ping_due: Duration,
     ping: Option<Ping>,
@@ -41,7 +41,7 @@ impl Wire {
     pub(super) fn new(now: Duration) -> Self {
         Self {
             decoder: Decoder::default(),
-            round: VecDeque::new(),
+            round: Round::default(),
             heard: now,
             ping_due: now,
             ping: None,
@@ -85,7 +85,7 @@ impl Wire {
     }
 
     /// A ping goes out now, or as soon as the one under way is answered.
-    fn ping_now(&mut self) {
+    pub(super) fn ping_now(&mut self) {
         self.ping_due = Duration::ZERO;
     }
 

@@ -37,7 +37,7 @@ impl Mux {
             }
         }
         while total < budget {
-            let Some(id) = self.lanes.get_mut(usize::from(lane)).and_then(|l| l.round.pop_front()) else { break };
+            let Some(id) = self.lanes.get_mut(usize::from(lane)).and_then(|l| l.round.next()) else { break };
             let sent = self.transmit_data(id, lane, &mut each);
             if sent == 0 {
                 break;
@@ -125,6 +125,10 @@ impl Mux {
             self.enqueue(id);
             return 1;
         }
+        if self.retained.is_tight() {
+            // Streams acknowledge when half their window was read. Many that are not there yet would hold up all.
+            self.lanes[0].ping_now();
+        }
         loop {
             let credit = self.send_limit.saturating_sub(self.sent).min(self.retained.room());
             let most = credit.min(turn).min(frame::MAX_DATA as u64).min(stream.sending.sendable());
@@ -157,9 +161,9 @@ impl Mux {
             stream.sending.queued = true;
             if let Some(wire) = self.lanes.get_mut(usize::from(lane)) {
                 if total == 0 {
-                    wire.round.push_front(id);
+                    wire.round.keep_turn(id);
                 } else {
-                    wire.round.push_back(id);
+                    wire.round.again(id);
                 }
             }
         } else {
