@@ -12,12 +12,9 @@
 //! are wrapped from the start.
 
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hedgerow_runtime::dial::{self, RelayTarget, Wire};
@@ -27,10 +24,12 @@ use hedgerow_shared::limits::Timers;
 use hedgerow_shared::wire::lane::preamble;
 use hedgerow_shared::wire::message::ALPN_LANE;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
+use tokio_util::io::InspectReader;
 use tracing::info;
 
 /// How long a network that refused a bare leg gets wrapped ones only.
@@ -70,6 +69,11 @@ impl Network {
     }
 }
 
+/// A leg that was brought; the end-to-end session runs on it. A plain socket, or TLS to the relay.
+pub(crate) type Leg = Either<TcpStream, InspectReader<Box<TlsStream<Wire>>, OnRead>>;
+/// Is shown what arrives.
+type OnRead = Box<dyn FnMut(&[u8]) + Send>;
+
 /// What became of a bare leg.
 enum Bare {
     /// The other end has spoken.
@@ -96,7 +100,7 @@ impl Legs {
             return wrapped(relay, ticket, timers, Some((self.clone(), network))).await;
         }
         match bare(relay.connect(timers).await?, ticket, timers).await {
-            Bare::Passed(tcp) => Ok(Leg::Bare(tcp)),
+            Bare::Passed(tcp) => Ok(Leg::Left(tcp)),
             Bare::Cut => wrapped(relay, ticket, timers, Some((self.clone(), network))).await,
             Bare::Alone => Err(Fault::new(Code::TimedOut, "the other end of the lane did not come")),
             Bare::Swallowed => {
@@ -179,11 +183,12 @@ fn waits_for_acknowledgement(_: RawFd) -> Option<bool> {
     None
 }
 
+/// `confirms` is a network that cut the bare leg before: known to do so once this leg's first byte is here.
 async fn wrapped(
     relay: &RelayTarget,
     ticket: &Ticket,
     timers: &Timers,
-    confirms: Option<(Legs, Network)>,
+    mut confirms: Option<(Legs, Network)>,
 ) -> Result<Leg, Fault> {
     let mut tls = dial::relay_tls(relay, &[ALPN_LANE], timers).await?;
     if tls.get_ref().1.alpn_protocol() != Some(ALPN_LANE) {
@@ -196,76 +201,17 @@ async fn wrapped(
         tls.write_all(&preamble(ticket)).await?;
         tls.flush().await
     };
-    match timeout(timers.handshake, sent).await {
-        Ok(Ok(())) => Ok(Leg::Wrapped { io: Box::new(tls), confirms }),
-        Ok(Err(error)) => Err(Fault::new(Code::Lost, format!("the relay closed the lane: {error}"))),
-        Err(_) => Err(Fault::new(Code::TimedOut, "the relay does not read the lane's preamble")),
-    }
-}
-
-/// A leg that was brought; the end-to-end session runs on it.
-#[derive(Debug)]
-pub(crate) enum Leg {
-    /// A plain socket.
-    Bare(TcpStream),
-    /// TLS to the relay around it.
-    Wrapped {
-        io: Box<TlsStream<Wire>>,
-        /// The network that cut the bare leg before: known to do so once the first byte is here.
-        confirms: Option<(Legs, Network)>,
-    },
-}
-
-impl AsyncRead for Leg {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Bare(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Wrapped { io, confirms } => {
-                let before = buf.filled().len();
-                let polled = Pin::new(io).poll_read(cx, buf);
-                if buf.filled().len() > before
-                    && let Some((legs, network)) = confirms.take()
-                {
-                    legs.note_refused(network);
-                }
-                polled
-            }
-        }
-    }
-}
-
-macro_rules! each {
-    ($leg:expr, $io:ident => $call:expr) => {
-        match $leg {
-            Leg::Bare($io) => $call,
-            Leg::Wrapped { io: $io, .. } => $call,
+    let on_read = move |bytes: &[u8]| {
+        if !bytes.is_empty()
+            && let Some((legs, network)) = confirms.take()
+        {
+            legs.note_refused(network);
         }
     };
-}
-
-impl AsyncWrite for Leg {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        each!(&mut *self, io => Pin::new(io).poll_write(cx, bytes))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        each!(&mut *self, io => Pin::new(io).poll_write_vectored(cx, bytes))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        each!(self, io => io.is_write_vectored())
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(&mut *self, io => Pin::new(io).poll_flush(cx))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(&mut *self, io => Pin::new(io).poll_shutdown(cx))
+    match timeout(timers.handshake, sent).await {
+        Ok(Ok(())) => Ok(Leg::Right(InspectReader::new(Box::new(tls), Box::new(on_read)))),
+        Ok(Err(error)) => Err(Fault::new(Code::Lost, format!("the relay closed the lane: {error}"))),
+        Err(_) => Err(Fault::new(Code::TimedOut, "the relay does not read the lane's preamble")),
     }
 }
 

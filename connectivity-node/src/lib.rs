@@ -79,7 +79,8 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
     config_check.fail("no valid configuration from the core yet");
 
     let dialer = Dialer::new(config.hosts(), timers.connect);
-    let published = Published::new(targets, dialer.clone(), config.publish.connections);
+    let told = config.told()?;
+    let published = Published::new(targets, dialer.clone(), config.publish.connections).telling(told.clone());
     let origins = origins(&enrolled.certificate.identity.origins, &published)?;
     let scope = context.scope.child();
     let service = Arc::new(Service {
@@ -91,6 +92,7 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
         dialer,
         published: published.clone(),
+        told,
         endpoint: Endpoint::new(enrolled.ca.clone(), instance, timers, scope.clone()),
         timers,
         scope: scope.clone(),

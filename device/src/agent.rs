@@ -67,7 +67,7 @@ impl Agent {
     /// The device is not activated, or its state cannot be used.
     pub fn start(file: DeviceConfigFile, scope: &Scope) -> anyhow::Result<Self> {
         let state = DeviceState::load(&file.state)?;
-        let timers = file.timers.timers();
+        let timers = file.timers();
         let instance = InstanceId::from_random(clock::random());
         let leaf = state.own.chain.first().context("no certificate")?.clone();
         let credentials = Credentials::Certificate {
@@ -247,14 +247,8 @@ impl Agent {
                 Err(_) => RETRY,
                 Ok(link) => {
                     let have = self.inner.config.read().as_ref().map(|c| c.head.version);
-                    match fetch_config(
-                        &self.inner.state,
-                        &link,
-                        have,
-                        &self.inner.file.timers.timers(),
-                        &self.inner.scope,
-                    )
-                    .await
+                    match fetch_config(&self.inner.state, &link, have, &self.inner.file.timers(), &self.inner.scope)
+                        .await
                     {
                         Ok(None) => POLL,
                         Ok(Some(signed)) => match self.take_config(&signed, have) {

@@ -97,7 +97,7 @@ pub(super) async fn wire(target: &RelayTarget, tcp: TcpStream, address: &str, ti
         .map_err(|e| lost(&e))?;
     let shake = tokio_tungstenite::client_async_with_config(request, outer, Some(websocket::config()));
     match timeout(timers.handshake, shake).await {
-        Ok(Ok((socket, _))) => Ok(Wire::WebSocket(Box::new(ByteStream::new(socket)))),
+        Ok(Ok((socket, _))) => Ok(Wire::Right(Box::new(ByteStream::new(socket)))),
         Ok(Err(tungstenite::Error::Http(answer))) => Err(lost(&format_args!("it answered {}", answer.status()))),
         Ok(Err(error)) => Err(lost(&error)),
         Err(_) => Err(lost(&"no answer in time")),

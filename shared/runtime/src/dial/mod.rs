@@ -5,6 +5,7 @@
 //!                                                     └── inspected: TLS, WebSocket ──┘
 //! ```
 
+mod eyeballs;
 mod http_proxy;
 mod inspected;
 mod network;
@@ -12,7 +13,6 @@ mod origin;
 mod socks;
 mod tcp;
 mod way;
-mod wire;
 
 use std::sync::Arc;
 
@@ -24,16 +24,18 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
 use crate::tls::{self, RelayRoots};
+use crate::websocket::ByteStream;
 use way::Way;
 
+pub use eyeballs::first_to_connect;
 pub use http_proxy::{Head, Parsed, parse as parse_proxy_answer};
 pub use inspected::{BINDING, binding};
 pub use network::{Kind, Network, Outbound, Proxy};
 pub use origin::{OriginStream, origin};
 pub use tcp::{connect_fault, prepare, tcp};
-pub use wire::Wire;
 
 /// A relay as a dialler knows it.
 #[derive(Debug, Clone)]
@@ -114,6 +116,10 @@ impl RelayTarget {
     }
 }
 
+/// What TLS to a relay runs on: a TCP connection, to the relay or to a proxy that joined it with one, or a WebSocket
+/// inside TLS that somebody on the way opens.
+pub type Wire = Either<TcpStream, Box<ByteStream<TlsStream<TcpStream>>>>;
+
 /// TLS to a relay that has been reached.
 #[derive(Debug)]
 pub struct Reached {
@@ -151,7 +157,7 @@ async fn by(way: &Way, target: &RelayTarget, alpn: &[&[u8]], timers: &Timers) ->
     let (config, foreign) = tls::to_relay_watched(&target.roots, alpn)?;
     if !target.network.is_inspected() {
         let (tcp, address) = way.connect(timers).await?;
-        let fault = match client_tls(config.clone(), name.clone(), Wire::Tcp(tcp), timers).await {
+        let fault = match client_tls(config.clone(), name.clone(), Wire::Left(tcp), timers).await {
             Ok(stream) if stream.get_ref().1.alpn_protocol().is_some() => {
                 return Ok(Reached { stream, at: target.narrowed(address, way) });
             }
