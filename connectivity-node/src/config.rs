@@ -2,15 +2,18 @@
 //! folder since its enrolment.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use hedgerow_proxy::publish::Published;
 use hedgerow_proxy::target::{Host, Target};
+use hedgerow_proxy::tell::Told;
 use hedgerow_runtime::config::ConfigFault;
+use hedgerow_runtime::config::sections::{Admin, Drain};
 use hedgerow_runtime::dial::Outbound;
 use hedgerow_runtime::link::Choice;
+use hedgerow_runtime::proxy_protocol::Version;
 use hedgerow_runtime::tls::TlsConfig;
 use hedgerow_shared::Origin;
 use hedgerow_shared::limits::Timers;
@@ -37,9 +40,13 @@ pub struct NodeConfigFile {
     /// Servers inside that clients reach through the relay by server name.
     #[serde(default)]
     pub publish: Publish,
+    /// Servers inside, `"host:port"` as devices ask for them or as their address is, that get the client's address in a
+    /// PROXY header of version 1 or 2.
+    #[serde(default)]
+    pub proxy_protocol: BTreeMap<String, Version>,
     /// The operator's listener.
     #[serde(default)]
-    pub admin: Admin,
+    pub admin: Admin<9103>,
     /// What devices may use up.
     #[serde(default)]
     pub limits: Limits,
@@ -51,7 +58,7 @@ pub struct NodeConfigFile {
     pub tls: TlsConfig,
     /// What happens on SIGTERM.
     #[serde(default)]
-    pub drain: Drain,
+    pub drain: Drain<30>,
 }
 
 /// Servers inside, `host:port`, that end TLS for names registered at the core (`hedgerow name add`). The node's
@@ -70,20 +77,6 @@ pub struct Publish {
 impl Default for Publish {
     fn default() -> Self {
         Self { gateway: None, mdm: None, connections: 10_000 }
-    }
-}
-
-/// The loopback listener with metrics, health, readiness and sessions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Admin {
-    /// A loopback address; anything else is refused.
-    pub listen: SocketAddr,
-}
-
-impl Default for Admin {
-    fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9103)) }
     }
 }
 
@@ -131,20 +124,6 @@ impl Default for TimerConfig {
     }
 }
 
-/// What happens on SIGTERM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Drain {
-    /// Seconds that connections have to end.
-    pub seconds: u64,
-}
-
-impl Default for Drain {
-    fn default() -> Self {
-        Self { seconds: Timers::default().drain.as_secs() }
-    }
-}
-
 impl NodeConfigFile {
     /// A configuration with this state folder and defaults, for the demo and for tests.
     #[must_use]
@@ -156,6 +135,7 @@ impl NodeConfigFile {
             transport: Choice::default(),
             hosts: BTreeMap::new(),
             publish: Publish::default(),
+            proxy_protocol: BTreeMap::new(),
             admin: Admin::default(),
             limits: Limits::default(),
             timers: TimerConfig::default(),
@@ -170,12 +150,7 @@ impl NodeConfigFile {
     /// Every key that is wrong, and what to write there.
     pub fn check(&self) -> Result<(), ConfigFault> {
         let mut problems = self.outbound.network().err().map(|f| f.problems).unwrap_or_default();
-        if !self.admin.listen.ip().is_loopback() {
-            problems.push(
-                "admin.listen: expected a loopback address such as 127.0.0.1:9103: it shows who is connected"
-                    .to_owned(),
-            );
-        }
+        problems.extend(self.admin.problem().map(|(key, why)| format!("{key}: {why}")));
         let l = &self.limits;
         if [l.sessions, l.sessions_per_device, l.handshakes, l.connections, l.connections_per_device].contains(&0) {
             problems.push("limits: every limit must be at least 1".to_owned());
@@ -190,6 +165,9 @@ impl NodeConfigFile {
             problems.push("publish.connections: must be at least 1".to_owned());
         }
         if let Err(fault) = self.published() {
+            problems.extend(fault.problems);
+        }
+        if let Err(fault) = self.told() {
             problems.extend(fault.problems);
         }
         for (name, addresses) in &self.hosts {
@@ -221,6 +199,15 @@ impl NodeConfigFile {
         let (gateway, mdm) = (self.publish.gateway.as_ref(), self.publish.mdm.as_ref());
         Published::targets([(Origin::Gateway, gateway), (Origin::Mdm, mdm)])
             .map_err(|(origin, error)| ConfigFault::new(format!("publish.{origin}: {error}")))
+    }
+
+    /// The servers that are told the client's address.
+    ///
+    /// # Errors
+    /// One of them is not `host:port`.
+    pub fn told(&self) -> Result<Told, ConfigFault> {
+        Told::new(&self.proxy_protocol)
+            .map_err(|(key, error)| ConfigFault::new(format!("proxy_protocol.{key:?}: {error}")))
     }
 
     /// `hosts` with names in the form that targets have.
@@ -261,11 +248,13 @@ mod tests {
             ("relays = [\"relay.example\"]", "host:port"),
             ("[publish]\ngateway = \"mail.inside\"", "publish.gateway"),
             ("[publish]\nconnections = 0", "publish.connections"),
+            ("[proxy_protocol]\n\"mail.inside\" = 2", "proxy_protocol.\"mail.inside\""),
         ] {
             let fault = file(bad).unwrap().check().unwrap_err().to_string();
             assert!(fault.contains(word), "{fault}");
         }
         assert!(file("stat = 1").is_err());
+        assert!(file("[proxy_protocol]\n\"mail.inside:25\" = 3").is_err());
     }
 
     #[test]

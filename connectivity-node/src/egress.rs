@@ -82,9 +82,13 @@ pub(crate) async fn connection(
     metrics::histogram!("hedgerow_node_connect_seconds").record(started.elapsed().as_secs_f64());
     // Written when it opens, too: a connection may live for days, and the process may not.
     let rule = permit.as_ref().map_or(0, |p| p.rule + 1);
-    tracing::info!(target: "audit", %device, trace, %target, %address, rule, result = "open", "connection");
+    let client = registered.client();
+    let from = client.map(|c| c.to_string()).unwrap_or_default();
+    tracing::info!(target: "audit", %device, from, trace, %target, %address, rule, result = "open", "connection");
+    let header = service.told.header(&target, address, client);
     let mut closing = Closing { device: device.to_string(), trace: trace.to_owned(), target, started, ended: None };
-    let outcome = splice(tcp, Outbound::Tunnel(incoming.accept().into()), ReadAhead::default()).await;
+    let ahead = ReadAhead { down: header, ..ReadAhead::default() };
+    let outcome = splice(tcp, Outbound::Tunnel(incoming.accept()), ahead).await;
     closing.ended = Some((
         outcome.down,
         outcome.up,

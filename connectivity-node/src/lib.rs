@@ -73,7 +73,8 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
     config_check.fail("no valid configuration from the core yet");
 
     let dialer = Dialer::new(config.hosts(), timers.connect);
-    let published = Published::new(targets, dialer.clone(), config.publish.connections);
+    let told = config.told()?;
+    let published = Published::new(targets, dialer.clone(), config.publish.connections).telling(told.clone());
     let origins = origins(&enrolled.certificate.identity.origins, &published)?;
     let scope = context.scope.child();
     let parts = Parts {
@@ -84,6 +85,7 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         relays: relays.clone(),
         transport: config.transport,
         limits: config.limits,
+        told,
         timers,
         inside: Inside::Network(dialer),
         published: published.clone(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use hedgerow_proxy::publish::Published;
 use hedgerow_proxy::target::Target;
+use hedgerow_proxy::tell::Told;
 use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::lane::Endpoint;
 use hedgerow_runtime::link::{Choice, Credentials, Twins, Uplink, UplinkConfig, UplinkStatus, Uplinks};
@@ -50,6 +51,8 @@ pub struct Parts {
     pub inside: Inside,
     /// Servers that clients reach by name.
     pub published: Published,
+    /// Which servers inside are told the client's address.
+    pub told: Told,
     /// What it registers with relays.
     pub origins: Vec<Origin>,
 }
@@ -80,6 +83,7 @@ impl Node {
             handshakes: Arc::new(Semaphore::new(limits.handshakes)),
             inside: parts.inside,
             published: parts.published.clone(),
+            told: parts.told,
             endpoint: Endpoint::new(enrolled.ca.clone(), instance, timers, scope.clone()),
             timers,
             scope: scope.clone(),

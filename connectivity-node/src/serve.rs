@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hedgerow_proxy::publish::Published;
+use hedgerow_proxy::tell::Told;
 use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::lane::{self, Endpoint, Served};
 use hedgerow_runtime::link::{Incoming, Link};
@@ -44,6 +45,7 @@ pub(crate) struct Service {
     pub(crate) handshakes: Arc<Semaphore>,
     pub(crate) inside: Inside,
     pub(crate) published: Published,
+    pub(crate) told: Told,
     pub(crate) endpoint: Endpoint,
     pub(crate) timers: Timers,
     pub(crate) scope: Scope,
@@ -149,12 +151,13 @@ impl Service {
         let check = |device: &_| self.policies.current().admits(device);
         let opened = self.endpoint.serve(io, self.tls.clone(), check, |id| self.sessions.find(id)).await;
         drop(permit);
+        let client = vouched.as_ref().and_then(|v| v.address.parse().ok());
         let session = match opened {
             Ok(Served::New(session)) => session,
             Ok(Served::Lane(id)) => {
                 metrics::counter!("hedgerow_node_session_lanes_total", "carrier" => carrier).increment(1);
                 debug!(session = %id, carrier, "a session goes on over another connection");
-                return self.sessions.carried_by(id, carrier);
+                return self.sessions.carried_by(id, carrier, client);
             }
             Err(fault) => {
                 // Its certificate does not hold, or the relay meddles: either way somebody should look.
@@ -163,7 +166,7 @@ impl Service {
                 return refused_session(&fault);
             }
         };
-        let registered = match self.sessions.register(&session, carrier, &self.scope) {
+        let registered = match self.sessions.register(&session, carrier, client, &self.scope) {
             Ok(registered) => Arc::new(registered),
             Err(fault) => return session.mux.close(fault),
         };

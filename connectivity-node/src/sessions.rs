@@ -1,11 +1,13 @@
 //! The live end-to-end sessions: how many there may be, which there are, and cutting those that may be no longer.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hedgerow_runtime::clock;
 use hedgerow_runtime::lane::Session;
+use hedgerow_runtime::proxy_protocol::canonical;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::wire::message::GoAway;
@@ -38,6 +40,8 @@ struct Live {
     streams: Scope,
     /// What brought it last.
     carrier: &'static str,
+    /// From where it came last, as the relay says.
+    client: Option<SocketAddr>,
     since: UnixTime,
 }
 
@@ -55,6 +59,8 @@ pub struct SessionStatus {
     pub certificate: String,
     /// `lane` or `link`; what it had last while it is suspended.
     pub carrier: &'static str,
+    /// The device's network address, as the relay says.
+    pub address: Option<SocketAddr>,
     /// Connections that carry it now; 0 while it waits to be resumed.
     pub lanes: usize,
     /// How often it went on over another connection.
@@ -101,6 +107,7 @@ impl Sessions {
         self: &Arc<Self>,
         session: &Session,
         carrier: &'static str,
+        client: Option<SocketAddr>,
         scope: &Scope,
     ) -> Result<Registered, Fault> {
         let device = session.peer.identity.id;
@@ -122,7 +129,7 @@ impl Sessions {
         held.sessions += 1;
         let device_connections = held.connections.clone();
         let key = self.next.fetch_add(1, Ordering::Relaxed);
-        let live = Live { session: session.clone(), streams: streams.clone(), carrier, since: clock::now() };
+        let live = Live { session: session.clone(), streams: streams.clone(), carrier, client, since: clock::now() };
         table.ids.insert(session.id, key);
         table.sessions.insert(key, live);
         metrics::gauge!("hedgerow_node_sessions").set(table.sessions.len() as f64);
@@ -136,12 +143,13 @@ impl Sessions {
     }
 
     /// A session has another connection now.
-    pub(crate) fn carried_by(&self, id: SessionId, carrier: &'static str) {
+    pub(crate) fn carried_by(&self, id: SessionId, carrier: &'static str, client: Option<SocketAddr>) {
         let mut table = self.live.lock();
         if let Some(key) = table.ids.get(&id).copied()
             && let Some(live) = table.sessions.get_mut(&key)
         {
             live.carrier = carrier;
+            live.client = client.or(live.client);
         }
     }
 
@@ -204,6 +212,7 @@ impl Sessions {
                 device: live.session.peer.identity.id,
                 certificate: live.session.peer.serial.clone(),
                 carrier: live.carrier,
+                address: live.client.map(canonical),
                 lanes: stats.lanes,
                 resumed: stats.resumed,
                 retained: stats.retained,
@@ -219,6 +228,11 @@ impl Sessions {
 }
 
 impl Registered {
+    /// The device's network address now, as the relay says: for logs, and for servers that are told it.
+    pub(crate) fn client(&self) -> Option<SocketAddr> {
+        self.sessions.live.lock().sessions.get(&self.key).and_then(|live| live.client).map(canonical)
+    }
+
     /// Room for one connection of this device.
     ///
     /// # Errors

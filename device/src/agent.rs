@@ -83,7 +83,7 @@ impl Agent {
         changes: watch::Receiver<u64>,
         scope: &Scope,
     ) -> anyhow::Result<Self> {
-        let timers = file.timers.timers();
+        let timers = file.timers();
         let instance = InstanceId::from_random(clock::random());
         let leaf = state.own.chain.first().context("no certificate")?.clone();
         let credentials = Credentials::Certificate {
@@ -261,14 +261,8 @@ impl Agent {
                 Err(_) => RETRY,
                 Ok(link) => {
                     let have = self.inner.config.read().as_ref().map(|c| c.head.version);
-                    match fetch_config(
-                        &self.inner.state,
-                        &link,
-                        have,
-                        &self.inner.file.timers.timers(),
-                        &self.inner.scope,
-                    )
-                    .await
+                    match fetch_config(&self.inner.state, &link, have, &self.inner.file.timers(), &self.inner.scope)
+                        .await
                     {
                         Ok(None) => POLL,
                         Ok(Some(signed)) => match self.take_config(&signed, have) {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use hedgerow_runtime::config::sections::{Admin, TimerScale};
 use hedgerow_runtime::dial::Outbound;
 use hedgerow_runtime::link::Choice;
 use hedgerow_runtime::tls::TlsConfig;
@@ -23,7 +24,7 @@ pub struct DeviceConfigFile {
     pub proxy: LocalProxy,
     /// The loopback listener with health, metrics and status.
     #[serde(default)]
-    pub admin: Admin,
+    pub admin: Admin<9104>,
     /// How to reach the relay: `auto` takes QUIC where UDP passes and TLS where it does not, `tls` and `quic` one of
     /// them only.
     #[serde(default)]
@@ -61,20 +62,6 @@ impl Default for LocalProxy {
     }
 }
 
-/// The loopback listener with health and metrics.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Admin {
-    /// A loopback address.
-    pub listen: SocketAddr,
-}
-
-impl Default for Admin {
-    fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9104)) }
-    }
-}
-
 /// How work streams travel to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -86,24 +73,10 @@ pub enum Lanes {
     Off,
 }
 
-/// Timers; the lengths are fixed, tests shorten them all by one factor.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TimerScale {
-    /// 1.0 in earnest.
-    pub scale: f64,
-}
-
-impl Default for TimerScale {
-    fn default() -> Self {
-        Self { scale: 1.0 }
-    }
-}
-
-impl TimerScale {
-    /// The timers.
+impl DeviceConfigFile {
+    /// The timers in force.
     #[must_use]
-    pub fn timers(self) -> Timers {
-        Timers::default().scaled(self.scale)
+    pub fn timers(&self) -> Timers {
+        Timers::default().scaled(self.timers.scale)
     }
 }

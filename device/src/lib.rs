@@ -28,7 +28,7 @@ use agent::Agent;
 /// The device is not activated, its state cannot be used, or an address is taken.
 pub async fn run(config: DeviceConfigFile, context: &Context) -> anyhow::Result<()> {
     hedgerow_runtime::tls::select(config.tls.provider);
-    let timers = config.timers.timers();
+    let timers = config.timers();
     let linked = context.readiness.check("relay link");
     let configured = context.readiness.check("configuration");
     let agent = Agent::start(config.clone(), &context.scope)?;

@@ -2,12 +2,12 @@
 //! rest has defaults.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use hedgerow_proxy::dial::Dialer;
 use hedgerow_proxy::publish::Published;
+use hedgerow_runtime::config::sections::{Admin, Drain, TimerScale};
 use hedgerow_runtime::config::{ConfigFault, SecretFile};
 use hedgerow_runtime::dial::{Outbound, RelayTarget};
 use hedgerow_runtime::link::Choice;
@@ -48,7 +48,7 @@ pub struct CoreConfig {
     pub advertise: Advertise,
     /// The operator's listener.
     #[serde(default)]
-    pub admin: Admin,
+    pub admin: Admin<9102>,
     /// Web services.
     #[serde(default)]
     pub bws: Bws,
@@ -57,13 +57,13 @@ pub struct CoreConfig {
     pub publish: Publish,
     /// Timers.
     #[serde(default)]
-    pub timers: TimerConfig,
+    pub timers: TimerScale,
     /// TLS of this process.
     #[serde(default)]
     pub tls: TlsConfig,
     /// What happens on SIGTERM.
     #[serde(default)]
-    pub drain: Drain,
+    pub drain: Drain<10>,
 }
 
 /// One relay.
@@ -94,20 +94,6 @@ pub struct Advertise {
     pub ca_file: Option<PathBuf>,
 }
 
-/// The loopback listener with metrics, health, readiness and `/status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Admin {
-    /// A loopback address; anything else is refused. Port 0 takes a free one.
-    pub listen: SocketAddr,
-}
-
-impl Default for Admin {
-    fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9102)) }
-    }
-}
-
 /// Certificate of the web services, so that REST clients need not know the tenant's CA. Both or none.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -132,34 +118,6 @@ pub struct Publish {
 impl Default for Publish {
     fn default() -> Self {
         Self { mdm: None, connections: 10_000 }
-    }
-}
-
-/// Timers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TimerConfig {
-    /// 1 is right; tests use 0.01 so that waiting through timers is quick.
-    pub scale: f64,
-}
-
-impl Default for TimerConfig {
-    fn default() -> Self {
-        Self { scale: 1.0 }
-    }
-}
-
-/// What happens on SIGTERM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Drain {
-    /// Seconds that requests have to end.
-    pub seconds: u64,
-}
-
-impl Default for Drain {
-    fn default() -> Self {
-        Self { seconds: 10 }
     }
 }
 
@@ -202,11 +160,8 @@ impl CoreConfig {
             return bad("publish.connections: must be at least 1".into());
         }
         self.published()?;
-        if !self.admin.listen.ip().to_canonical().is_loopback() {
-            return bad("admin.listen: expected a loopback address such as 127.0.0.1:9102".into());
-        }
-        if !(self.timers.scale > 0.0 && self.timers.scale <= 10.0) {
-            return bad("timers.scale: expected a number above 0 and up to 10; 1 is right outside tests".into());
+        if let Some((key, why)) = self.admin.problem().or_else(|| self.timers.problem()) {
+            return bad(format!("{key}: {why}"));
         }
         if let Some(wrong) = self.advertise.relays.iter().find(|a| !is_address(a)) {
             return bad(format!("advertise.relays: expected host:port, not {wrong:?}"));

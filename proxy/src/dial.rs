@@ -1,7 +1,6 @@
 //! Opening a connection to a target: resolve, check, connect to what the check returned.
 //!
-//! Addresses are tried in the manner of RFC 8305: families alternate, the next address starts when the one before it
-//! failed or a quarter of a second passed, the first connection wins. One deadline covers everything.
+//! Addresses are tried in the manner of RFC 8305. One deadline covers everything.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,13 +8,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
+use hedgerow_runtime::dial::first_to_connect;
 use hedgerow_shared::fault::{Code, Fault};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::acl::{Acl, Denial, Permit, Reason};
 use crate::target::{Host, Target};
@@ -24,8 +22,6 @@ use crate::target::{Host, Target};
 const MAX_ADDRESSES: usize = 16;
 /// Names being resolved at once: the system's resolver blocks a thread for each.
 const MAX_LOOKUPS: usize = 64;
-/// RFC 8305's recommended delay between attempts.
-const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// A server that vanished is noticed within two minutes, however idle the connection is.
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4);
@@ -204,8 +200,13 @@ impl Dialer {
         addresses: &[SocketAddr],
         by: Instant,
     ) -> Result<(TcpStream, SocketAddr), DialError> {
-        match timeout_at(by, first_to_connect(&alternating(addresses))).await {
-            Ok(Ok(connected)) => Ok(connected),
+        match timeout_at(by, first_to_connect(addresses)).await {
+            Ok(Ok((tcp, address))) => {
+                // Improvements only; a socket that refuses them still works.
+                let _ = tcp.set_nodelay(true);
+                let _ = SockRef::from(&tcp).set_tcp_keepalive(&KEEPALIVE);
+                Ok((tcp, address))
+            }
             Ok(Err(source)) => Err(DialError::Connect { target: target.clone(), source }),
             Err(_) => Err(self.timed_out(target)),
         }
@@ -214,62 +215,6 @@ impl Dialer {
     fn timed_out(&self, target: &Target) -> DialError {
         DialError::TimedOut { target: target.clone(), after: self.deadline }
     }
-}
-
-/// The resolver's order, families alternating from its first.
-fn alternating(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
-    let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
-    let (mut a, mut b): (Vec<_>, Vec<_>) = addresses.iter().copied().partition(|x| x.is_ipv6() == first_is_v6);
-    a.reverse();
-    b.reverse();
-    let mut out = Vec::with_capacity(addresses.len().min(MAX_ADDRESSES));
-    while let Some(next) = a.pop() {
-        out.push(next);
-        std::mem::swap(&mut a, &mut b);
-        if a.is_empty() {
-            std::mem::swap(&mut a, &mut b);
-        }
-    }
-    out.truncate(MAX_ADDRESSES);
-    out
-}
-
-async fn first_to_connect(addresses: &[SocketAddr]) -> io::Result<(TcpStream, SocketAddr)> {
-    let mut waiting = addresses.iter().copied();
-    let mut running = FuturesUnordered::new();
-    let mut last_error = io::Error::new(io::ErrorKind::NotFound, "there is no address to connect to");
-    let mut start_next_at = Instant::now();
-    let mut start_next = true;
-    loop {
-        // Not by a timer that is due at once: those are late by a millisecond or two.
-        if std::mem::take(&mut start_next) {
-            running.extend(waiting.next().map(connect_one));
-            start_next_at = Instant::now() + ATTEMPT_DELAY;
-        }
-        tokio::select! {
-            biased;
-            Some(result) = running.next(), if !running.is_empty() => match result {
-                Ok(connected) => return Ok(connected),
-                Err(e) => {
-                    last_error = e;
-                    start_next = true;
-                }
-            },
-            () = sleep_until(start_next_at), if waiting.len() > 0 => start_next = true,
-            else => return Err(last_error),
-        }
-    }
-}
-
-async fn connect_one(address: SocketAddr) -> io::Result<(TcpStream, SocketAddr)> {
-    let tcp = TcpStream::connect(address).await?;
-    tcp.set_nodelay(true)?;
-    SockRef::from(&tcp).set_tcp_keepalive(&KEEPALIVE)?;
-    // A port of the ephemeral range that nobody listens on may connect to itself on loopback.
-    if tcp.local_addr()? == address {
-        return Err(io::ErrorKind::ConnectionRefused.into());
-    }
-    Ok((tcp, address))
 }
 
 #[cfg(test)]
@@ -285,14 +230,6 @@ mod tests {
 
     fn rules(json: serde_json::Value) -> Acl {
         Acl::new(&serde_json::from_value::<Vec<_>>(json).unwrap(), None)
-    }
-
-    #[test]
-    fn families_alternate_from_the_resolvers_first() {
-        let a = |t: &str| t.parse::<SocketAddr>().unwrap();
-        let got =
-            alternating(&[a("[2001:db8::1]:1"), a("[2001:db8::2]:1"), a("1.1.1.1:1"), a("1.1.1.2:1"), a("1.1.1.3:1")]);
-        assert_eq!(got, [a("[2001:db8::1]:1"), a("1.1.1.1:1"), a("[2001:db8::2]:1"), a("1.1.1.2:1"), a("1.1.1.3:1")]);
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
-//! Access rules, dialling, serving SOCKS5 and HTTP to local applications, publishing servers inside, and moving bytes between a connection and
-//! a stream of an end-to-end session.
+//! Access rules, dialling, serving SOCKS5 and HTTP to local applications, publishing servers inside, and moving bytes
+//! between a connection and a stream of an end-to-end session.
 
 pub mod acl;
 pub mod dial;
@@ -9,6 +9,7 @@ pub mod publish;
 pub mod socks;
 pub mod splice;
 pub mod target;
+pub mod tell;
 
 #[cfg(test)]
 mod testing;

@@ -2,7 +2,7 @@
 //! the accept loop with its limits.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,6 +67,21 @@ pub async fn bind_loopback(address: SocketAddr) -> Result<TcpListener, ListenErr
         return Err(ListenError::NotLoopback(address));
     }
     TcpListener::bind(address).await.map_err(|source| ListenError::Bind { address, source })
+}
+
+/// The same port on the loopback address of the other family, so that `localhost` leads here whichever it means; `None`
+/// where the machine has none, or somebody else is there.
+pub async fn bind_other_family(bound: SocketAddr) -> Option<TcpListener> {
+    let other: IpAddr = match bound.ip() {
+        IpAddr::V4(Ipv4Addr::LOCALHOST) => Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::LOCALHOST) => Ipv4Addr::LOCALHOST.into(),
+        _ => return None,
+    };
+    let address = SocketAddr::new(other, bound.port());
+    let listener = TcpListener::bind(address).await;
+    listener
+        .inspect_err(|error| tracing::debug!(%address, %error, "the local proxy serves one address family only"))
+        .ok()
 }
 
 /// Accepts until the scope is cancelled; each connection is a task of the scope and holds its permit to its very end,

@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use crate::dial::Dialer;
 use crate::splice::{Outbound, ReadAhead, splice};
 use crate::target::{Target, TargetError};
+use crate::tell::Told;
 
 /// What is published. Clones share the limit.
 #[derive(Debug, Clone)]
@@ -26,13 +27,20 @@ pub struct Published {
     dialer: Dialer,
     room: Arc<Semaphore>,
     most: usize,
+    told: Told,
 }
 
 impl Published {
     /// Publishes `targets`, at most `most` connections at once over all of them. `dialer` has the deadline.
     #[must_use]
     pub fn new(targets: BTreeMap<Origin, Target>, dialer: Dialer, most: usize) -> Self {
-        Self { targets: Arc::new(targets), dialer, room: Arc::new(Semaphore::new(most)), most }
+        Self { targets: Arc::new(targets), dialer, room: Arc::new(Semaphore::new(most)), most, told: Told::default() }
+    }
+
+    /// These servers are told the client's address.
+    #[must_use]
+    pub fn telling(self, told: Told) -> Self {
+        Self { told, ..self }
     }
 
     /// Reads `origin = "host:port"` pairs of a configuration; what is not set is left out.
@@ -65,7 +73,7 @@ impl Published {
     }
 
     /// Serves one stream to its end; refuses it when there is no server, no room, or no connection. `from` is the
-    /// client's address as the relay tells it, for the log.
+    /// client's address as the relay tells it, for the log and for servers that are told it.
     pub async fn serve(&self, origin: Origin, incoming: Incoming, from: &str) {
         let started = Instant::now();
         let Some(target) = self.targets.get(&origin).filter(|_| passes(origin)) else {
@@ -84,7 +92,9 @@ impl Published {
             }
         };
         metrics::counter!("hedgerow_proxy_published_total", "origin" => origin.as_str()).increment(1);
-        let outcome = splice(dialled.tcp, Outbound::Tunnel(incoming.accept()), ReadAhead::default()).await;
+        let header = self.told.header(target, dialled.address, from.parse().ok());
+        let ahead = ReadAhead { down: header, ..ReadAhead::default() };
+        let outcome = splice(dialled.tcp, Outbound::Tunnel(incoming.accept()), ahead).await;
         let result = outcome.fault.map_or("closed", |f| f.code.label());
         let seconds = started.elapsed().as_secs_f64();
         tracing::info!(target: "audit", %origin, %target, from, result, to_server = outcome.down, to_client = outcome.up, seconds, "published connection");

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hedgerow_runtime::config::sections::{Admin, TimerScale};
 use hedgerow_runtime::tls::Provider;
 use hedgerow_shared::limits::Timers;
+use hedgerow_shared::verify::policy::TargetPattern;
 use serde::{Deserialize, Serialize};
 
 use crate::fair::Bandwidth;
@@ -29,7 +31,7 @@ pub struct RelayConfig {
     pub lanes: LaneConfig,
     /// The operator's listener.
     #[serde(default)]
-    pub admin: Admin,
+    pub admin: Admin<9101>,
     /// What strangers may use up.
     #[serde(default)]
     pub limits: Limits,
@@ -38,7 +40,7 @@ pub struct RelayConfig {
     pub bandwidth: Bandwidth,
     /// Timers.
     #[serde(default)]
-    pub timers: TimerConfig,
+    pub timers: TimerScale,
     /// What happens on SIGTERM.
     #[serde(default)]
     pub drain: Drain,
@@ -55,6 +57,11 @@ pub struct Listen {
     /// QUIC links and tunnel datagrams, over UDP on the same addresses.
     #[serde(default = "yes")]
     pub udp: bool,
+    /// Balancers before this relay, addresses and networks (`192.0.2.10`, `10.0.0.0/8`): every TCP connection from them
+    /// must begin with a PROXY header, version 1 or 2, and counts as the client's whom it names. From anybody else such
+    /// a header is refused.
+    #[serde(default)]
+    pub trusted_proxies: Vec<TargetPattern>,
     /// Plain HTTP CONNECT for web-services clients, to origin `bws` only; none by default. The API manual's
     /// `http://proxyserverhost:proxyserverport`.
     #[serde(default)]
@@ -95,20 +102,6 @@ pub struct LaneConfig {
 impl Default for LaneConfig {
     fn default() -> Self {
         Self { splice: true }
-    }
-}
-
-/// The loopback listener with metrics, health, readiness and sessions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Admin {
-    /// A loopback address; anything else is refused.
-    pub listen: SocketAddr,
-}
-
-impl Default for Admin {
-    fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9101)) }
     }
 }
 
@@ -186,20 +179,6 @@ impl Limits {
     }
 }
 
-/// Timers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TimerConfig {
-    /// 1 is right; tests use 0.01 so that waiting through timers is quick.
-    pub scale: f64,
-}
-
-impl Default for TimerConfig {
-    fn default() -> Self {
-        Self { scale: 1.0 }
-    }
-}
-
 /// What happens on SIGTERM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -241,14 +220,16 @@ impl RelayConfig {
         if self.listen.link.is_empty() && self.listen.device.is_empty() {
             return bad("listen", "give at least one address in listen.link or listen.device, such as 0.0.0.0:3101");
         }
+        let network = |p: &TargetPattern| matches!(p, TargetPattern::Network { prefix: 1.., .. });
+        if let Some(wrong) = self.listen.trusted_proxies.iter().find(|p| !network(p)) {
+            let why = format!("expected addresses or networks that are not the whole Internet, not {wrong}");
+            return bad("listen.trusted_proxies", &why);
+        }
         if self.tls.certificate.is_some() != self.tls.key_file.is_some() {
             return bad("tls", "certificate and key_file belong together: give both, or neither for a self-made CA");
         }
-        if !self.admin.listen.ip().is_loopback() {
-            return bad(
-                "admin.listen",
-                "expected a loopback address such as 127.0.0.1:9101: it shows who is connected",
-            );
+        if let Some((key, why)) = self.admin.problem().or_else(|| self.timers.problem()) {
+            return Err(ConfigError { key, why });
         }
         let l = &self.limits;
         if [l.connections, l.handshakes, l.handshakes_per_client, l.tunnels_per_client].contains(&0) {
@@ -266,9 +247,6 @@ impl RelayConfig {
         for (key, flow) in [("bandwidth.device", b.device), ("bandwidth.node", b.node), ("bandwidth.tenant", b.tenant)]
         {
             flow.check().map_err(|why| ConfigError { key, why })?;
-        }
-        if !(self.timers.scale > 0.0 && self.timers.scale <= 10.0) {
-            return bad("timers.scale", "expected a number above 0 and up to 10; 1 is right outside tests");
         }
         Ok(())
     }
@@ -344,7 +322,12 @@ mod tests {
         let cases: &[(&str, Break)] = &[
             ("name", |c| c.name = "10.0.0.1".into()),
             ("name", |c| c.name = String::new()),
-            ("listen", |c| c.listen = Listen { link: vec![], device: vec![], udp: true, http: vec![] }),
+            ("listen", |c| {
+                c.listen.link.clear();
+                c.listen.device.clear();
+            }),
+            ("listen.trusted_proxies", |c| c.listen.trusted_proxies = vec!["*.lb.example".parse().unwrap()]),
+            ("listen.trusted_proxies", |c| c.listen.trusted_proxies = vec!["::/0".parse().unwrap()]),
             ("tls", |c| c.tls.certificate = Some("x".into())),
             ("admin.listen", |c| c.admin.listen = "0.0.0.0:1".parse().unwrap()),
             ("limits", |c| c.limits.handshakes = 0),

@@ -197,13 +197,19 @@ mod tests {
         RelayConfig {
             name: "relay.example".into(),
             state: state.to_owned(),
-            listen: Listen { link: vec!["127.0.0.1:0".parse().unwrap()], device: vec![], udp: true, http: vec![] },
+            listen: Listen {
+                link: vec!["127.0.0.1:0".parse().unwrap()],
+                device: vec![],
+                udp: true,
+                http: vec![],
+                trusted_proxies: vec![],
+            },
             tls: crate::config::Tls::default(),
             lanes: crate::config::LaneConfig::default(),
-            admin: crate::config::Admin::default(),
+            admin: Default::default(),
             limits: crate::config::Limits::default(),
             bandwidth: crate::fair::Bandwidth::default(),
-            timers: crate::config::TimerConfig::default(),
+            timers: Default::default(),
             drain: crate::config::Drain::default(),
         }
     }

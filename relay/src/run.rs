@@ -315,6 +315,7 @@ fn describe_metrics() {
     counter!("hedgerow_relay_quic_accepts_total", "QUIC connections accepted");
     counter!("hedgerow_relay_accept_errors_total", "Failed accepts: descriptors or memory are short");
     counter!("hedgerow_relay_connections_total", "Connections by what they turned out to be (kind)");
+    counter!("hedgerow_relay_proxy_headers_total", "Connections of trusted proxies, by their header (kind)");
     counter!(
         "hedgerow_relay_certificate_reloads_total",
         "Readings of the certificate's files while running, by result"

@@ -149,7 +149,7 @@ async fn a_udp_port_that_is_taken_is_a_clear_start_error() {
     let world = World::new().await;
     let config = hedgerow_relay::RelayConfig {
         state: folder.path().join("state"),
-        listen: Listen { link: vec![taken], device: vec![], udp: true, http: vec![] },
+        listen: Listen { link: vec![taken], device: vec![], udp: true, http: vec![], trusted_proxies: vec![] },
         ..world.relay.relay().config.clone()
     };
     let context = hedgerow_runtime::boot::Context::new(LONG);

@@ -28,6 +28,9 @@ pub enum DropReason {
     HandshakeTimeout,
     /// A connection whose first bytes are neither TLS nor a lane preamble, or too long.
     UnknownFirstBytes,
+    /// A connection with a PROXY header from somebody who is not trusted with it, or from a balancer that is, but with
+    /// a header that is missing or malformed.
+    ProxyHeader,
     /// A ClientHello for a server name that is neither the relay's nor a live tenant's.
     UnknownName,
     /// A lane leg with a ticket that is unknown, used or expired.
@@ -56,6 +59,7 @@ impl DropReason {
         Self::RateLimited,
         Self::HandshakeTimeout,
         Self::UnknownFirstBytes,
+        Self::ProxyHeader,
         Self::UnknownName,
         Self::UnknownTicket,
         Self::LaneLegAlone,
@@ -78,6 +82,7 @@ impl DropReason {
             Self::RateLimited => "rate_limited",
             Self::HandshakeTimeout => "handshake_timeout",
             Self::UnknownFirstBytes => "unknown_first_bytes",
+            Self::ProxyHeader => "proxy_header",
             Self::UnknownName => "unknown_name",
             Self::UnknownTicket => "unknown_ticket",
             Self::LaneLegAlone => "lane_leg_alone",

@@ -23,7 +23,8 @@ pub use policy::{acl, policy, role_config, target};
 pub use seeds::seeds;
 pub use trust::{certificate, signed_config};
 pub use wire::{
-    client_hello, frame, lane_preamble, message, names, proxy_answer, quic_datagram, registrations, token, udp_batch,
+    client_hello, frame, lane_preamble, message, names, proxy_answer, proxy_header, quic_datagram, registrations,
+    token, udp_batch,
 };
 
 /// Fed with any bytes; panics when a property does not hold.
@@ -45,6 +46,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("names", names),
     ("policy", policy),
     ("proxy_answer", proxy_answer),
+    ("proxy_header", proxy_header),
     ("quic_datagram", quic_datagram),
     ("registrations", registrations),
     ("role_config", role_config),

@@ -16,6 +16,8 @@ pub struct Nginx {
     pub port: u16,
     /// TLS, HTTP/2 and HTTP/1.1.
     pub tls_port: u16,
+    /// Plain HTTP that must begin with a PROXY header; answers with the address and port that stand in it.
+    pub told_port: u16,
     folder: tempfile::TempDir,
     _process: Process,
 }
@@ -49,7 +51,9 @@ impl Nginx {
                 &format!("{dir}/cert.pem"),
             ]);
         let _ = process::run(&mut openssl, Duration::from_secs(20));
-        let (port, tls_port) = (free_port(), free_port());
+        let (port, tls_port, told_port) = (free_port(), free_port(), free_port());
+        let has_six = std::net::TcpListener::bind("[::1]:0").is_ok();
+        let six = if has_six { format!("listen [::1]:{port};") } else { String::new() };
         let config = format!(
             "daemon off; master_process off; worker_processes 1; pid {dir}/pid; error_log {dir}/error.log;\n\
              events {{ worker_connections 4096; }}\n\
@@ -58,10 +62,12 @@ impl Nginx {
                uwsgi_temp_path {dir}/tmp; scgi_temp_path {dir}/tmp;\n\
                ssl_certificate {dir}/cert.pem; ssl_certificate_key {dir}/key.pem;\n\
                ssl_protocols TLSv1.2 TLSv1.3;\n\
-               server {{ listen 127.0.0.1:{port} backlog=1024; listen 127.0.0.1:{tls_port} ssl http2 backlog=1024;\n\
+               server {{ listen 127.0.0.1:{port} backlog=1024; {six} listen 127.0.0.1:{tls_port} ssl http2 backlog=1024;\n\
                  location = /ok {{ return 200 \"ok\\n\"; }}\n\
                  location /upload {{ client_max_body_size 0; client_body_in_file_only on;\n\
-                   proxy_pass_request_body off; proxy_set_header Content-Length \"\"; proxy_pass http://127.0.0.1:{port}/ok; }} }} }}\n"
+                   proxy_pass_request_body off; proxy_set_header Content-Length \"\"; proxy_pass http://127.0.0.1:{port}/ok; }} }}\n\
+               server {{ listen 127.0.0.1:{told_port} proxy_protocol;\n\
+                 location / {{ return 200 \"$proxy_protocol_addr:$proxy_protocol_port\"; }} }} }}\n"
         );
         let file = folder.path().join("nginx.conf");
         std::fs::write(&file, config).expect("a configuration");
@@ -70,7 +76,7 @@ impl Nginx {
             &folder.path().join("out.log"),
         );
         wait_until("nginx listens", Duration::from_secs(10), || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Self { port, tls_port, folder, _process: process }
+        Self { port, tls_port, told_port, folder, _process: process }
     }
 
     /// Puts a file of `size` pseudo-random bytes at `/NAME`; returns its SHA-256 in hexadecimal.

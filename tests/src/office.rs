@@ -43,6 +43,10 @@ pub struct Ways {
     pub netns: Option<String>,
     /// Further targets that the node lets devices reach, ports on 127.0.0.1.
     pub allow: Vec<u16>,
+    /// More of the node's configuration.
+    pub node: String,
+    /// The addresses of the site's name, as the node resolves it; 127.0.0.1 when empty.
+    pub site: Vec<String>,
 }
 
 impl Ways {
@@ -78,6 +82,12 @@ impl Office {
     /// As `open`; the relay listens at these addresses too.
     #[must_use]
     pub fn open_at(more: &[String]) -> Self {
+        Self::open_behind(more, &[])
+    }
+
+    /// As `open_at`; the relay trusts these addresses with PROXY headers.
+    #[must_use]
+    pub fn open_behind(more: &[String], trusted: &[&str]) -> Self {
         // SAFETY: geteuid has no preconditions and cannot fail.
         assert_eq!(unsafe { libc::geteuid() }, 0, "this test needs root: a relay on port 443, mounts of its own");
         let ports = ["relay", "relay2", "core", "node", "device", "socks5", "http"].map(|role| (role, free_port()));
@@ -91,7 +101,7 @@ impl Office {
             running: BTreeMap::new(),
         };
         let listen = format!(
-            "name = \"{RELAY}\"\n[listen]\nlink = [\"{a}:3101\"]\ndevice = {device:?}\n[tls]\nnames = [{gate:?}]\n",
+            "name = \"{RELAY}\"\n[listen]\nlink = [\"{a}:3101\"]\ndevice = {device:?}\ntrusted_proxies = {trusted:?}\n[tls]\nnames = [{gate:?}]\n",
             a = office.address,
             gate = office.gate(),
             device = [&[format!("{}:443", office.address)], more].concat()
@@ -141,6 +151,12 @@ impl Office {
         Proxy { socks5: format!("127.0.0.1:{}", self.ports["socks5"]), netns: self.ways.netns.clone() }
     }
 
+    /// curl's argument for the device's SOCKS5 proxy, names resolved at the node.
+    #[must_use]
+    pub fn socks(&self) -> String {
+        format!("socks5h://127.0.0.1:{}", self.ports["socks5"])
+    }
+
     /// The site inside, for files of a test's own.
     #[must_use]
     pub fn site(&self) -> &Nginx {
@@ -178,9 +194,13 @@ impl Office {
         std::fs::write(self.path("trusted.pem"), format!("{own}{}", self.ways.more_ca)).expect("a file");
         self.configure("core", &core);
         let relays = &self.ways.node_relay;
+        let site = match self.ways.site.as_slice() {
+            [] => vec!["127.0.0.1".to_owned()],
+            given => given.to_vec(),
+        };
         self.configure(
             "node",
-            &format!("relays = {relays:?}\n[hosts]\n\"wiki.intranet.example.com\" = [\"127.0.0.1\"]\n"),
+            &format!("relays = {relays:?}\n[hosts]\n\"wiki.intranet.example.com\" = {site:?}\n{}", self.ways.node),
         );
         self.configure_device();
         self.start("core");
@@ -189,7 +209,9 @@ impl Office {
         self.verb(&["password", "generate", "anna@example.com", "--out", &password]);
         let port = self.site.port.to_string();
         self.verb(&["rule", "add", "allow", "wiki.intranet.example.com", "--ports", &port]);
-        self.verb(&["rule", "add", "allow", "127.0.0.1", "--ports", &port]);
+        for address in &site {
+            self.verb(&["rule", "add", "allow", address, "--ports", &port]);
+        }
         for port in self.ways.allow.clone() {
             self.verb(&["rule", "add", "allow", "127.0.0.1", "--ports", &port.to_string()]);
         }
@@ -340,8 +362,7 @@ impl Office {
     #[must_use]
     pub fn load_page(&self) -> String {
         let url = format!("http://wiki.intranet.example.com:{}/page", self.site.port);
-        let proxy = format!("socks5h://127.0.0.1:{}", self.ports["socks5"]);
-        let output = crate::curl::attempt(crate::curl::curl().args(["--proxy", &proxy, &url]));
+        let output = crate::curl::attempt(crate::curl::curl().args(["--proxy", &self.socks(), &url]));
         let page = String::from_utf8_lossy(&output.stdout).into_owned();
         let logs = || format!("{}\n{}\n{}", self.log("device"), self.log("node"), self.log("relay"));
         assert_eq!(page, PAGE, "{}\n{}", String::from_utf8_lossy(&output.stderr), logs());

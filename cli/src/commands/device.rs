@@ -200,7 +200,7 @@ async fn activate(source: DeviceConfigArgs, args: ActivateArgs) -> anyhow::Resul
         state: config.state.clone(),
     };
     let scope = Scope::new();
-    let activated = activate_device(request, &config.timers.timers(), &scope).await;
+    let activated = activate_device(request, &config.timers(), &scope).await;
     scope.stop(Duration::from_secs(1)).await;
     let activated = activated.map_err(|fault| match fault.code {
         Code::Lost | Code::Unreachable | Code::TimedOut | Code::ConnectionRefused | Code::NameNotFound => {
@@ -219,7 +219,7 @@ fn start(source: &DeviceConfigArgs, logging: &Logging) -> ExitCode {
         Ok(loaded) => loaded.value,
         Err(fault) => return boot::failed(&fault.into()),
     };
-    let drain = config.timers.timers().drain;
+    let drain = config.timers().drain;
     boot::run("device", logging, drain, |context| async move { hedgerow_device::run(config, &context).await })
 }
 

@@ -4,11 +4,11 @@
 //! or not at all, and then the application is told why.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use hedgerow_proxy::dial::Dialer;
-use hedgerow_proxy::listen::{Connector, ListenError, ServeLimits, bind_loopback};
+use hedgerow_proxy::listen::{Connector, ListenError, ServeLimits, bind_loopback, bind_other_family};
 use hedgerow_proxy::splice::Outbound;
 use hedgerow_proxy::target::Target;
 use hedgerow_proxy::{http, socks};
@@ -42,7 +42,8 @@ pub struct Listening {
     pub http: SocketAddr,
 }
 
-/// Binds both listeners (port 0 lets the system choose) and serves them until the scope ends.
+/// Binds both listeners (port 0 lets the system choose) and serves them until the scope ends. What listens on 127.0.0.1
+/// listens on ::1 too, and the other way round, where that can be had.
 ///
 /// # Errors
 /// An address that is not loopback, or is taken; then nothing is served.
@@ -60,15 +61,23 @@ pub async fn start<W: Ways>(
     let listening =
         Listening { socks5: bound(&socks_listener, config.socks5)?, http: bound(&http_listener, config.http)? };
 
-    let dialer = Dialer::new(HashMap::new(), timers.connect).refusing(&[listening.socks5, listening.http]);
+    let own = [listening.socks5, listening.http]
+        .into_iter()
+        .flat_map(|at| [at, (Ipv4Addr::LOCALHOST, at.port()).into(), (Ipv6Addr::LOCALHOST, at.port()).into()]);
+    let own: Vec<SocketAddr> = own.collect();
+    let dialer = Dialer::new(HashMap::new(), timers.connect).refusing(&own);
     let connector = Arc::new(ByWay { ways, dialer });
     let limits = ServeLimits {
         connections: Arc::new(Semaphore::new(config.connections)),
         handshake: timers.handshake,
         ..ServeLimits::default()
     };
-    scope.spawn(socks::serve(socks_listener, connector.clone(), limits.clone(), scope.clone()));
-    scope.spawn(http::serve(http_listener, connector, limits, scope.clone()));
+    for listener in [Some(socks_listener), bind_other_family(listening.socks5).await].into_iter().flatten() {
+        scope.spawn(socks::serve(listener, connector.clone(), limits.clone(), scope.clone()));
+    }
+    for listener in [Some(http_listener), bind_other_family(listening.http).await].into_iter().flatten() {
+        scope.spawn(http::serve(listener, connector.clone(), limits.clone(), scope.clone()));
+    }
     Ok(listening)
 }
 
@@ -86,7 +95,7 @@ impl<W: Ways> Connector for ByWay<W> {
                 let dialled = self.dialer.dial_unchecked(target).await.map_err(|e| e.fault())?;
                 Ok(Outbound::Direct(dialled.tcp))
             }
-            Path::Tunnel(stream) => Ok(Outbound::Tunnel(stream.into())),
+            Path::Tunnel(stream) => Ok(Outbound::Tunnel(stream)),
         }
     }
 }

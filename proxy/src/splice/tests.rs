@@ -50,7 +50,7 @@ async fn path() -> Path {
         let (done, end) = tokio::sync::oneshot::channel();
         ends.push(end);
         scope.spawn(async move {
-            let _ = done.send(splice(tcp, Outbound::Tunnel(stream.into()), ReadAhead::default()).await);
+            let _ = done.send(splice(tcp, Outbound::Tunnel(stream), ReadAhead::default()).await);
         });
     }
     Path { app, server, ends, _muxes: (a, b), _scope: scope.guard() }

@@ -1,6 +1,7 @@
 //! The doors: every TCP connection to 3101 and 443, until it is known what it is.
 //!
-//! 1. Its first bytes are read into a buffer of ours, 16 KiB and the hand-shake's time at most.
+//! 1. Its first bytes are read into a buffer of ours, 16 KiB and the hand-shake's time at most. From a balancer that is
+//!    trusted with it, they begin with a PROXY header; what it says of the client holds from here on.
 //! 2. A lane preamble, or a ClientHello whose server name is `<ticket>.lane.<relay>`: a leg of a lane; the bytes go on
 //!    unopened.
 //! 3. A ClientHello for the relay itself: TLS is ended here, and the protocol that was agreed on decides: link, wrapped
@@ -10,6 +11,7 @@
 //!
 //! The plain-HTTP port is a door of its own: everything that comes there is HTTP.
 
+pub mod balancer;
 pub mod client_hello;
 pub mod inside;
 pub mod prefixed;
@@ -21,6 +23,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use hedgerow_runtime::proxy_protocol::canonical;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_runtime::{clock, dial};
@@ -86,6 +89,7 @@ impl Doors {
             loop {
                 match listener.accept().await {
                     Ok((tcp, address)) => {
+                        let address = canonical(address);
                         if std::mem::take(&mut failures) > 0 && doors.shortage.end() {
                             tracing::info!("connections are taken again");
                         }
@@ -141,12 +145,16 @@ impl Doors {
         let probe = Probe::of(&tcp);
         // One deadline for everything that comes before a peer is known, however many steps it takes.
         let until = tokio::time::Instant::now() + self.relay.timers.handshake;
+        let sorting = async {
+            let (address, first) = self.client(&tcp, address, &place).await?;
+            Some((address, self.sort(tcp, first).await?))
+        };
         let greeted = tokio::select! {
-            greeted = tokio::time::timeout_at(until, self.sort(tcp)) => greeted,
+            greeted = tokio::time::timeout_at(until, sorting) => greeted,
             () = place.shown_out() => return,
         };
-        let (kind, sorted) = match greeted {
-            Ok(Some(sorted)) => (sorted.kind(), sorted),
+        let (address, kind, sorted) = match greeted {
+            Ok(Some((address, sorted))) => (address, sorted.kind(), sorted),
             Ok(None) => return,
             Err(_) => return dropped(DropReason::HandshakeTimeout),
         };
@@ -177,22 +185,50 @@ impl Doors {
     /// Plain HTTP: the place among the silent is kept until the first byte.
     async fn greet_web(self, tcp: TcpStream, address: SocketAddr, place: Place, permit: OwnedSemaphorePermit) {
         dial::prepare(&tcp);
+        let hearing = async {
+            let (address, first) = self.client(&tcp, address, &place).await?;
+            if first.is_empty() {
+                tcp.readable().await.ok()?;
+            }
+            Some((address, first))
+        };
         let heard = tokio::select! {
-            heard = tokio::time::timeout(self.relay.timers.handshake, tcp.readable()) => heard,
+            heard = tokio::time::timeout(self.relay.timers.handshake, hearing) => heard,
             () = place.shown_out() => return,
         };
-        match heard {
-            Ok(Ok(())) => drop(place),
-            Ok(Err(_)) => return,
+        let (address, first) = match heard {
+            Ok(Some(heard)) => heard,
+            Ok(None) => return,
             Err(_) => return dropped(DropReason::HandshakeTimeout),
-        }
+        };
+        drop(place);
         metrics::counter!("hedgerow_relay_connections_total", "kind" => "web").increment(1);
-        Box::pin(connect::serve(&self.relay, tcp, Version::Plain, address, permit, None, None)).await;
+        let io = Prefixed::new(first.freeze(), tcp);
+        Box::pin(connect::serve(&self.relay, io, Version::Plain, address, permit, None, None)).await;
     }
 
-    /// Finds out what a connection is. `None` when it was closed; that is counted already.
-    async fn sort(&self, tcp: TcpStream) -> Option<Sorted> {
+    /// Whose connection it is, and what has been read of it beyond the header that said so. `None` when it was closed;
+    /// that is counted already.
+    async fn client(&self, tcp: &TcpStream, peer: SocketAddr, place: &Place) -> Option<(SocketAddr, BytesMut)> {
         let mut first = BytesMut::new();
+        if !balancer::is_trusted(&self.relay.config.listen.trusted_proxies, peer.ip()) {
+            return Some((peer, first));
+        }
+        match balancer::client(tcp, peer, &mut first).await {
+            Ok(client) => {
+                self.waiting.is_of(place, client.ip());
+                Some((client, first))
+            }
+            Err(reason) => {
+                reason.into_iter().for_each(dropped);
+                None
+            }
+        }
+    }
+
+    /// Finds out what a connection is, of which `first` has been read. `None` when it was closed; that is counted
+    /// already.
+    async fn sort(&self, tcp: TcpStream, mut first: BytesMut) -> Option<Sorted> {
         let seen = match read_first(&tcp, &mut first, &self.relay).await {
             Ok(seen) => seen,
             Err(reason) => {
@@ -271,18 +307,24 @@ async fn read_first(tcp: &TcpStream, first: &mut BytesMut, relay: &Relay) -> Res
             Look::Close(reason) => return Err(Some(reason)),
             Look::Wait(wanted) => wanted,
         };
-        // A peer that sends byte by byte is looked at again only when it has sent enough.
-        while first.len() < wanted {
-            tcp.readable().await.map_err(|_| None)?;
-            first.reserve((wanted - first.len()).max(2048));
-            match tcp.try_read_buf(first) {
-                Ok(0) => return Err((!first.is_empty()).then_some(DropReason::UnknownFirstBytes)),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return Err(None),
-            }
+        fill(tcp, first, wanted, DropReason::UnknownFirstBytes).await?;
+    }
+}
+
+/// Reads until `wanted` bytes are there: a peer that sends byte by byte is looked at again only when it has sent enough.
+/// One that ends halfway is dropped for `cut`.
+async fn fill(tcp: &TcpStream, first: &mut BytesMut, wanted: usize, cut: DropReason) -> Result<(), Option<DropReason>> {
+    while first.len() < wanted {
+        tcp.readable().await.map_err(|_| None)?;
+        first.reserve((wanted - first.len()).max(2048));
+        match tcp.try_read_buf(first) {
+            Ok(0) => return Err((!first.is_empty()).then_some(cut)),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return Err(None),
         }
     }
+    Ok(())
 }
 
 enum Look {
@@ -300,7 +342,7 @@ fn look(first: &[u8], relay: &Relay) -> Look {
     let hello = match client_hello::parse(first) {
         Parsed::Incomplete(wanted) => return Look::Wait(wanted.min(MAX_FIRST_BYTES)),
         Parsed::Hello(hello) => hello,
-        Parsed::NotTls => return Look::Close(DropReason::UnknownFirstBytes),
+        Parsed::NotTls => return Look::Close(balancer::reason(first)),
         Parsed::Malformed(why) => {
             tracing::debug!(why, "ClientHello refused");
             return Look::Close(DropReason::UnknownFirstBytes);

@@ -49,12 +49,7 @@ impl Waiting {
     pub fn enter(&self, address: IpAddr) -> Place {
         let client = client_key(address);
         let mut inner = self.inner.lock();
-        while let Some(own) = inner.clients.get(&client)
-            && own.len() >= self.most_per_client
-            && let Some(oldest) = own.first().copied()
-        {
-            inner.show_out(oldest);
-        }
+        inner.make_room(client, self.most_per_client);
         while inner.places.len() >= self.most {
             inner.show_out_oldest();
         }
@@ -65,6 +60,16 @@ impl Waiting {
         inner.tell();
         drop(inner);
         Place { number, shown_out, inner: self.inner.clone() }
+    }
+
+    /// The connection turned out to be another client's: a balancer said so.
+    pub fn is_of(&self, place: &Place, address: IpAddr) {
+        let client = client_key(address);
+        let mut inner = self.inner.lock();
+        let Some(shown_out) = inner.leave(place.number) else { return };
+        inner.make_room(client, self.most_per_client);
+        inner.places.insert(place.number, (client, shown_out));
+        inner.clients.entry(client).or_default().insert(place.number);
     }
 
     /// Whether more than one place in `part` is taken, of all or of those that one address may have.
@@ -88,6 +93,16 @@ impl Waiting {
 }
 
 impl Inner {
+    /// The oldest of a client that has all its places makes room.
+    fn make_room(&mut self, client: IpAddr, most: usize) {
+        while let Some(own) = self.clients.get(&client)
+            && own.len() >= most
+            && let Some(oldest) = own.first().copied()
+        {
+            self.show_out(oldest);
+        }
+    }
+
     fn show_out_oldest(&mut self) {
         if let Some(oldest) = self.places.keys().next().copied() {
             self.show_out(oldest);
@@ -138,6 +153,28 @@ mod tests {
 
     fn from(n: u8) -> IpAddr {
         IpAddr::from([10, 0, 0, n])
+    }
+
+    #[tokio::test]
+    async fn connections_through_a_balancer_count_for_their_clients() {
+        let waiting = Waiting::new(10, 2);
+        let places: Vec<Place> = (1..=3)
+            .map(|client| {
+                let place = waiting.enter(from(100));
+                waiting.is_of(&place, from(client));
+                place
+            })
+            .collect();
+        assert!(places.iter().all(|p| !p.shown_out.is_cancelled()));
+        let crowd: Vec<Place> = (0..3)
+            .map(|_| {
+                let place = waiting.enter(from(100));
+                waiting.is_of(&place, from(9));
+                place
+            })
+            .collect();
+        assert!(crowd[0].shown_out.is_cancelled() && !crowd[1].shown_out.is_cancelled());
+        assert!(places.iter().all(|p| !p.shown_out.is_cancelled()));
     }
 
     #[tokio::test]

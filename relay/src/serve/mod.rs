@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::{self, Admit, Channel, Incoming, Link, LinkError, Peer};
+use hedgerow_runtime::proxy_protocol::canonical;
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_shared::fault::{Code, DropReason, Fault};
 use hedgerow_shared::secret::Secret;
@@ -58,7 +59,8 @@ pub async fn quic_link(relay: &Arc<Relay>, connection: quinn::Connection, addres
     let _end = scope.guard();
     let door = Door { relay };
     let shake = link::answer_quic(connection, &door, Limits::default(), relay.instance, &relay.timers, &scope);
-    admitted(relay, shake, address, None, place).await;
+    // One socket serves both families where the operator listens on [::].
+    admitted(relay, shake, canonical(address), None, place).await;
 }
 
 async fn admitted(

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedgerow_relay::config::{Admin, Drain, LaneConfig, Limits, Listen, RelayConfig, TimerConfig, Tls};
+use hedgerow_relay::config::{Drain, LaneConfig, Limits, Listen, RelayConfig, Tls};
 use hedgerow_relay::fair::Bandwidth;
 use hedgerow_relay::{Running, identity};
 use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::clock;
+use hedgerow_runtime::config::sections::{Admin, TimerScale};
 use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::link::{Credentials, Link, LinkError, connect};
 use hedgerow_runtime::scope::Scope;
@@ -56,13 +57,19 @@ impl World {
         let mut config = RelayConfig {
             name: NAME.into(),
             state: folder.path().join("state"),
-            listen: Listen { link: vec![loopback], device: vec![loopback], udp: true, http: vec![loopback] },
+            listen: Listen {
+                link: vec![loopback],
+                device: vec![loopback],
+                udp: true,
+                http: vec![loopback],
+                trusted_proxies: vec![],
+            },
             tls: Tls::default(),
             lanes: LaneConfig::default(),
             admin: Admin { listen: loopback },
             limits: Limits::default(),
             bandwidth: Bandwidth::default(),
-            timers: TimerConfig { scale: 0.1 },
+            timers: TimerScale { scale: 0.1 },
             drain: Drain::default(),
         };
         change(&mut config);

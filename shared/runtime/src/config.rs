@@ -11,6 +11,7 @@
 //! comparing with the fields that a struct declares.
 
 mod read;
+pub mod sections;
 mod tree;
 
 use std::fmt;

@@ -12,8 +12,10 @@ pub mod lane;
 pub mod link;
 pub mod mux;
 pub mod network;
+pub mod proxy_protocol;
 pub mod quic;
 pub mod scope;
+mod stream;
 pub mod telemetry;
 #[cfg(test)]
 mod testing;

@@ -214,7 +214,7 @@ pub fn role_config(data: &[u8]) {
         }
         _ => {
             if let Some(config) = read::<DeviceConfigFile>(text) {
-                let _ = config.timers.timers();
+                let _ = config.timers();
             }
         }
     }

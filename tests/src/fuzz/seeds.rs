@@ -3,6 +3,7 @@
 //! format cannot leave the corpora with nothing but noise.
 
 use bytes::Bytes;
+use hedgerow_runtime::proxy_protocol::{self, Version as Form};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::verify::config::{Audience, DeviceConfig, Head, NodeConfig, RelayConfig, Revoked, Version};
 use hedgerow_shared::verify::policy::{Action, Route, Rule, Via};
@@ -237,6 +238,21 @@ fn first_bytes(all: &mut Collected) {
         all.add("proxy_answer", name, answer.as_bytes());
     }
 
+    let (four, six) = ("192.0.2.7:4711".parse().ok(), "[2001:db8::7]:4711".parse().ok());
+    for (name, version, client) in [
+        ("v1-four", Form::One, four),
+        ("v1-six", Form::One, six),
+        ("v1-unknown", Form::One, None),
+        ("v2-four", Form::Two, four),
+        ("v2-six", Form::Two, six),
+        ("v2-local", Form::Two, None),
+    ] {
+        all.add("proxy_header", name, proxy_protocol::header(version, client, ([192, 0, 2, 1], 443).into()));
+    }
+    let mut more = proxy_protocol::header(Form::Two, four, ([192, 0, 2, 1], 443).into());
+    more[15] += 5;
+    more.extend_from_slice(b"\x01\x00\x02h2");
+    all.add("proxy_header", "v2-more", more);
     let word = [0, 0, 0, 0, 0, 0, 0, 7];
     for (name, first, rest) in
         [("data", kind::DATAGRAM, &b"a record"[..]), ("ping", kind::PING, &word), ("pong", kind::PONG, &word)]

@@ -5,6 +5,7 @@ use data_encoding::BASE64URL_NOPAD;
 use hedgerow_relay::accept::client_hello as hello;
 use hedgerow_relay::udp;
 use hedgerow_runtime::dial;
+use hedgerow_runtime::proxy_protocol;
 use hedgerow_runtime::quic::Datagram;
 use hedgerow_shared::fault::{DropReason, Fault};
 use hedgerow_shared::limits::MAX_FIRST_BYTES;
@@ -155,6 +156,26 @@ pub fn proxy_answer(data: &[u8]) {
     if let dial::Parsed::Answer(head) = parsed {
         let shown = head.schemes.iter().chain(&head.location);
         assert!(shown.flat_map(|s| s.chars()).all(|c| !c.is_control()));
+    }
+}
+
+/// `proxy_protocol`: what is decided stays decided when more arrives, nobody is waited for longer than a header may be,
+/// and a client that was read is written and read again.
+pub fn proxy_header(data: &[u8]) {
+    use proxy_protocol::{MAX_HEADER, Parsed, parse};
+    let whole = parse(data);
+    for cut in 0..data.len().min(MAX_HEADER + 16) {
+        match parse(&data[..cut]) {
+            Parsed::Incomplete(wanted) => assert!(wanted > cut && wanted <= MAX_HEADER, "{wanted} at {cut}"),
+            early => assert_eq!(early, whole, "decided differently at {cut}"),
+        }
+    }
+    if let Parsed::Header(header) = whole {
+        assert!(header.length <= data.len().min(MAX_HEADER));
+        let server = header.client.unwrap_or(([192, 0, 2, 1], 443).into());
+        let again = proxy_protocol::header(header.version, header.client, server);
+        let read = Parsed::Header(proxy_protocol::Header { length: again.len(), ..header });
+        assert_eq!(parse(&again), read);
     }
 }
 

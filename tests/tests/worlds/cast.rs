@@ -247,6 +247,7 @@ impl NodeActor {
             limits: Default::default(),
             timers: Timers::default(),
             inside: Inside::Given(self.servers.clone()),
+            told: Default::default(),
             published: Published::new(
                 Default::default(),
                 Dialer::new(Default::default(), Duration::from_secs(1)),

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use hedgerow_connectivity_node::{Enrolled, Record, State};
 use hedgerow_device::config::DeviceConfigFile;
 use hedgerow_device::state::{DeviceState, RelayFile};
-use hedgerow_relay::config::{Admin, Drain, LaneConfig, Limits, Listen, RelayConfig, TimerConfig};
+use hedgerow_relay::config::{Drain, LaneConfig, Limits, Listen, RelayConfig};
 use hedgerow_relay::identity;
 use hedgerow_relay::store::Store;
 use hedgerow_runtime::clock;
@@ -188,12 +188,18 @@ fn relay_config(state: PathBuf, n: usize) -> RelayConfig {
     RelayConfig {
         name: NAME.into(),
         state,
-        listen: Listen { link: vec![relay_address(n)], device: vec![], udp: true, http: vec![] },
+        listen: Listen {
+            link: vec![relay_address(n)],
+            device: vec![],
+            udp: true,
+            http: vec![],
+            trusted_proxies: Default::default(),
+        },
         tls: Default::default(),
         lanes: LaneConfig::default(),
-        admin: Admin::default(),
+        admin: serde_json::from_value(json!({ "listen": "127.0.0.1:9101" })).unwrap(),
         limits: Limits::default(),
-        timers: TimerConfig::default(),
+        timers: Default::default(),
         drain: Drain::default(),
         bandwidth: Default::default(),
     }

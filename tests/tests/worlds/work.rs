@@ -10,7 +10,7 @@ use bytes::Bytes;
 use hedgerow_connectivity_node::Servers;
 use hedgerow_device::agent::{Agent, Path};
 use hedgerow_proxy::target::Target;
-use hedgerow_runtime::mux::{ReadHalf, Stream, WriteHalf};
+use hedgerow_runtime::link::{ReadHalf, Stream, WriteHalf};
 use hedgerow_shared::fault::{Code, Fault};
 use parking_lot::Mutex;
 use tokio::time::{Duration, Instant, sleep};

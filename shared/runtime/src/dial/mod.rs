@@ -5,6 +5,7 @@
 //!                                                     └── inspected: TLS, WebSocket ──┘
 //! ```
 
+mod eyeballs;
 mod http_proxy;
 mod inspected;
 mod network;
@@ -29,6 +30,7 @@ use crate::tls::{self, RelayRoots};
 use crate::websocket::ByteStream;
 use way::Way;
 
+pub use eyeballs::first_to_connect;
 pub use http_proxy::{Head, Parsed, parse as parse_proxy_answer};
 pub use inspected::{BINDING, binding};
 pub use network::{Kind, Network, Outbound, Proxy};

@@ -9,8 +9,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-/// The next address of a name is tried this long after the one before (RFC 8305).
-const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+use super::eyeballs::first_to_connect;
 
 /// Connects to the first of `host:port` addresses that answers; both address families are tried, interleaved.
 ///
@@ -36,51 +35,13 @@ pub(super) async fn connect(address: &str, limit: Duration) -> Result<TcpStream,
             return Err(Fault::new(Code::TimedOut, format!("{address}: the name did not resolve in time")));
         }
     };
-    match race(interleave(found), limit).await {
-        Ok(stream) => {
+    match timeout(limit, first_to_connect(&found)).await {
+        Ok(Ok((stream, _))) => {
             prepare(&stream);
             Ok(stream)
         }
-        Err(error) => Err(connect_fault(address, &error)),
-    }
-}
-
-/// IPv6 and IPv4 in turn, IPv6 first.
-fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let (six, four): (Vec<_>, Vec<_>) = addresses.into_iter().partition(SocketAddr::is_ipv6);
-    let mut out = Vec::with_capacity(six.len() + four.len());
-    let (mut six, mut four) = (six.into_iter(), four.into_iter());
-    loop {
-        match (six.next(), four.next()) {
-            (None, None) => return out,
-            (a, b) => out.extend(a.into_iter().chain(b)),
-        }
-    }
-}
-
-/// Happy eyeballs: each attempt starts when the one before fails or has taken `ATTEMPT_DELAY`.
-async fn race(addresses: Vec<SocketAddr>, limit: Duration) -> io::Result<TcpStream> {
-    use futures_util::stream::{FuturesUnordered, StreamExt};
-    let mut waiting = addresses.into_iter();
-    let mut running = FuturesUnordered::new();
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    let deadline = tokio::time::Instant::now() + limit;
-    loop {
-        match waiting.next() {
-            Some(address) => running.push(TcpStream::connect(address)),
-            None if running.is_empty() => return Err(last),
-            None => {}
-        }
-        let pause = if waiting.len() == 0 { limit } else { ATTEMPT_DELAY };
-        tokio::select! {
-            done = running.next() => match done {
-                Some(Ok(stream)) => return Ok(stream),
-                Some(Err(error)) => last = error,
-                None => {}
-            },
-            () = tokio::time::sleep(pause) => {}
-            () = tokio::time::sleep_until(deadline) => return Err(io::ErrorKind::TimedOut.into()),
-        }
+        Ok(Err(error)) => Err(connect_fault(address, &error)),
+        Err(_) => Err(connect_fault(address, &io::ErrorKind::TimedOut.into())),
     }
 }
 
@@ -108,13 +69,6 @@ pub fn connect_fault(address: &str, error: &io::Error) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn both_families_are_tried_in_turn() {
-        let list = ["1.1.1.1:1", "2.2.2.2:1", "[::1]:1"].map(|a| a.parse().unwrap()).to_vec();
-        let order: Vec<String> = interleave(list).iter().map(ToString::to_string).collect();
-        assert_eq!(order, ["[::1]:1", "1.1.1.1:1", "2.2.2.2:1"]);
-    }
 
     #[tokio::test]
     async fn a_refused_port_is_named() {

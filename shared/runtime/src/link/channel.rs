@@ -9,9 +9,9 @@ use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::wire::message::{Control, GoAway};
 
 use super::Transport;
-use super::stream::Stream;
 use crate::mux::{self, Mux, Stats};
 use crate::quic;
+use crate::stream::Stream;
 
 /// How long a QUIC path may take to answer a probe that was asked for.
 const PROBE: Duration = Duration::from_secs(3);
@@ -25,6 +25,16 @@ pub enum Channel {
     Quic(quic::Mux),
 }
 
+/// The same call on either transport.
+macro_rules! each {
+    ($channel:expr, $inner:ident => $call:expr) => {
+        match $channel {
+            Self::Framed($inner) => $call,
+            Self::Quic($inner) => $call,
+        }
+    };
+}
+
 impl Channel {
     /// Opens a stream and waits for the peer's answer. Cancel safe: dropping the future resets the stream.
     ///
@@ -32,7 +42,7 @@ impl Channel {
     /// The peer's refusal, or why the link takes no streams.
     pub async fn open<H: minicbor::Encode<()>>(&self, header: &H) -> Result<Stream, Fault> {
         match self {
-            Self::Framed(mux) => mux.open(header).await.map(Stream::from),
+            Self::Framed(mux) => mux.open(header).await,
             Self::Quic(mux) => mux.open(header).await.map(Stream::from),
         }
     }
@@ -50,18 +60,12 @@ impl Channel {
     /// # Errors
     /// `Limited` when the peer has let too many pile up, or the fault the link ended with.
     pub fn send_control(&self, message: &Control) -> Result<(), Fault> {
-        match self {
-            Self::Framed(mux) => mux.send_control(message),
-            Self::Quic(mux) => mux.send_control(message),
-        }
+        each!(self, mux => mux.send_control(message))
     }
 
     /// The next control message; `None` once the link has ended. Cancel safe.
     pub async fn next_control(&self) -> Option<Control> {
-        match self {
-            Self::Framed(mux) => mux.next_control().await,
-            Self::Quic(mux) => mux.next_control().await,
-        }
+        each!(self, mux => mux.next_control().await)
     }
 
     /// Queues a datagram; it may be dropped here, on the way, or at the peer.
@@ -74,10 +78,7 @@ impl Channel {
 
     /// The next datagram; `None` once the link has ended. Cancel safe.
     pub async fn next_datagram(&self) -> Option<Bytes> {
-        match self {
-            Self::Framed(mux) => mux.next_datagram().await,
-            Self::Quic(mux) => mux.next_datagram().await,
-        }
+        each!(self, mux => mux.next_datagram().await)
     }
 
     /// What it runs on.
@@ -100,27 +101,18 @@ impl Channel {
 
     /// Tells the peer that we will close; no new streams either way.
     pub fn go_away(&self, message: &GoAway) {
-        match self {
-            Self::Framed(mux) => mux.go_away(message),
-            Self::Quic(mux) => mux.go_away(message),
-        }
+        each!(self, mux => mux.go_away(message))
     }
 
     /// Completes when the peer says it will close; never, if it does not. Cancel safe.
     pub async fn peer_going_away(&self) -> GoAway {
-        match self {
-            Self::Framed(mux) => mux.peer_going_away().await,
-            Self::Quic(mux) => mux.peer_going_away().await,
-        }
+        each!(self, mux => mux.peer_going_away().await)
     }
 
     /// Whether the peer said it will close.
     #[must_use]
     pub fn is_going_away(&self) -> bool {
-        match self {
-            Self::Framed(mux) => mux.is_going_away(),
-            Self::Quic(mux) => mux.is_going_away(),
-        }
+        each!(self, mux => mux.is_going_away())
     }
 
     /// Asks the peer for a sign of life: the network below may have changed, or the peer may be gone. A link that stays
@@ -144,45 +136,30 @@ impl Channel {
 
     /// Ends everything: what is queued is sent with a GOAWAY that carries the fault, then the link closes.
     pub fn close(&self, fault: Fault) {
-        match self {
-            Self::Framed(mux) => mux.close(fault),
-            Self::Quic(mux) => mux.close(fault),
-        }
+        each!(self, mux => mux.close(fault))
     }
 
     /// Completes when the link has ended, with the reason. Cancel safe.
     pub async fn closed(&self) -> Fault {
-        match self {
-            Self::Framed(mux) => mux.closed().await,
-            Self::Quic(mux) => mux.closed().await,
-        }
+        each!(self, mux => mux.closed().await)
     }
 
     /// Whether the link has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        match self {
-            Self::Framed(mux) => mux.is_closed(),
-            Self::Quic(mux) => mux.is_closed(),
-        }
+        each!(self, mux => mux.is_closed())
     }
 
     /// Counters and state now.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        match self {
-            Self::Framed(mux) => mux.stats(),
-            Self::Quic(mux) => mux.stats(),
-        }
+        each!(self, mux => mux.stats())
     }
 
     /// Streams open now; cheaper than `stats`.
     #[must_use]
     pub fn open_streams(&self) -> usize {
-        match self {
-            Self::Framed(mux) => mux.open_streams(),
-            Self::Quic(mux) => mux.open_streams(),
-        }
+        each!(self, mux => mux.open_streams())
     }
 }
 
@@ -199,10 +176,7 @@ impl Incoming {
     /// The CBOR header of OPEN.
     #[must_use]
     pub fn header(&self) -> &Bytes {
-        match self {
-            Self::Framed(incoming) => incoming.header(),
-            Self::Quic(incoming) => incoming.header(),
-        }
+        each!(self, incoming => incoming.header())
     }
 
     /// Decodes the header.
@@ -217,16 +191,13 @@ impl Incoming {
     #[must_use]
     pub fn accept(self) -> Stream {
         match self {
-            Self::Framed(incoming) => incoming.accept().into(),
+            Self::Framed(incoming) => incoming.accept(),
             Self::Quic(incoming) => incoming.accept().into(),
         }
     }
 
     /// Refuses it.
     pub fn refuse(self, fault: Fault) {
-        match self {
-            Self::Framed(incoming) => incoming.refuse(fault),
-            Self::Quic(incoming) => incoming.refuse(fault),
-        }
+        each!(self, incoming => incoming.refuse(fault))
     }
 }

@@ -7,7 +7,6 @@ mod backoff;
 mod channel;
 mod dialler;
 mod pathfinder;
-mod stream;
 mod twins;
 mod uplink;
 
@@ -19,12 +18,12 @@ use hedgerow_shared::wire::frame::{self, Frame};
 use hedgerow_shared::wire::message::{Accept, Hello};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+pub use crate::stream::{ReadHalf, Stream, WriteHalf};
 pub use acceptor::{Admit, Peer, answer, answer_quic};
 pub use backoff::Backoff;
 pub use channel::{Channel, Incoming};
 pub use dialler::{Credentials, connect, connect_quic};
 pub use pathfinder::{Pathfinder, udp_can_reach};
-pub use stream::{ReadHalf, Stream, WriteHalf};
 pub use twins::Twins;
 pub use uplink::{Uplink, UplinkConfig, UplinkStatus, Uplinks};
 

@@ -27,9 +27,10 @@ use tokio::time::Instant;
 
 pub use carrier::{Carrier, Plain};
 pub use resume::Turn;
-pub use stream::{ReadHalf, Stream, WriteHalf};
+pub use stream::{ReadHalf, WriteHalf};
 
 use crate::scope::Scope;
+pub use crate::stream::Stream;
 
 /// What may wait for the application: further streams are refused, the oldest datagrams dropped, and a peer whose
 /// control messages nobody takes is not read from.
@@ -282,7 +283,7 @@ impl Mux {
         let header =
             minicbor::to_vec(header).map_err(|_| Fault::new(Code::Internal, "the header cannot be encoded"))?;
         let id = self.inner.with(|mux, now| mux.open(header.into(), now))?;
-        let stream = Stream::new(self.inner.clone(), id);
+        let stream = Stream::from(stream::halves(self.inner.clone(), id));
         let answer = poll_fn(|cx| {
             let mut state = self.inner.state.lock();
             if let Some(answer) = state.mux.answer_of(id) {
@@ -455,7 +456,7 @@ impl Incoming {
     pub fn accept(mut self) -> Stream {
         let inner = self.inner.take().expect("taken only here and in refuse, which consume self");
         inner.with(|mux, _| mux.answer(self.id, Fault::new(Code::Ok, "")));
-        Stream::new(inner, self.id)
+        stream::halves(inner, self.id).into()
     }
 
     /// Refuses it.

@@ -1,4 +1,4 @@
-//! One stream in the application's hands: chunks without copies, and the usual traits for those who want them.
+//! The two directions of a stream: chunks without copies, and the usual traits for those who want them.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -17,13 +17,6 @@ use super::Inner;
 
 /// Chunks taken from the machine in one call.
 const CHUNKS: usize = 64;
-
-/// Both directions of a stream. Dropping it resets what is not finished.
-#[derive(Debug)]
-pub struct Stream {
-    read: ReadHalf,
-    write: WriteHalf,
-}
 
 /// The direction the peer sends in.
 #[derive(Debug)]
@@ -57,43 +50,10 @@ impl Drop for Core {
     }
 }
 
-impl Stream {
-    pub(super) fn new(inner: Arc<Inner>, id: StreamId) -> Self {
-        let core = Arc::new(Core { inner, id });
-        Self { read: ReadHalf { core: core.clone(), ready: VecDeque::new() }, write: WriteHalf { core } }
-    }
-
-    /// The next bytes; `None` at the peer's FINISH. Cancel safe.
-    ///
-    /// # Errors
-    /// Why the stream was reset.
-    pub async fn read_chunk(&mut self) -> Result<Option<Bytes>, Fault> {
-        self.read.read_chunk().await
-    }
-
-    /// Sends bytes, waiting for room first. Cancel safe: nothing is sent when dropped before completion.
-    ///
-    /// # Errors
-    /// Why the stream has ended.
-    pub async fn write_chunk(&mut self, bytes: Bytes) -> Result<(), Fault> {
-        self.write.write_chunk(bytes).await
-    }
-
-    /// Ends our direction after what was written.
-    pub fn finish(&mut self) {
-        self.write.finish();
-    }
-
-    /// Ends both directions at once.
-    pub fn reset(&mut self, fault: Fault) {
-        self.write.reset(fault);
-    }
-
-    /// The two directions, each for a task of its own.
-    #[must_use]
-    pub fn into_split(self) -> (ReadHalf, WriteHalf) {
-        (self.read, self.write)
-    }
+/// Both directions; when the last is dropped, what is not finished is reset.
+pub(super) fn halves(inner: Arc<Inner>, id: StreamId) -> (ReadHalf, WriteHalf) {
+    let core = Arc::new(Core { inner, id });
+    (ReadHalf { core: core.clone(), ready: VecDeque::new() }, WriteHalf { core })
 }
 
 impl ReadHalf {
@@ -256,25 +216,5 @@ impl AsyncWrite for WriteHalf {
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.finish();
         Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.read).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.write).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.write).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.write).poll_shutdown(cx)
     }
 }

@@ -1,4 +1,4 @@
-//! One stream of a link in the application's hands, whichever transport carries it.
+//! One stream of a link or session in the application's hands, whichever carries it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,7 +22,7 @@ pub struct Stream {
 /// The direction the peer sends in.
 #[derive(Debug)]
 pub enum ReadHalf {
-    /// TLS over TCP.
+    /// Our multiplexer, over TLS.
     Framed(mux::ReadHalf),
     /// QUIC.
     Quic(quic::ReadHalf),
@@ -31,15 +31,14 @@ pub enum ReadHalf {
 /// The direction we send in.
 #[derive(Debug)]
 pub enum WriteHalf {
-    /// TLS over TCP.
+    /// Our multiplexer, over TLS.
     Framed(mux::WriteHalf),
     /// QUIC.
     Quic(quic::WriteHalf),
 }
 
-impl From<mux::Stream> for Stream {
-    fn from(stream: mux::Stream) -> Self {
-        let (read, write) = stream.into_split();
+impl From<(mux::ReadHalf, mux::WriteHalf)> for Stream {
+    fn from((read, write): (mux::ReadHalf, mux::WriteHalf)) -> Self {
         Self { read: ReadHalf::Framed(read), write: WriteHalf::Framed(write) }
     }
 }
@@ -84,16 +83,23 @@ impl Stream {
     }
 }
 
+/// The same call on either kind of half.
+macro_rules! each {
+    ($either:expr, $half:ident => $call:expr) => {
+        match $either {
+            Self::Framed($half) => $call,
+            Self::Quic($half) => $call,
+        }
+    };
+}
+
 impl ReadHalf {
     /// The next bytes; `None` at the peer's FINISH. Cancel safe.
     ///
     /// # Errors
     /// Why the stream was reset.
     pub async fn read_chunk(&mut self) -> Result<Option<Bytes>, Fault> {
-        match self {
-            Self::Framed(half) => half.read_chunk().await,
-            Self::Quic(half) => half.read_chunk().await,
-        }
+        each!(self, half => half.read_chunk().await)
     }
 
     /// Everything that is there, at least one chunk, appended to `out`; `false` at the peer's FINISH. Cancel safe.
@@ -112,10 +118,7 @@ impl ReadHalf {
 
     /// Ends both directions at once.
     pub fn reset(&mut self, fault: Fault) {
-        match self {
-            Self::Framed(half) => half.reset(fault),
-            Self::Quic(half) => half.reset(fault),
-        }
+        each!(self, half => half.reset(fault))
     }
 }
 
@@ -125,67 +128,43 @@ impl WriteHalf {
     /// # Errors
     /// Why the stream has ended.
     pub async fn write_chunk(&mut self, bytes: Bytes) -> Result<(), Fault> {
-        match self {
-            Self::Framed(half) => half.write_chunk(bytes).await,
-            Self::Quic(half) => half.write_chunk(bytes).await,
-        }
+        each!(self, half => half.write_chunk(bytes).await)
     }
 
     /// Completes when the stream was reset by either end or the link ended; bytes and room do not matter. For tasks
     /// that wait on something else. Cancel safe.
     pub async fn ended(&self) -> Fault {
-        match self {
-            Self::Framed(half) => half.ended().await,
-            Self::Quic(half) => half.ended().await,
-        }
+        each!(self, half => half.ended().await)
     }
 
     /// Ends our direction after what was written.
     pub fn finish(&mut self) {
-        match self {
-            Self::Framed(half) => half.finish(),
-            Self::Quic(half) => half.finish(),
-        }
+        each!(self, half => half.finish())
     }
 
     /// Ends both directions at once.
     pub fn reset(&mut self, fault: Fault) {
-        match self {
-            Self::Framed(half) => half.reset(fault),
-            Self::Quic(half) => half.reset(fault),
-        }
+        each!(self, half => half.reset(fault))
     }
 }
 
 impl AsyncRead for ReadHalf {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Framed(half) => Pin::new(half).poll_read(cx, buf),
-            Self::Quic(half) => Pin::new(half).poll_read(cx, buf),
-        }
+        each!(self.get_mut(), half => Pin::new(half).poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for WriteHalf {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Framed(half) => Pin::new(half).poll_write(cx, buf),
-            Self::Quic(half) => Pin::new(half).poll_write(cx, buf),
-        }
+        each!(self.get_mut(), half => Pin::new(half).poll_write(cx, buf))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Framed(half) => Pin::new(half).poll_flush(cx),
-            Self::Quic(half) => Pin::new(half).poll_flush(cx),
-        }
+        each!(self.get_mut(), half => Pin::new(half).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Framed(half) => Pin::new(half).poll_shutdown(cx),
-            Self::Quic(half) => Pin::new(half).poll_shutdown(cx),
-        }
+        each!(self.get_mut(), half => Pin::new(half).poll_shutdown(cx))
     }
 }
 

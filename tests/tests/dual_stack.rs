@@ -1,0 +1,112 @@
+//! Networks with one family of addresses, and with an IPv6 that leads nowhere: the whole product, each time in a network
+//! namespace of its own, where `relay.corp.test` has the addresses that the network gives it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hedgerow_runtime::dial;
+use hedgerow_tests::curl::{curl, text};
+use hedgerow_tests::office::{Office, RELAY, Ways};
+use hedgerow_tests::process::{run, wait_until};
+
+/// Set for the second run of this program, inside the namespace.
+const INSIDE: &str = "HEDGEROW_TEST_NETWORK";
+const PORT: u16 = 8443;
+
+/// Runs the named test of this program again, in a namespace that `setup` makes and with these lines in /etc/hosts;
+/// `true` inside.
+fn in_network(test: &str, setup: &str, hosts: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("hosts");
+    std::fs::write(&file, format!("127.0.0.1 localhost\n::1 localhost\n{hosts}")).unwrap();
+    let script = format!(
+        "ip link set lo up; ip link add d0 type veth peer name d1; ip link set d0 up; ip link set d1 up\n{setup}\nmount --bind {} /etc/hosts\n\
+         exec \"$0\" {test} --exact --nocapture",
+        file.display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--mount", "--propagation", "private", "sh", "-ec", &script]);
+    command.arg(std::env::current_exe().unwrap()).env(INSIDE, "1");
+    let output = run(&mut command, Duration::from_secs(240));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("1 passed"), "{said}");
+    false
+}
+
+/// Core, node and device with the relay at its name; the site at these addresses. Everything works, and every link has
+/// gone to QUIC.
+fn working_office(site: &[&str]) -> Office {
+    let mut office = Office::open_at(&[format!("[::]:{PORT}")]);
+    let relay = vec![format!("{RELAY}:{PORT}")];
+    let ways = Ways::all(&relay, "");
+    office.move_in(Ways { node_relay: relay, site: site.iter().map(|s| (*s).to_owned()).collect(), ..ways });
+    assert_eq!(office.load_page(), "lane");
+    wait_until("all links go by QUIC", Duration::from_secs(60), || {
+        let links: Vec<_> = office.at_relay().into_iter().filter(|s| s["role"].is_string()).collect();
+        links.len() >= 3 && links.iter().all(|s| s["transport"] == "quic")
+    });
+    office
+}
+
+/// Every address that the relay knows of its peers.
+fn peers(office: &Office) -> Vec<String> {
+    let of =
+        |s: serde_json::Value| ["address", "device_address", "node_address"].map(|k| s[k].as_str().map(str::to_owned));
+    office.at_relay().into_iter().flat_map(of).flatten().collect()
+}
+
+fn page_over_ipv6_loopback(office: &Office) -> String {
+    let url = format!("http://wiki.intranet.example.com:{}/page", office.site().port);
+    text(curl().args(["--proxy", &office.socks().replace("127.0.0.1", "[::1]"), &url]))
+}
+
+#[test]
+fn n02_everything_works_where_there_is_only_ipv6() {
+    let setup = "ip -6 addr add 2001:db8::1/64 dev d0 nodad";
+    if !in_network("n02_everything_works_where_there_is_only_ipv6", setup, &format!("2001:db8::1 {RELAY}\n")) {
+        return;
+    }
+    let office = working_office(&["::1"]);
+    let peers = peers(&office);
+    assert!(peers.len() >= 5 && peers.iter().all(|a| a.starts_with("[2001:db8::1]:")), "{peers:?}");
+    assert!(page_over_ipv6_loopback(&office).contains("page"));
+}
+
+#[test]
+fn n02_everything_works_where_there_is_only_ipv4() {
+    let setup = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; ip addr add 192.0.2.1/24 dev d0";
+    if !in_network("n02_everything_works_where_there_is_only_ipv4", setup, &format!("192.0.2.1 {RELAY}\n")) {
+        return;
+    }
+    assert!(std::net::TcpListener::bind("[::1]:0").is_err(), "there is IPv6");
+    let office = working_office(&["127.0.0.1"]);
+    let peers = peers(&office);
+    assert!(peers.len() >= 5 && peers.iter().all(|a| a.starts_with("192.0.2.1:")), "{peers:?}");
+}
+
+#[test]
+fn n02_an_ipv6_that_leads_nowhere_costs_a_quarter_of_a_second() {
+    // What is sent to that neighbour leaves by an interface that swallows everything.
+    let setup = "ip addr add 192.0.2.1/24 dev d0; ip -6 addr add 2001:db8::1/64 dev d0 nodad\n\
+                 ip -6 neigh add 2001:db8::dead lladdr 02:00:00:00:de:ad nud permanent dev d0";
+    let hosts = format!("2001:db8::dead {RELAY}\n192.0.2.1 {RELAY}\n");
+    if !in_network("n02_an_ipv6_that_leads_nowhere_costs_a_quarter_of_a_second", setup, &hosts) {
+        return;
+    }
+    let office = working_office(&["2001:db8::dead", "127.0.0.1"]);
+    let peers = peers(&office);
+    assert!(peers.len() >= 5 && peers.iter().all(|a| a.starts_with("192.0.2.1:")), "{peers:?}");
+    assert!(page_over_ipv6_loopback(&office).contains("page"));
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let since = Instant::now();
+    let tcp = runtime.block_on(dial::tcp(&[format!("{RELAY}:{PORT}")], Duration::from_secs(10))).unwrap();
+    let took = since.elapsed();
+    assert!(tcp.peer_addr().unwrap().is_ipv4());
+    let expected = Duration::from_millis(200)..Duration::from_secs(3);
+    assert!(expected.contains(&took), "{took:?}: the first attempt must be the one that leads nowhere");
+}

@@ -1,0 +1,133 @@
+//! Nodes enrol; devices and nodes are revoked and renewed.
+
+use super::world::*;
+use hedgerow_shared::{EntityId, Origin, Role};
+use hedgerow_uem_core::account::{DeviceState, NodeState};
+use hedgerow_uem_core::activation::PasswordChoice;
+use hedgerow_uem_core::ca::Key;
+use hedgerow_uem_core::service::{Holder, NewToken, NodeEnrolRequest, TokenRefusal};
+use hedgerow_uem_core::store::{Page, Store};
+use hedgerow_uem_core::{Actor, Call, CoreError};
+
+pub(crate) async fn p20_enrolment_tokens_make_one_node_each<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let token = w.token(3600).await;
+    assert_eq!(token.tenant_ca_pin, *w.ca().await.key_id());
+    assert_eq!(token.relays, settings().relays);
+    let (reply, node) = w.enrol(&token).await.unwrap();
+    let verified = w.verified(&reply.certificate, Role::Node).await;
+    assert_eq!(verified.identity.origins, vec![Origin::Proxy]);
+    assert_eq!(verified.identity.group.as_ref().map(|g| g.as_str()), Some("berlin"));
+    assert_eq!((node.id, node.name.as_str(), reply.name.as_str()), (verified.identity.id, "node one", "node one"));
+    assert_eq!(w.core.nodes(&w.tenant, Page::first()).await.unwrap(), vec![node.clone()]);
+    assert_eq!(token_refusal(w.enrol(&token).await), TokenRefusal::Used);
+    let stored = w.core.tokens(&w.tenant, Page::first()).await.unwrap().remove(0);
+    assert_eq!(stored.used, Some((NOW, node.id)));
+    assert_ne!(stored.secret_hash, token.secret);
+    assert!(!serde_json::to_string(&stored).unwrap().contains("secret"));
+}
+
+pub(crate) async fn expired_withdrawn_and_unknown_tokens_are_refused<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let expired = w.token(60).await;
+    let withdrawn = w.token(3600).await;
+    let good = w.token(3600).await;
+    w.core.revoke_token(call!(w), &w.tenant, withdrawn.id).await.unwrap();
+    w.now = NOW.plus(60);
+    assert_eq!(token_refusal(w.enrol(&expired).await), TokenRefusal::Expired);
+    assert_eq!(token_refusal(w.enrol(&withdrawn).await), TokenRefusal::Revoked);
+    // Without the secret nothing is told about a token's state.
+    for mut unknown in [expired, withdrawn, good.clone()] {
+        unknown.secret[31] ^= 1;
+        assert_eq!(token_refusal(w.enrol(&unknown).await), TokenRefusal::Unknown);
+    }
+    let bad = NodeEnrolRequest { token: good.id, secret: good.secret, csr: vec![0; 10], name: None };
+    assert_eq!(token_refusal(w.core.enrol_node(call!(w), &w.tenant, &bad).await), TokenRefusal::Request);
+    w.enrol(&good).await.unwrap();
+    for origins in [vec![], vec![Origin::Core], vec![Origin::Proxy, Origin::Bws]] {
+        let new = NewToken { name: "x".into(), group: Default::default(), origins, lifetime_seconds: 60 };
+        assert!(w.core.create_token(call!(w), &w.tenant, new).await.is_err());
+    }
+}
+
+pub(crate) async fn p20_a_revoked_device_is_in_the_next_configuration_and_not_admitted<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let anna = w.user("anna@example.com").await;
+    w.password(&anna, "open sesame").await;
+    let (reply, device) = w.activate("anna@example.com", "open sesame").await.unwrap();
+    let verified = w.verified(&reply.certificate, Role::Device).await;
+    let before = w.core.config_version(&w.tenant).await.unwrap();
+    let revoked = w.core.revoke_device(call!(w), &w.tenant, device.id).await.unwrap();
+    assert_eq!((revoked.state, revoked.revoked), (DeviceState::Revoked, Some(NOW)));
+    let (relay, node, _) = w.configs().await;
+    assert!(relay.head.version > before);
+    assert!(relay.revoked.names(&device.id, &verified.serial) && node.revoked.names(&device.id, ""));
+    assert!(matches!(w.core.admit(&verified, w.now).await, Err(CoreError::Revoked { .. })));
+    let csr = Key::generate(&mut w.random).unwrap().certificate_request().unwrap();
+    assert!(matches!(w.core.renew(call!(w), &verified, &csr).await, Err(CoreError::Revoked { .. })));
+    // Once more changes nothing.
+    let version = w.core.config_version(&w.tenant).await.unwrap();
+    w.core.revoke_device(call!(w), &w.tenant, device.id).await.unwrap();
+    assert_eq!(w.core.config_version(&w.tenant).await.unwrap(), version);
+    let nothing = EntityId::from_random([1; 16]);
+    assert!(matches!(w.core.revoke_device(call!(w), &w.tenant, nothing).await, Err(CoreError::NotFound { .. })));
+}
+
+pub(crate) async fn p20_a_revoked_node_is_in_the_next_configuration_and_not_admitted<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let token = w.token(3600).await;
+    let (reply, node) = w.enrol(&token).await.unwrap();
+    let verified = w.verified(&reply.certificate, Role::Node).await;
+    assert!(matches!(w.core.admit(&verified, w.now).await.unwrap(), Holder::Node(_)));
+    w.core.revoke_node(call!(w), &w.tenant, node.id).await.unwrap();
+    let (relay, document, _) = w.configs().await;
+    assert!(relay.revoked.ids == vec![node.id] && document.revoked.ids == vec![node.id]);
+    assert!(matches!(w.core.admit(&verified, w.now).await, Err(CoreError::Revoked { .. })));
+    assert_eq!(w.core.node(&w.tenant, node.id).await.unwrap().state, NodeState::Revoked);
+}
+
+pub(crate) async fn devices_of_an_inactive_user_do_not_count_while_it_lasts<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let anna = w.user("anna@example.com").await;
+    w.password(&anna, "open sesame").await;
+    let (reply, device) = w.activate("anna@example.com", "open sesame").await.unwrap();
+    w.password(&anna, "open sesame").await;
+    let verified = w.verified(&reply.certificate, Role::Device).await;
+    w.core.set_user_active(call!(w), &w.tenant, anna.id, false).await.unwrap();
+    assert_eq!(w.configs().await.0.revoked.ids, vec![device.id]);
+    assert!(w.core.admit(&verified, w.now).await.is_err());
+    assert_eq!(w.state(&anna).await, None);
+    let result = w.core.set_activation_password(call!(w), &w.tenant, anna.id, PasswordChoice::Generate, 60).await;
+    assert!(matches!(result, Err(CoreError::Invalid { .. })));
+    w.core.set_user_active(call!(w), &w.tenant, anna.id, true).await.unwrap();
+    assert!(w.configs().await.0.revoked.ids.is_empty());
+    w.core.admit(&verified, w.now).await.unwrap();
+}
+
+pub(crate) async fn revoked_holders_leave_the_list_when_their_certificates_have_expired<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let token = w.token(3600).await;
+    let (_, node) = w.enrol(&token).await.unwrap();
+    w.core.revoke_node(call!(w), &w.tenant, node.id).await.unwrap();
+    w.now = node.certificate.not_after.plus(1);
+    w.core.reissue_if_due(call!(w), &w.tenant).await.unwrap();
+    assert!(w.configs().await.0.revoked.ids.is_empty());
+}
+
+pub(crate) async fn certificates_are_renewed_for_the_same_identity<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let token = w.token(3600).await;
+    let (reply, node) = w.enrol(&token).await.unwrap();
+    let old = w.verified(&reply.certificate, Role::Node).await;
+    w.now = NOW.plus(200 * 24 * 3600);
+    let csr = Key::generate(&mut w.random).unwrap().certificate_request().unwrap();
+    let renewed = w.core.renew(call!(w), &old, &csr).await.unwrap();
+    let new = w.verified(&renewed, Role::Node).await;
+    assert_eq!(new.identity, old.identity);
+    assert!(new.not_after > old.not_after && new.serial != old.serial);
+    let stored = w.core.node(&w.tenant, node.id).await.unwrap();
+    assert_eq!((stored.certificate.serial, stored.last_seen), (new.serial.clone(), Some(w.now)));
+    let serials: Vec<_> =
+        w.core.certificates(&w.tenant, node.id).await.unwrap().into_iter().map(|c| c.serial).collect();
+    assert_eq!(serials, vec![old.serial, new.serial]);
+}
