@@ -192,6 +192,6 @@ async fn a_certificate_whose_files_change_is_used_over_tls_and_quic_without_bein
     let timers = world.relay.relay().timers;
     let config = hedgerow_runtime::quic::client_config(tls, &timers).unwrap();
     let port = world.relay.link[0];
-    let endpoint = hedgerow_runtime::quic::client_endpoint(port, &world.scope).unwrap();
+    let endpoint = hedgerow_runtime::quic::client_endpoint(port, &Default::default(), &world.scope).unwrap();
     timeout(LONG, endpoint.connect_with(config, port, NAME).unwrap()).await.unwrap().unwrap();
 }
