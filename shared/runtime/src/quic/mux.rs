@@ -234,10 +234,10 @@ impl Mux {
         endpoint.rebind(socket)
     }
 
-    /// The peer's address now: it may have moved.
+    /// The peer's address now: it may have moved. IPv4 as IPv4, also at a socket that serves both families.
     #[must_use]
     pub fn remote_address(&self) -> std::net::SocketAddr {
-        self.inner.connection.remote_address()
+        crate::proxy_protocol::canonical(self.inner.connection.remote_address())
     }
 
     /// Tells the peer that we will close; no new streams either way.
