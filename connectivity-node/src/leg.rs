@@ -269,16 +269,18 @@ mod tests {
     async fn a_preamble_that_nobody_acknowledges_is_noticed_long_before_the_relays_patience_is_over() {
         let limit = Duration::from_millis(300);
         let (ours, theirs) = pair().await;
+        let Either::Left(ours) = ours else { panic!("not a TCP connection") };
         // A peer whose buffers are full acknowledges no more, as one does whom nothing reaches.
         while ours.try_write(&[0; 65536]).is_ok() || {
             sleep(Duration::from_millis(20)).await;
             ours.try_write(&[0; 65536]).is_ok()
         } {}
-        timeout(Duration::from_secs(10), unacknowledged(ours.as_raw_fd(), limit)).await.expect("noticed");
+        timeout(Duration::from_secs(10), unacknowledged(Some(ours.as_raw_fd()), limit)).await.expect("noticed");
         drop(theirs);
         let (mut ours, _theirs) = pair().await;
         ours.write_all(b"taken by the other end's system").await.unwrap();
-        let noticed = timeout(limit * 3, unacknowledged(ours.as_raw_fd(), limit)).await;
+        let Either::Left(ours) = ours else { panic!("not a TCP connection") };
+        let noticed = timeout(limit * 3, unacknowledged(Some(ours.as_raw_fd()), limit)).await;
         assert!(noticed.is_err(), "what was acknowledged is no firewall's work, however long nothing comes");
     }
 

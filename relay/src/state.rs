@@ -232,6 +232,7 @@ impl Relay {
         new.check()?;
         self.fair.set(new.bandwidth);
         let rates = &new.limits;
+        self.handshakes.set(rates.pace());
         self.connect_client.set(rates.connect_client());
         self.connect_tenant.set(rates.connect_tenant());
         self.lookup_client.set(rates.lookup_client());
