@@ -96,7 +96,7 @@ mod tests {
                 task::yield_now().await;
             }
         };
-        tokio::join!(bulk, small);
+        tokio::join!(biased; bulk, small);
     }
 
     #[tokio::test]
