@@ -4,6 +4,7 @@
 mod common;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use common::{LONG, NAME, World, config_for_tests};
 use hedgerow_relay::config::RelayConfig;
@@ -125,9 +126,9 @@ async fn what_names_no_client_counts_as_the_balancers_own() {
 }
 
 /// Whether the relay ends the connection without a word, and soon.
-async fn is_closed(tcp: &mut TcpStream) -> bool {
+async fn is_closed(tcp: &mut TcpStream, limit: Duration) -> bool {
     let mut bytes = Vec::new();
-    match timeout(LONG, tcp.read_to_end(&mut bytes)).await {
+    match timeout(limit, tcp.read_to_end(&mut bytes)).await {
         Ok(Ok(_)) => bytes.is_empty(),
         Ok(Err(_)) => true,
         Err(_) => false,
@@ -136,12 +137,9 @@ async fn is_closed(tcp: &mut TcpStream) -> bool {
 
 #[tokio::test]
 async fn forged_missing_and_malformed_headers_are_closed_at_once() {
-    let world = World::with(|config| {
-        trusting(config);
-        // Nothing here may end by the hand-shake's time.
-        config.timers.scale = 10.0;
-    })
-    .await;
+    let world = World::with(trusting).await;
+    // Nothing here may end by the hand-shake's time.
+    let limit = world.relay.relay().timers.handshake * 2 / 3;
     let (one, two) = (header(Version::One, "192.0.2.7:1"), header(Version::Two, "192.0.2.7:1"));
     let long = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; 100]].concat();
     let mut huge = two.clone();
@@ -171,7 +169,7 @@ async fn forged_missing_and_malformed_headers_are_closed_at_once() {
         for door in [world.relay.device[0], world.relay.link[0]] {
             let mut tcp = from(source, door).await;
             tcp.write_all(&bytes).await.unwrap();
-            assert!(is_closed(&mut tcp).await, "{what}");
+            assert!(is_closed(&mut tcp, limit).await, "{what}");
         }
     }
 }
@@ -187,8 +185,8 @@ async fn a_slow_header_ends_with_the_hand_shakes_time() {
             slow.push(tcp);
         }
     }
-    // All at once: each takes the hand-shake's time.
+    // All at once: each takes the hand-shake's time, 10 s, which no configuration shortens.
     for tcp in &mut slow {
-        assert!(is_closed(tcp).await);
+        assert!(is_closed(tcp, LONG).await);
     }
 }
