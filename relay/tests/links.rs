@@ -340,7 +340,9 @@ async fn a_drain_tells_everybody_waits_for_streams_and_ends() {
     tokio::pin!(drain);
     let during = async {
         let away = timeout(LONG, device.mux.peer_going_away()).await.unwrap();
-        assert_eq!((away.return_after_ms, away.alternatives.len(), away.fault.code), (3000, 1, Code::Draining));
+        assert_eq!((away.alternatives.len(), away.fault.code), (1, Code::Draining));
+        // Three links, each at a time of its own.
+        assert!((3000..3010).contains(&away.return_after_ms), "{}", away.return_after_ms);
         opened.write_chunk(Bytes::from_static(b"late")).await.unwrap();
         assert_eq!(served.read_chunk().await.unwrap().unwrap(), "late", "streams go on during the drain");
         assert!(TcpStream::connect(address).await.is_err(), "the doors are closed");
