@@ -23,7 +23,7 @@ static BUSY: AtomicUsize = AtomicUsize::new(0);
 #[derive(Debug, Default)]
 pub struct Share {
     moved: usize,
-    /// Bytes until it counts as busy, then all of them.
+    /// Bytes moved until it counted as busy.
     total: usize,
 }
 
