@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use common::{LONG, TestCa, World, entity};
+use common::{LONG, TestCa, World, end};
 use hedgerow_relay::fair::{Bandwidth, Flow};
 use hedgerow_relay::lane;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::Link;
 use hedgerow_shared::wire::lane as wire;
 use hedgerow_shared::wire::message::{Destination, LinkOpen};
-use hedgerow_shared::{Origin, SessionId, TenantId, UnixTime};
+use hedgerow_shared::{Origin, TenantId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -25,16 +25,6 @@ const LIMIT: Flow = Flow { bytes_per_second: 2 * MIB, burst_bytes: MIB / 4 };
 
 /// Bytes that came out at the far end, by who they are charged to.
 type Counted = Arc<AtomicU64>;
-
-fn end(n: u8) -> lane::End {
-    lane::End {
-        session: SessionId::from_random([n; 16]),
-        entity: entity(n),
-        serial: format!("{n:02x}"),
-        not_after: UnixTime(u64::MAX),
-        address: "127.0.0.1:1".parse().unwrap(),
-    }
-}
 
 /// A joined lane of a device at a node, as if their links had asked for it: its two sockets.
 async fn lane(world: &World, tenant: &TenantId, device: u8, node: u8) -> (TcpStream, TcpStream) {

@@ -7,7 +7,7 @@ mod common;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{World, entity, eventually};
+use common::{World, end, entity, eventually};
 use hedgerow_relay::lane;
 use hedgerow_relay::registry::Facts;
 use hedgerow_shared::wire::lane as wire;
@@ -66,16 +66,6 @@ impl Drop for Island {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["link", "del", &self.near()]).output();
         let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
-    }
-}
-
-fn end(n: u8) -> lane::End {
-    lane::End {
-        session: SessionId::from_random([n; 16]),
-        entity: entity(n),
-        serial: format!("{n:02x}"),
-        not_after: UnixTime(u64::MAX),
-        address: "127.0.0.1:1".parse().unwrap(),
     }
 }
 

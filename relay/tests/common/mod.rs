@@ -189,3 +189,14 @@ pub fn config_for_tests(alpn: &[&[u8]], roots: &RelayRoots) -> Arc<rustls::Clien
 }
 
 pub type Body = http_body_util::Full<Bytes>;
+
+/// One end of a lane, as its link would describe it.
+pub fn end(n: u8) -> hedgerow_relay::lane::End {
+    hedgerow_relay::lane::End {
+        session: hedgerow_shared::SessionId::from_random([n; 16]),
+        entity: entity(n),
+        serial: format!("{n:02x}"),
+        not_after: hedgerow_shared::UnixTime(u64::MAX),
+        address: "127.0.0.1:1".parse().unwrap(),
+    }
+}
