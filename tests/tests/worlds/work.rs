@@ -67,6 +67,7 @@ struct Inner {
     last_id: u64,
     slowest: Duration,
     quic: usize,
+    is_narrow: bool,
 }
 
 /// The byte that a connection carries at an offset of one direction: a reader needs nobody to check it.
@@ -136,9 +137,14 @@ impl Model {
         self.0.lock().quic
     }
 
+    /// Links over QUIC may stand on which only small packets pass: nobody notices before more is sent.
+    pub(crate) fn narrow(&self) {
+        self.0.lock().is_narrow = true;
+    }
+
     fn is_quiet_for(&self, time: Duration) -> bool {
         let inner = self.0.lock();
-        !inner.is_broken && inner.mended.is_none_or(|at| at.elapsed() > time)
+        !inner.is_broken && !inner.is_narrow && inner.mended.is_none_or(|at| at.elapsed() > time)
     }
 
     pub(crate) fn seen(&self) -> BTreeMap<u64, Seen> {
