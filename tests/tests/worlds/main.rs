@@ -45,7 +45,7 @@ const QUIC_NEEDS: usize = 1_200;
 /// The most connections that one host asks another one for within a second.
 const MOST_DIALS: usize = 60;
 /// Opening a connection takes no longer where sessions outlive everything, seconds.
-const SLOW: f64 = 29.0;
+const SLOW: f64 = 25.0;
 /// A new connection in a mended world.
 const FRESH: Duration = Duration::from_secs(20);
 

@@ -320,7 +320,9 @@ async fn drain(cast: &mut Cast, relay: usize, others: bool, plan: &Plan, dice: &
             super::everybody_works(devices, MOVED, model, dice).await;
         }
     };
+    model.alone(!others);
     tokio::join!(relays[relay].drain(), elsewhere);
+    model.alone(false);
 }
 
 /// Waits until every relay that runs has what the core has decided.
