@@ -273,7 +273,10 @@ pub(crate) async fn trouble(cast: &mut Cast, plan: &Plan, fixture: &'static Fixt
         16 => {
             let device = cast.devices.len() - 1;
             let revoked = (device > 0).then(|| fixture.devices[device].id);
-            say(&format!("the core revokes {}", revoked.map_or("nobody".into(), |_| cast.net.name(cast.devices[device].host))));
+            say(&format!(
+                "the core revokes {}",
+                revoked.map_or("nobody".into(), |_| cast.net.name(cast.devices[device].host))
+            ));
             cast.core.decide(revoked);
             if heard(cast, fixture, model).await && revoked.is_some() {
                 say("every relay knows");

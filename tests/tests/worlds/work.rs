@@ -139,6 +139,10 @@ impl Model {
         self.0.lock().quic
     }
 
+    pub(crate) fn is_narrow(&self) -> bool {
+        self.0.lock().is_narrow
+    }
+
     /// The only relay drains, or does no more.
     pub(crate) fn alone(&self, drains: bool) {
         self.0.lock().alone = (drains, Some(Instant::now()));
