@@ -140,11 +140,11 @@ async fn p01_bytes_held_for_streams_are_bounded_for_each_stream_and_each_link() 
     let (node, device) = (world.node(5).await, world.device(6).await);
     let most = || metric("hedgerow_relay_link_held_bytes_max", "");
     let mut unread = Vec::new();
-    // What was received waits within the link's window; what is to be sent, in a queue of 512 KiB a stream and a chunk.
-    let queues = 150 * (576 << 10);
+    // What was received waits within the link's window; what is to be sent, in the link's queue, and a chunk more.
+    const { assert!(limits::CONNECTION_QUEUE == limits::CONNECTION_WINDOW) };
     for (streams, least, bound) in [
         (1, limits::INITIAL_STREAM_WINDOW / 2, limits::MAX_STREAM_WINDOW),
-        (150, limits::CONNECTION_WINDOW / 2, limits::CONNECTION_WINDOW.max(queues)),
+        (150, limits::CONNECTION_WINDOW / 2, limits::CONNECTION_QUEUE + (64 << 10)),
     ] {
         while unread.len() < streams {
             let (at_device, mut at_node) = stream(&world, &device, &node).await;
