@@ -83,6 +83,47 @@ fn n02_everything_works_where_there_is_only_ipv4() {
     assert!(peers.len() >= 5 && peers.iter().all(|a| a.starts_with("192.0.2.1:")), "{peers:?}");
 }
 
+/// From here on this thread and the processes that it starts are told that the system knows no IPv6, as with
+/// `ipv6.disable=1` on the kernel's command line.
+fn take_ipv6_away() {
+    let op = |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k };
+    let (load, equal, give) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
+    // struct seccomp_data: the number of the call at 0, its first argument at 16.
+    let mut program = [
+        op(load, 0, 0, 0),
+        op(equal, 0, 3, u32::try_from(libc::SYS_socket).unwrap()),
+        op(load, 0, 0, 16),
+        op(equal, 0, 1, u32::try_from(libc::AF_INET6).unwrap()),
+        op(give, 0, 0, libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EAFNOSUPPORT).unwrap()),
+        op(give, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog { len: u16::try_from(program.len()).unwrap(), filter: program.as_mut_ptr() };
+    // SAFETY: `filter` and the program that it points to live until the call returns; the kernel copies both.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter, 0, 0), 0);
+    }
+}
+
+#[test]
+fn n02_everything_works_where_the_system_knows_no_ipv6() {
+    let setup = "ip addr add 192.0.2.1/24 dev d0";
+    if !in_network("n02_everything_works_where_the_system_knows_no_ipv6", setup, &format!("192.0.2.1 {RELAY}\n")) {
+        return;
+    }
+    take_ipv6_away();
+    let refused = std::net::TcpListener::bind("[::]:0").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EAFNOSUPPORT));
+    let office = working_office(&["127.0.0.1"]);
+    let peers = peers(&office);
+    assert!(peers.len() >= 5 && peers.iter().all(|a| a.starts_with("192.0.2.1:")), "{peers:?}");
+    assert!(office.log("relay").contains("this system has no IPv6"));
+}
+
 #[test]
 fn n02_an_ipv6_that_leads_nowhere_costs_a_quarter_of_a_second() {
     // What is sent to that neighbour leaves by an interface that swallows everything.

@@ -408,7 +408,8 @@ mod tests {
 
     #[test]
     fn the_tightest_of_device_node_and_tenant_counts() {
-        let bandwidth = Bandwidth { device: flow(MIB), node: flow(2 * MIB), tenant: flow(8 * MIB), ..Bandwidth::default() };
+        let bandwidth =
+            Bandwidth { device: flow(MIB), node: flow(2 * MIB), tenant: flow(8 * MIB), ..Bandwidth::default() };
         let fair = Fairness::new(bandwidth);
         let meters: Vec<_> = (1..=4).map(|n| fair.meter(&tenant(1), &[device(n), node(9)])).collect();
         let start = Instant::now();
