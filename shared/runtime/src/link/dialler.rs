@@ -19,7 +19,6 @@ use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint};
 use rustls::pki_types::CertificateDer;
 use subtle::ConstantTimeEq;
-use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use super::twins::{Entry, Hold};
@@ -162,8 +161,8 @@ impl Dialling<'_> {
         let mut last = Fault::new(Code::Unreachable, "no relay address is configured");
         let mut waiting = VecDeque::new();
         for address in &self.target.addresses {
-            match lookup_host(address.as_str()).await {
-                Ok(found) => waiting.extend(found.take(ADDRESSES)),
+            match dial::resolve(address).await {
+                Ok(found) => waiting.extend(found.into_iter().take(ADDRESSES)),
                 Err(error) => last = Fault::new(Code::NameNotFound, format!("{address}: {error}")),
             }
         }
