@@ -35,7 +35,7 @@ const FRAMED_UNREAD: usize = (limits::CONNECTION_WINDOW / 4 / limits::INITIAL_ST
 /// The same over QUIC.
 const QUIC_UNREAD: usize = (limits::CONNECTION_WINDOW / 2 / quic::STREAM_WINDOW as u64) as usize;
 /// Of those that wait for room in a TLS link's queue: with as many, a quarter of it is free.
-const FRAMED_UNSENT: usize = 128;
+const FRAMED_UNSENT: usize = 96;
 
 /// For how long the lanes of a holder whose link was lost are asked for signs of life.
 const LANES_ASKED: Duration = Duration::from_secs(6);

@@ -10,8 +10,8 @@ use crate::limits;
 
 /// Unsent bytes a stream takes from its application before `Room::Full`: two batches of a lane.
 const SEND_QUEUE: u64 = 512 * 1024;
-/// The same while the connection's queue is half full of streams that are stuck: what is left is for many.
-const SMALL_QUEUE: u64 = 32 * 1024;
+/// The same while the connection's queue is half full, of streams that are stuck or simply many: a turn's worth.
+const SMALL_QUEUE: u64 = 64 * 1024;
 
 const HALF: u64 = limits::CONNECTION_QUEUE / 2;
 
