@@ -169,7 +169,7 @@ impl Relay {
 
 /// Serves one connection to its end. `io` yields everything the client sent, its ClientHello first. The place among
 /// those that are not known yet is kept until an endpoint has answered.
-pub(crate) async fn serve<IO>(relay: &Relay, io: IO, to: Named, from: From, place: Place, permit: OwnedSemaphorePermit)
+pub(crate) async fn serve<IO>(relay: &Arc<Relay>, io: IO, to: Named, from: From, place: Place, permit: OwnedSemaphorePermit)
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
@@ -199,7 +199,7 @@ where
 
 /// The limits of anonymous CONNECT, then a stream.
 async fn open(
-    relay: &Relay,
+    relay: &Arc<Relay>,
     to: &Named,
     address: SocketAddr,
 ) -> Result<(Stream, Arc<Live<Channel>>, Share<IpAddr>), Fault> {

@@ -21,7 +21,7 @@ use crate::fair::Fairness;
 use crate::lane::{End, Lanes};
 use crate::limit::{Limiter, Shares};
 use crate::pass::Passes;
-use crate::registry::{Facts, Live, Load, Registry};
+use crate::registry::{Facts, Live, Load, Registry, Silence};
 use crate::store::{Store, Tenant, TenantState};
 
 /// Links that a draining relay lets come back a second: half of what a processor core can do beside other work.
@@ -42,6 +42,9 @@ const LANES_ASKED: Duration = Duration::from_secs(6);
 
 /// An endpoint that takes longer to answer is asked whether it is there.
 const SLOW_ANSWER: Duration = Duration::from_millis(500);
+
+/// How long those may take to answer who are asked whether UDP passes.
+const WITNESS: Duration = Duration::from_secs(1);
 
 /// One relay.
 pub struct Relay {
@@ -130,7 +133,7 @@ impl Relay {
     /// # Errors
     /// `NoRoute`, `TimedOut`, or the endpoint's refusal.
     pub async fn open(
-        &self,
+        self: &Arc<Self>,
         to: &Destination,
         vouched: Vouched,
         trace: Option<String>,
@@ -153,7 +156,7 @@ impl Relay {
     }
 
     /// Opens a stream on a link; when the answer takes its time, the peer is asked whether it is still there.
-    async fn opened(&self, live: &Arc<Live<Channel>>, header: &LinkOpen) -> Result<Stream, Fault> {
+    async fn opened(self: &Arc<Self>, live: &Arc<Live<Channel>>, header: &LinkOpen) -> Result<Stream, Fault> {
         let mut opening = std::pin::pin!(live.handle.open(header));
         match timeout(SLOW_ANSWER, &mut opening).await {
             Ok(opened) => opened,
@@ -166,17 +169,34 @@ impl Relay {
 
     /// Whoever is called must be there: one that vanished without a word is noticed by nothing but silence, and others
     /// wait for it.
-    pub fn check_alive(&self, live: Arc<Live<Channel>>) {
+    pub fn check_alive(self: &Arc<Self>, live: Arc<Live<Channel>>) {
         if !live.begin_check() {
             return;
         }
+        let relay = self.clone();
         self.work.spawn(async move {
             if !live.handle.is_alive().await {
-                live.silent();
+                let silence = relay.silence(&live.facts).await;
+                live.silent(silence);
                 live.handle.close(Fault::new(Code::Lost, "the peer does not answer any more"));
             }
             live.end_check();
         });
+    }
+
+    /// Over UDP a process that has ended and UDP that has died look the same; others who are heard over UDP tell them apart.
+    async fn silence(&self, silent: &Facts) -> Silence {
+        let others = self.registry.witnesses(silent, |channel| matches!(channel, Channel::Quic(_)));
+        let asked = others.iter().map(|live| {
+            Box::pin(async move { if live.handle.is_alive().await { Ok(()) } else { Err(()) } })
+        });
+        if others.is_empty() {
+            return Silence::Shared;
+        }
+        match timeout(WITNESS, futures_util::future::select_ok(asked)).await {
+            Ok(Ok(_)) => Silence::Alone,
+            Ok(Err(())) | Err(_) => Silence::Shared,
+        }
     }
 
     /// A link was lost without a word: its holder's lanes are asked whether anybody is there. Those of a holder that has
