@@ -144,14 +144,19 @@ pub fn crypto(offset: u64, data: &[u8]) -> Vec<u8> {
 
 /// NEW_CONNECTION_ID.
 pub fn new_connection_id(sequence: u64, retire_prior_to: u64) -> Vec<u8> {
-    let id: Vec<u8> = sequence.to_be_bytes().into_iter().chain([1; 8]).collect();
-    [&[0x18][..], &varint(sequence), &varint(retire_prior_to), &[16], &id, &[9; 16]].concat()
+    // As long as `OURS`, so that what is sent to it can be read.
+    [&[0x18][..], &varint(sequence), &varint(retire_prior_to), &[8], &sequence.to_be_bytes(), &[9; 16]].concat()
 }
 
 impl Craft {
     /// A client on `source`, which has sent nothing yet.
     pub async fn new(world: &World, source: &str, parameters: &Parameters) -> Self {
         Self::made(&world.roots(), world.relay.link[0], source, encoded(parameters)).await
+    }
+
+    /// One on the socket of another.
+    pub fn on(socket: UdpSocket, world: &World) -> Self {
+        Self::with_socket(socket, &world.roots(), world.relay.link[0], encoded(&parameters()))
     }
 
     /// One that believes whom it likes.
@@ -165,6 +170,10 @@ impl Craft {
     }
 
     async fn made(roots: &RelayRoots, to: SocketAddr, source: &str, parameters: Vec<u8>) -> Self {
+        Self::with_socket(UdpSocket::bind(source).await.unwrap(), roots, to, parameters)
+    }
+
+    fn with_socket(socket: UdpSocket, roots: &RelayRoots, to: SocketAddr, parameters: Vec<u8>) -> Self {
         let RelayRoots::Ca(ca) = roots else { panic!("a CA") };
         let mut roots = RootCertStore::empty();
         ca.iter().for_each(|c| roots.add(c.clone()).unwrap());
@@ -186,7 +195,7 @@ impl Craft {
         let theirs = hedgerow_runtime::clock::random::<8>().to_vec();
         let spaces = [Space { keys: Some(initial_keys(&theirs)), ..Space::default() }, Space::default(), Space::default()];
         Self {
-            socket: UdpSocket::bind(source).await.unwrap(),
+            socket,
             to,
             tls,
             theirs,
@@ -362,14 +371,14 @@ impl Craft {
         let mut rest = payload;
         while !rest.is_empty() {
             let kind = number(&mut rest);
-            let mut skip = |count: usize| (0..count).for_each(|_| drop(number(&mut rest)));
+            let mut skip = |count: usize| (0..count).for_each(|_| _ = number(&mut rest));
             match kind {
                 0 => continue,
                 1 | 0x1e => {}
                 2 | 3 => {
                     skip(2);
                     let ranges = number(&mut rest);
-                    (0..1 + 2 * ranges + if kind == 3 { 3 } else { 0 }).for_each(|_| drop(number(&mut rest)));
+                    (0..1 + 2 * ranges + if kind == 3 { 3 } else { 0 }).for_each(|_| _ = number(&mut rest));
                 }
                 6 => {
                     let (offset, length) = (number(&mut rest), number(&mut rest));
@@ -414,7 +423,7 @@ impl Craft {
                     got.push(Got::Close(error));
                     continue;
                 }
-                0x1a => drop(take(&mut rest, 8)),
+                0x1a => _ = take(&mut rest, 8),
                 // Datagrams without a length, and what is not known here.
                 _ => rest = &[],
             }
