@@ -7,6 +7,7 @@ mod link;
 mod load;
 mod machine;
 mod outage;
+mod plot;
 mod process;
 mod product;
 mod progress;
@@ -43,6 +44,9 @@ enum Bench {
         /// The relay to dial, as `link` described it.
         place: PathBuf,
     },
+    DevRelay {
+        config: PathBuf,
+    },
     /// Registry and multiplexer, for `link`.
     #[command(hide = true)]
     Alone {
@@ -76,6 +80,7 @@ fn main() -> ExitCode {
         Bench::Stream(options) => stream::run(&options),
         Bench::Link(options) => link::run(&options),
         Bench::Crowd { place } => link::crowd(&place),
+        Bench::DevRelay { config } => return dev(&config),
         Bench::Alone { count } => link::alone(count),
         Bench::Target { port } => target::serve(port),
         Bench::Hop { port, to } => target::hop(port, to),
@@ -87,4 +92,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn dev(config: &std::path::Path) -> ExitCode {
+    let sources = hedgerow_runtime::config::Sources::process("relay", Some(config.to_owned()));
+    let config: hedgerow_relay::RelayConfig = hedgerow_runtime::config::load(&sources).unwrap().value;
+    let drain = config.timers().drain;
+    hedgerow_runtime::boot::run("relay", &Default::default(), drain, |context| async move {
+        let running = hedgerow_relay::run(config, &context).await?;
+        context.ready();
+        running.until_drained(&context).await;
+        Ok(())
+    })
 }

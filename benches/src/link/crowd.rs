@@ -23,10 +23,10 @@ use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::Transport;
 use super::lanes::Lanes;
 use super::place::{Described, RELAY, TENANT, dice};
 use super::source::Source;
-use super::Transport;
 
 /// File descriptors that this process may have.
 const DESCRIPTORS: u64 = 20_000;
@@ -148,7 +148,13 @@ impl Crowd {
         let key = Key::generate(&mut dice)?;
         let leaf = self.authority.issue_for_key(&key, &identity, clock::now(), &mut dice)?.certificate;
         let key = SigningKey::from_pkcs8(&key.to_pkcs8()).context("a key of the CA's own making")?;
-        Ok(Credentials::Certificate { role, tenant: self.tenant.clone(), leaf: CertificateDer::from(leaf), key, origins })
+        Ok(Credentials::Certificate {
+            role,
+            tenant: self.tenant.clone(),
+            leaf: CertificateDer::from(leaf),
+            key,
+            origins,
+        })
     }
 
     async fn open(&self, by: Transport, to: &RelayTarget, credentials: &Credentials) -> anyhow::Result<Link> {
@@ -165,7 +171,13 @@ impl Crowd {
         self.open(by, &self.target(), &self.holder(role)?).await
     }
 
-    async fn hold(self: &Arc<Self>, by: Transport, count: usize, at_once: usize, held: &mut Vec<Link>) -> anyhow::Result<Answer> {
+    async fn hold(
+        self: &Arc<Self>,
+        by: Transport,
+        count: usize,
+        at_once: usize,
+        held: &mut Vec<Link>,
+    ) -> anyhow::Result<Answer> {
         let begun = Instant::now();
         let left = Arc::new(AtomicUsize::new(count));
         let opened = self.clients(at_once.min(count), |crowd| {
@@ -183,7 +195,13 @@ impl Crowd {
         Ok(Answer { done: held.len() - before, seconds: begun.elapsed().as_secs_f64(), ..Answer::default() })
     }
 
-    async fn rate(self: &Arc<Self>, by: Transport, resumed: bool, time: Duration, at_once: usize) -> anyhow::Result<Answer> {
+    async fn rate(
+        self: &Arc<Self>,
+        by: Transport,
+        resumed: bool,
+        time: Duration,
+        at_once: usize,
+    ) -> anyhow::Result<Answer> {
         // Certificates, and sessions to resume, are there before the time begins.
         let ready = self.clients(at_once, |crowd| async move {
             let target = crowd.target();
@@ -219,7 +237,11 @@ impl Crowd {
     }
 
     /// Runs as many clients at once, each as a task of its own, and collects what came of them.
-    async fn clients<T, F>(self: &Arc<Self>, count: usize, mut client: impl FnMut(Arc<Self>) -> F) -> anyhow::Result<Vec<T>>
+    async fn clients<T, F>(
+        self: &Arc<Self>,
+        count: usize,
+        mut client: impl FnMut(Arc<Self>) -> F,
+    ) -> anyhow::Result<Vec<T>>
     where
         T: Send + 'static,
         F: Future<Output = anyhow::Result<T>> + Send + 'static,

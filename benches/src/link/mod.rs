@@ -8,7 +8,7 @@ mod place;
 mod source;
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::Output;
 use crate::figures::Figures;
 use crate::machine::Machine;
+use crate::plot;
 use crate::process::{cpu_seconds, memory_of_tree};
 use crate::progress::Progress;
 use crate::stream::build_product;
@@ -53,6 +54,9 @@ impl Transport {
 pub(crate) struct Options {
     #[command(flatten)]
     output: Output,
+    /// Also draw the memory of the relay by the number of what is idle on it, as SVG.
+    #[arg(long, value_name = "FILE", env = "HEDGEROW_BENCH_PLOT")]
+    plot: Option<PathBuf>,
     /// Rounds of links opened and closed: TLS and QUIC, full and resumed, in turn.
     #[arg(long, default_value_t = 3, env = "HEDGEROW_BENCH_ROUNDS")]
     rounds: usize,
@@ -134,7 +138,9 @@ pub(crate) fn alone(count: usize) -> anyhow::Result<()> {
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let amount = options.amount()?;
-    build_product()?;
+    if std::env::var_os("DEVB").is_some() {
+        build_product()?;
+    }
     let machine = Machine::look();
     println!("{machine}");
     let mut figures = Figures::default();
@@ -147,6 +153,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     if let Some(path) = &options.output.json {
         figures.write_json(&machine, path)?;
+    }
+    if let Some(path) = &options.plot {
+        let title = "Memory of the relay by what is idle on it";
+        std::fs::write(path, plot::svg(title, "links or lanes", "MiB", &lines(&figures, &amount)))?;
     }
     result
 }
@@ -275,12 +285,16 @@ impl Idle {
         if let Some(first) = self.points.first().filter(|_| self.points.len() > 1) {
             figures.add(0, self.subject, &span(first.0, count), "bytes each", each(*first));
         }
-        figures.add(0, self.subject, &format!("{count} idle: memory of relay"), "MiB", bytes as f64 / f64::from(1 << 20));
+        figures.add(0, self.subject, &held(count), "MiB", bytes as f64 / f64::from(1 << 20));
         let minute = cpu * 60e3 / self.settle.as_secs_f64() / count as f64;
         figures.add(0, self.subject, &format!("{count} idle: CPU of relay"), "ms each a minute", minute);
         self.points.push((count, bytes));
         Ok(())
     }
+}
+
+fn held(count: usize) -> String {
+    format!("{count} idle: memory of relay")
 }
 
 fn span(from: usize, to: usize) -> String {
@@ -292,6 +306,15 @@ const TARGETS: [(&str, f64); 3] = [("TLS link", 16_000.0), ("QUIC link", 45_000.
 /// The last step may hold so much more each than the one before, and still count as flat: pages, arenas, tables that
 /// double.
 const FLAT: f64 = 1.15;
+
+/// What was measured of memory, for the plot.
+fn lines(figures: &Figures, amount: &Amount) -> Vec<plot::Line> {
+    let line = |((subject, _), points): ((&str, f64), &Vec<usize>)| {
+        let at = |n: &usize| Some((*n as f64, figures.median(subject, &held(*n))?));
+        (format!("{subject}s"), points.iter().filter_map(at).collect())
+    };
+    TARGETS.into_iter().zip([&amount.tls, &amount.quic, &amount.lanes]).map(line).collect()
+}
 
 fn verdict(figures: &Figures, amount: &Amount) -> String {
     let mut out = String::from("\n");

@@ -57,12 +57,41 @@ impl Place {
         );
         fs::write(folder.path().join("relay.toml"), config)?;
         let me = std::env::current_exe()?;
-        let mut relay = Process::start(
-            Command::new(me.with_file_name("hedgerow"))
-                .args(["relay", "run", "--config"])
-                .arg(folder.path().join("relay.toml")),
-            &folder.path().join("relay.log"),
-        )?;
+        let mut command = match std::env::var("DEV").unwrap_or_default().as_str() {
+            "massif" => {
+                let mut c = Command::new("valgrind");
+                c.args([
+                    "--tool=massif",
+                    "--depth=20",
+                    "--threshold=0.3",
+                    "--massif-out-file=/tmp/wt-massif.out",
+                    "--detailed-freq=1",
+                    "--max-snapshots=20",
+                ])
+                .arg(&me)
+                .arg("dev-relay");
+                c
+            }
+            "dhat" => {
+                let mut c = Command::new("valgrind");
+                c.args(["--tool=dhat", "--num-callers=24", "--dhat-out-file=/tmp/wt-dhat.out"])
+                    .arg(&me)
+                    .arg("dev-relay");
+                c
+            }
+            "" => {
+                let mut c = Command::new(&me);
+                c.arg("dev-relay");
+                c
+            }
+            other => {
+                let mut c = Command::new(other);
+                c.args(["relay", "run", "--config"]);
+                c
+            }
+        };
+        let mut relay =
+            Process::start(command.arg(folder.path().join("relay.toml")), &folder.path().join("relay.log"))?;
         let listens = wait_for_port(address.rsplit(':').next().context("a port")?.parse()?, Duration::from_secs(20));
         if listens.is_err() || relay.has_ended() {
             bail!("the relay did not start:\n{}", fs::read_to_string(folder.path().join("relay.log"))?);

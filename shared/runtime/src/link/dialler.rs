@@ -132,7 +132,7 @@ impl Dialling<'_> {
         let exporter = tls::exporter(connection)?;
         let leaf = connection.peer_certificates().and_then(<[_]>::first).cloned();
         let limits = Limits::default();
-        let mut shaking = Shaking::new(stream);
+        let mut shaking = Shaking::new(Box::new(stream));
         let shaken = self.shake(&mut shaking, limits, &exporter, leaf.as_ref()).await;
         let (peer, accept, hold) = shaken.inspect_err(|error| {
             if error.fault().code == Code::Unauthenticated {
