@@ -339,6 +339,7 @@ fn describe_metrics() {
     );
     counter!("hedgerow_relay_tls_failures_total", "TLS hand-shakes with the relay's own name that failed");
     counter!("hedgerow_relay_tls_handshakes_total", "TLS hand-shakes that the relay ended, by key exchange group");
+    counter!("hedgerow_tls_tickets_taken_total", "TLS and QUIC hand-shakes that the relay resumed by a ticket");
     counter!("hedgerow_relay_passed_total", "Connections passed through by server name, by origin");
     counter!("hedgerow_relay_refused_total", "Links, streams, lanes and CONNECTs refused or cut, by code");
     counter!("hedgerow_relay_http_total", "HTTP answers by status");
