@@ -23,8 +23,8 @@ pub use policy::{acl, policy, role_config, target};
 pub use seeds::seeds;
 pub use trust::{certificate, signed_config};
 pub use wire::{
-    client_hello, frame, lane_preamble, message, names, proxy_answer, proxy_header, quic_datagram, registrations,
-    token, udp_batch,
+    client_hello, connect_head, frame, lane_preamble, message, names, proxy_answer, proxy_header, quic_datagram, registrations,
+    socks, token, udp_batch,
 };
 
 /// Fed with any bytes; panics when a property does not hold.
@@ -36,6 +36,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("activation", activation),
     ("certificate", certificate),
     ("client_hello", client_hello),
+    ("connect_head", connect_head),
     ("core_api", core_api),
     ("csr", csr),
     ("frame", frame),
@@ -51,6 +52,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("registrations", registrations),
     ("role_config", role_config),
     ("signed_config", signed_config),
+    ("socks", socks),
     ("target", target),
     ("token", token),
     ("udp_batch", udp_batch),
