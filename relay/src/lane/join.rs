@@ -71,13 +71,16 @@ pub async fn run(device: Leg, node: Leg, up: &AtomicU64, down: &AtomicU64, meter
     match (device.carrier, node.carrier) {
         #[cfg(target_os = "linux")]
         (Carrier::Plain(mut d), Carrier::Plain(mut n)) => {
+            let (device_first, node_first) = (device.first, node.first);
             let first = async {
-                write_first(&mut n, &device.first, up.count).await?;
-                write_first(&mut d, &node.first, down.count).await
+                write_first(&mut n, &device_first, up.count).await?;
+                write_first(&mut d, &node_first, down.count).await
             };
             if first.await.is_err() {
                 return End::Device;
             }
+            // An idle lane keeps no buffer: these would be there as long as the lane.
+            drop((device_first, node_first));
             let (stop, d, n) = (CancellationToken::new(), &d, &n);
             let end =
                 both(&stop, super::splice::direction(d, n, up, &stop), super::splice::direction(n, d, down, &stop))

@@ -49,7 +49,9 @@ where
     let scope = relay.work.child();
     let _end = scope.guard();
     let door = Door { relay };
-    let shake = link::answer(tls, address.to_string(), &door, Limits::default(), relay.instance, &relay.timers, &scope);
+    let limits = Limits::default();
+    // Boxed, as below: what only the hand-shake needs must not be kept as long as the link.
+    let shake = Box::pin(link::answer(tls, address.to_string(), &door, limits, relay.instance, &relay.timers, &scope));
     admitted(relay, shake, address, probe, place).await;
 }
 
@@ -58,7 +60,8 @@ pub async fn quic_link(relay: &Arc<Relay>, connection: quinn::Connection, addres
     let scope = relay.work.child();
     let _end = scope.guard();
     let door = Door { relay };
-    let shake = link::answer_quic(connection, &door, Limits::default(), relay.instance, &relay.timers, &scope);
+    let limits = Limits::default();
+    let shake = Box::pin(link::answer_quic(connection, &door, limits, relay.instance, &relay.timers, &scope));
     // One socket serves both families where the operator listens on [::].
     admitted(relay, shake, canonical(address), None, place).await;
 }
@@ -76,7 +79,11 @@ async fn admitted(
     };
     drop(place);
     match opened {
-        Ok((link, peer)) => run(relay, link, peer, address, probe).await,
+        Ok((link, peer)) => {
+            let (mux, transport) = (link.mux.clone(), link.transport.label());
+            drop(link);
+            run(relay, mux, transport, facts(peer, address, probe)).await;
+        }
         Err(LinkError::Refused { fault, .. }) => {
             count_refusal(&fault);
             tracing::info!(%address, reason = %fault, "link refused");
@@ -159,24 +166,27 @@ impl Drop for Registered {
     }
 }
 
-async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr, probe: Option<Probe>) {
-    let (mux, transport) = (link.mux, link.transport.label());
-    let certificate = peer.certificate.as_ref();
-    let facts = Facts {
+/// What the registry keeps of a peer; the rest is let go of.
+fn facts(peer: Peer, address: SocketAddr, probe: Option<Probe>) -> Facts {
+    let certificate = peer.certificate;
+    Facts {
         id: peer.session,
         tenant: peer.tenant,
         role: peer.role,
-        entity: certificate.map(|c| c.identity.id),
-        serial: certificate.map(|c| c.serial.clone()),
-        not_after: certificate.map(|c| c.not_after),
-        group: certificate.and_then(|c| c.identity.group.clone()),
+        entity: certificate.as_ref().map(|c| c.identity.id),
+        not_after: certificate.as_ref().map(|c| c.not_after),
+        group: certificate.as_ref().and_then(|c| c.identity.group.clone()),
+        serial: certificate.map(|c| c.serial),
         origins: peer.origins,
         instance: peer.hello.instance,
         address,
         probe,
         build: peer.hello.build.chars().filter(|c| c.is_ascii_graphic()).take(64).collect(),
         since: clock::now(),
-    };
+    }
+}
+
+async fn run(relay: &Arc<Relay>, mux: Channel, transport: &'static str, facts: Facts) {
     tracing::info!(tenant = %facts.tenant, role = %facts.role, id = ?facts.entity, session = %facts.id, transport, "link is up");
     metrics::gauge!("hedgerow_relay_links", "role" => facts.role.as_str()).increment(1.0);
     let inserted = relay.registry.insert(facts, mux.clone(), clock::monotonic());
@@ -259,7 +269,7 @@ async fn stream(relay: &Arc<Relay>, live: &Arc<Live<Channel>>, incoming: Incomin
 }
 
 async fn through(
-    relay: &Relay,
+    relay: &Arc<Relay>,
     live: &Live<Channel>,
     incoming: Incoming,
     opening: OwnedSemaphorePermit,
@@ -292,7 +302,7 @@ impl<'a> Asker<'a> {
     }
 }
 
-fn control(relay: &Relay, live: &Live<Channel>, message: Control) {
+fn control(relay: &Arc<Relay>, live: &Live<Channel>, message: Control) {
     match message {
         Control::LaneRequest(request) => {
             let id = request.request;
@@ -309,7 +319,7 @@ fn control(relay: &Relay, live: &Live<Channel>, message: Control) {
     }
 }
 
-fn offer_lane(relay: &Relay, live: &Live<Channel>, LaneRequest { request, to }: LaneRequest) -> Result<(), Fault> {
+fn offer_lane(relay: &Arc<Relay>, live: &Live<Channel>, LaneRequest { request, to }: LaneRequest) -> Result<(), Fault> {
     route::lane(Asker::of(&live.facts), &to)?;
     let node = relay.registry.pick(&to, &[live.facts.id]).ok_or_else(|| relay.no_route(&to))?;
     let uncertified = || Fault::new(Code::Forbidden, "lanes join devices and nodes, which have certificates");

@@ -82,7 +82,8 @@ where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let exporter = tls::exporter(stream.get_ref().1)?;
-    let mut shaking = Shaking::new(stream);
+    // Boxed: it is passed on by value from here to the task that drives it, and each step would keep room for it.
+    let mut shaking = Shaking::new(Box::new(stream));
     let hello = Hello::new(instance, random(), limits);
     let until = Instant::now() + timers.handshake;
     let (peer, accept) = shake_or_refuse(&mut shaking, &hello, address.clone(), admit, &exporter, until).await?;

@@ -100,12 +100,7 @@ fn relay_at((listener, socket): (TcpListener, UdpSocket), limits: Limits, identi
         }
     });
     let roots = RelayRoots::Ca(vec![certificate]);
-    let target = RelayTarget {
-        addresses: vec![port.to_string()],
-        name: "relay.test".into(),
-        roots,
-        network: dial::Network::default(),
-    };
+    let target = RelayTarget::new(vec![port.to_string()], "relay.test", roots);
     Relay { target, port, links, identity, scope }
 }
 

@@ -79,8 +79,6 @@ pub fn server_config(tls: &rustls::ServerConfig, timers: &Timers) -> Result<Serv
     let mut tls = tls.clone();
     tls.alpn_protocols = vec![ALPN_LINK.to_vec()];
     tls.max_early_data_size = 0;
-    // A ticket would be of use only with a cache at the dialler, which has none.
-    tls.send_tls13_tickets = 0;
     let crypto = QuicServerConfig::try_from(tls).map_err(internal)?;
     let mut config = ServerConfig::new(Arc::new(crypto), keys::tokens());
     config.transport_config(Arc::new(transport(timers, 1)?));

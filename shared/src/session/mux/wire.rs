@@ -138,6 +138,7 @@ impl Mux {
         if self.received > self.receive_limit {
             return Err(broken("data beyond the connection's window"));
         }
+        self.consider_grant();
         let Some(stream) = self.known(id)? else {
             // It was on its way when the stream ended: its credit goes back at once.
             self.consume(length);
