@@ -169,8 +169,14 @@ impl Relay {
 
 /// Serves one connection to its end. `io` yields everything the client sent, its ClientHello first. The place among
 /// those that are not known yet is kept until an endpoint has answered.
-pub(crate) async fn serve<IO>(relay: &Arc<Relay>, io: IO, to: Named, from: From, place: Place, permit: OwnedSemaphorePermit)
-where
+pub(crate) async fn serve<IO>(
+    relay: &Arc<Relay>,
+    io: IO,
+    to: Named,
+    from: From,
+    place: Place,
+    permit: OwnedSemaphorePermit,
+) where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let _permit = permit;

@@ -187,9 +187,9 @@ impl Relay {
     /// Over UDP a process that has ended and UDP that has died look the same; others who are heard over UDP tell them apart.
     async fn silence(&self, silent: &Facts) -> Silence {
         let others = self.registry.witnesses(silent, |channel| matches!(channel, Channel::Quic(_)));
-        let asked = others.iter().map(|live| {
-            Box::pin(async move { if live.handle.is_alive().await { Ok(()) } else { Err(()) } })
-        });
+        let asked = others
+            .iter()
+            .map(|live| Box::pin(async move { if live.handle.is_alive().await { Ok(()) } else { Err(()) } }));
         if others.is_empty() {
             return Silence::Shared;
         }

@@ -23,8 +23,8 @@ pub use policy::{acl, policy, role_config, target};
 pub use seeds::seeds;
 pub use trust::{certificate, signed_config};
 pub use wire::{
-    client_hello, connect_head, frame, lane_preamble, message, names, proxy_answer, proxy_header, quic_datagram, registrations,
-    socks, token, udp_batch,
+    client_hello, connect_head, frame, lane_preamble, message, names, proxy_answer, proxy_header, quic_datagram,
+    registrations, socks, token, udp_batch,
 };
 
 /// Fed with any bytes; panics when a property does not hold.

@@ -14,8 +14,10 @@ use serde_json::Value;
 const DOORS: [&str; 2] = ["relay.device", "relay.link"];
 
 /// Findings of testssl.sh that are worse than a remark, and why each is none of the relay's.
-const EXPLAINED: &[(&str, &str)] =
-    &[("engine_problem", "the scanner's own openssl has no GOST engine, so GOST ciphers are looked for by sockets only")];
+const EXPLAINED: &[(&str, &str)] = &[(
+    "engine_problem",
+    "the scanner's own openssl has no GOST engine, so GOST ciphers are looked for by sockets only",
+)];
 
 fn testssl(address: &str) -> Vec<Value> {
     let folder = tempfile::tempdir().unwrap();
@@ -28,7 +30,11 @@ fn testssl(address: &str) -> Vec<Value> {
     let output = try_run(&mut scan, Duration::from_secs(240));
     let text = std::fs::read_to_string(&file).unwrap_or_default();
     serde_json::from_str(&text).unwrap_or_else(|e| {
-        panic!("no findings ({e}): {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+        panic!(
+            "no findings ({e}): {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )
     })
 }
 
@@ -38,7 +44,8 @@ fn p01_testssl_finds_nothing_weak_on_either_port() {
     let scan = |door: &str| {
         let findings = testssl(&world.text(door));
         let of = |id: &str| {
-            let found = findings.iter().find(|f| f["id"] == id).unwrap_or_else(|| panic!("{door}: {id} was not looked at"));
+            let found =
+                findings.iter().find(|f| f["id"] == id).unwrap_or_else(|| panic!("{door}: {id} was not looked at"));
             found["finding"].as_str().unwrap().to_owned()
         };
         // That it looked, and saw the relay.
@@ -46,7 +53,9 @@ fn p01_testssl_finds_nothing_weak_on_either_port() {
         for old in ["SSLv2", "SSLv3", "TLS1", "TLS1_1", "TLS1_2"] {
             assert!(of(old).starts_with("not offered"), "{door}: {old} {}", of(old));
         }
-        for known in ["heartbleed", "CCS", "ROBOT", "secure_renego", "secure_client_renego", "CRIME_TLS", "SWEET32", "LOGJAM"] {
+        for known in
+            ["heartbleed", "CCS", "ROBOT", "secure_renego", "secure_client_renego", "CRIME_TLS", "SWEET32", "LOGJAM"]
+        {
             of(known);
         }
         for finding in &findings {
@@ -84,8 +93,12 @@ fn p01_sslscan_finds_nothing_weak_on_either_port() {
         let heartbleed = attributes(&xml, "heartbleed", "vulnerable");
         assert!(!heartbleed.is_empty() && heartbleed.iter().all(|v| v == "0"), "{door}");
         let ciphers = attributes(&xml, "cipher", "cipher");
-        assert!(!ciphers.is_empty() && ciphers.iter().all(|c| c.contains("_GCM_") || c.contains("_POLY1305_")), "{ciphers:?}");
-        let bits = [attributes(&xml, "cipher", "bits"), attributes(&xml, "group", "bits"), attributes(&xml, "pk", "bits")];
+        assert!(
+            !ciphers.is_empty() && ciphers.iter().all(|c| c.contains("_GCM_") || c.contains("_POLY1305_")),
+            "{ciphers:?}"
+        );
+        let bits =
+            [attributes(&xml, "cipher", "bits"), attributes(&xml, "group", "bits"), attributes(&xml, "pk", "bits")];
         for bits in bits {
             assert!(!bits.is_empty() && bits.iter().all(|b| b.parse::<u32>().unwrap() >= 128), "{door}: {bits:?}");
         }
@@ -103,10 +116,8 @@ fn p02_slowhttptest_in_every_mode_keeps_no_good_client_out() {
     const EACH: &str = "1000";
     // Look-ups are 2 a second for one client otherwise: nobody's body would be waited for.
     let key = |name: &str| format!("HEDGEROW_RELAY__LIMITS__{name}");
-    let environment = vec![
-        (key("LOOKUP_PER_CLIENT"), "10000".to_owned()),
-        (key("LOOKUP_BURST_PER_CLIENT"), "10000".to_owned()),
-    ];
+    let environment =
+        vec![(key("LOOKUP_PER_CLIENT"), "10000".to_owned()), (key("LOOKUP_BURST_PER_CLIENT"), "10000".to_owned())];
     let world = World::start(&Options { environment, ..Options::default() });
     let tls = format!("https://{}", world.text("relay.device"));
     let plain = format!("http://{}/", world.text("relay.http"));
@@ -117,7 +128,9 @@ fn p02_slowhttptest_in_every_mode_keeps_no_good_client_out() {
     let attack = |name: &str, arguments: &[&str]| {
         let prefix = folder.path().join(name);
         let mut slow = Command::new("slowhttptest");
-        slow.args(["-c", EACH, "-r", "150", "-i", "1", "-l", "14", "-p", "10", "-g", "-o"]).arg(&prefix).args(arguments);
+        slow.args(["-c", EACH, "-r", "150", "-i", "1", "-l", "14", "-p", "10", "-g", "-o"])
+            .arg(&prefix)
+            .args(arguments);
         let output = try_run(&mut slow, Duration::from_secs(60));
         let table = std::fs::read_to_string(prefix.with_extension("csv")).unwrap_or_default();
         let rows: Vec<Vec<usize>> =
@@ -132,7 +145,8 @@ fn p02_slowhttptest_in_every_mode_keeps_no_good_client_out() {
     std::thread::scope(|s| {
         let device = s.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                let site = attempt(curl().args(["--max-time", "20", "--proxy", &world.socks(), &world.text("intranet.url")]));
+                let site =
+                    attempt(curl().args(["--max-time", "20", "--proxy", &world.socks(), &world.text("intranet.url")]));
                 assert!(site.status.success(), "the device: {}", String::from_utf8_lossy(&site.stderr));
                 good.fetch_add(1, Ordering::Relaxed);
             }
