@@ -213,7 +213,11 @@ fn cut(ends: &mut [End; 2], dice: &mut Dice, now: Duration, calm: bool, opened: 
         end.wires = vec![VecDeque::new()];
         end.mux.suspend(now);
     }
-    let told = [ends[0].mux.resumption(), ends[1].mux.resumption()];
+    // Some say less than they have, and must not mind what they get twice.
+    let mut told = |end: &End| {
+        if dice.below(3) == 0 { end.mux.modest_resumption() } else { end.mux.resumption() }
+    };
+    let told = [told(&ends[0]), told(&ends[1])];
     for _ in 0..dice.below(20) {
         let side = dice.below(2) as usize;
         if !calm {

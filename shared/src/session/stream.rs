@@ -320,6 +320,12 @@ impl Receiving {
         (self.received + u64::from(self.end.is_some()), self.limit)
     }
 
+    /// What the sender was last told that we have.
+    #[cfg(test)]
+    pub(super) fn told(&self) -> u64 {
+        self.told
+    }
+
     /// Whether bytes were received that the sender has not been told of.
     pub(super) fn is_unacknowledged(&self) -> bool {
         self.told < self.received

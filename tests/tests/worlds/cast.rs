@@ -27,8 +27,8 @@ use hedgerow_shared::limits::Timers;
 use hedgerow_shared::wire::lane as wire;
 use hedgerow_shared::wire::message::{ALPN_LANE, ALPN_LINK, Wake};
 use hedgerow_shared::{EntityId, InstanceId, Origin, Role};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
@@ -450,7 +450,12 @@ impl Desk {
                 let signed = self.fixture.configuration(decided.version, &decided.revoked);
                 let put = relay.store.put_config(&self.fixture.tenant, signed, clock::now());
                 let cut = relay.enforce(Some(&self.fixture.tenant));
-                trace::line(&format!("core: version {} at relay {}: {}, {cut} cut", decided.version, self.relay, put.is_ok()));
+                trace::line(&format!(
+                    "core: version {} at relay {}: {}, {cut} cut",
+                    decided.version,
+                    self.relay,
+                    put.is_ok()
+                ));
                 told = Some(decided.version);
                 let _ = link.mux.send_control(&Wake { roles: vec![Role::Node, Role::Device], ids: Vec::new() }.into());
             }
