@@ -190,10 +190,7 @@ async fn a08_what_no_frame_may_be_ends_its_own_link_with_the_reason_and_no_other
         ("one of nonsense", frame::control(1, b"\xff").to_vec()),
         ("one that only relays send", control(LaneRefused { request: 1, fault: ok.clone() }.into())),
         ("another", control(LaneCall { ticket: lane.0, origin: Origin::Proxy, vouched: vouched() }.into())),
-        (
-            "a third",
-            control(LaneOffer { request: 1, ticket: lane.0, node: lane.1, instance: lane.2 }.into()),
-        ),
+        ("a third", control(LaneOffer { request: 1, ticket: lane.0, node: lane.1, instance: lane.2 }.into())),
         ("one that only cores send", control(Wake { roles: vec![Role::Node], ids: vec![] }.into())),
     ];
     // Every kind whose payload cannot be empty.
@@ -230,7 +227,9 @@ async fn a08_frames_of_every_permitted_length_in_pieces_of_a_byte_and_after_the_
     echo(&world, &node);
     let mut raw = Raw::new(&world, Role::Device, 6).await;
     // What may be skipped, empty and as large as can be; and datagrams, which nobody takes.
-    for (kind, length) in [(0x80, 0), (0xff, 0), (0x90, MAX_PAYLOAD), (kind::DATAGRAM, 0), (kind::DATAGRAM, MAX_PAYLOAD)] {
+    for (kind, length) in
+        [(0x80, 0), (0xff, 0), (0x90, MAX_PAYLOAD), (kind::DATAGRAM, 0), (kind::DATAGRAM, MAX_PAYLOAD)]
+    {
         let stream = u32::from(kind >= 0x80) * 77;
         raw.send(&frame::raw(kind, stream, &vec![1; length])).await;
     }
@@ -295,9 +294,7 @@ async fn a08_streams_opened_and_reset_without_end_fill_neither_the_relay_nor_a_n
     eventually("all are gone at the node", || node.mux.open_streams() <= 1).await;
     // Whoever does it reads its answers like everybody, or is cut.
     if taken {
-        let live = async {
-            while raw.next().await.is_some_and(|f| f != Frame::Pong(1)) {}
-        };
+        let live = async { while raw.next().await.is_some_and(|f| f != Frame::Pong(1)) {} };
         drop(timeout(Duration::from_millis(200), live).await);
     }
     let streams = || {
