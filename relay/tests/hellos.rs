@@ -174,8 +174,16 @@ async fn p02_hellos_in_pieces_too_large_or_too_old_are_answered_or_closed() {
         ("seven bytes a record", records(&whole, 7), Answer::ServerHello),
         ("padded to 14,000 bytes", hello(&[extension(21, &[0; 14_000])]), Answer::ServerHello),
         ("an extension nobody knows of 14,000 bytes", hello(&[extension(0xfafa, &[1; 14_000])]), Answer::ServerHello),
-        ("an extension of 17,000 bytes", records(&message(&[needed(), extension(21, &[0; 17_000])].concat()), 16_000), Answer::Closed),
-        ("a length that reaches beyond", records(&message(&[needed(), vec![0xfa, 0xfa, 0xff, 0xff, 1]].concat()), 16_000), Answer::Closed),
+        (
+            "an extension of 17,000 bytes",
+            records(&message(&[needed(), extension(21, &[0; 17_000])].concat()), 16_000),
+            Answer::Closed,
+        ),
+        (
+            "a length that reaches beyond",
+            records(&message(&[needed(), vec![0xfa, 0xfa, 0xff, 0xff, 1]].concat()), 16_000),
+            Answer::Closed,
+        ),
         ("a body cut short", records(&cut_short, 200), Answer::Closed),
         ("an empty record", first(&[22, 3, 1, 0, 0]), Answer::Closed),
         ("close_notify inside", first(&[21, 3, 1, 0, 2, 1, 0]), Answer::Closed),

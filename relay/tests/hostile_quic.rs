@@ -208,7 +208,13 @@ async fn p01_transport_parameters_out_of_range_end_the_hand_shake() {
     ] {
         let lies = what == "a length that lies";
         let mut craft = match lies {
-            true => Craft::with_raw_parameters(&world, &[&craft::encoded(&parameters())[..], &[0x40, 0x7f, 0x20, 1]].concat()).await,
+            true => {
+                Craft::with_raw_parameters(
+                    &world,
+                    &[&craft::encoded(&parameters())[..], &[0x40, 0x7f, 0x20, 1]].concat(),
+                )
+                .await
+            }
             false => Craft::new(&world, "127.0.0.1:0", &said).await,
         };
         let first = craft.first();
@@ -235,7 +241,11 @@ async fn p01_frames_that_no_peer_may_send_end_their_own_connection_and_no_other(
         ("a frame with a long number", [varint(0x3fff_ffff), vec![0]].concat(), &[craft::FRAME_ENCODING]),
         ("a frame cut short", vec![1, 1, 1, 0x06, 0], &[craft::FRAME_ENCODING]),
         ("data longer than its packet", [&[0x0a, 0][..], &varint(5000), b"x"].concat(), &[craft::FRAME_ENCODING]),
-        ("an end beyond the largest number", stream(0, (1 << 62) - 1, b"xx"), &[craft::FLOW_CONTROL, craft::FRAME_ENCODING]),
+        (
+            "an end beyond the largest number",
+            stream(0, (1 << 62) - 1, b"xx"),
+            &[craft::FLOW_CONTROL, craft::FRAME_ENCODING],
+        ),
         ("more than the window", stream(0, 64 * 1024, b"x"), &[craft::FLOW_CONTROL]),
         ("a second stream before the first was admitted", stream(4, 0, b"x"), &[craft::STREAM_LIMIT]),
         ("the last stream there is", stream((1 << 62) - 4, 0, b"x"), &[craft::STREAM_LIMIT]),
@@ -243,15 +253,27 @@ async fn p01_frames_that_no_peer_may_send_end_their_own_connection_and_no_other(
         ("a stream that the relay would open", stream(1, 0, b"x"), &[craft::STREAM_STATE]),
         ("a reset of a stream that the relay would open", vec![0x04, 1, 0, 0], &[craft::STREAM_STATE]),
         ("two ends of one stream", [&[0x0f, 0, 0, 1, 7][..], &[0x0f, 0, 0, 2, 7, 7]].concat(), &[6]),
-        ("more streams granted than there are", [&[0x12][..], &varint((1 << 60) + 1)].concat(), &[craft::FRAME_ENCODING]),
+        (
+            "more streams granted than there are",
+            [&[0x12][..], &varint((1 << 60) + 1)].concat(),
+            &[craft::FRAME_ENCODING],
+        ),
         ("the hand-shake done, said by a client", vec![0x1e], &[craft::PROTOCOL_VIOLATION]),
         ("a token, given by a client", vec![0x07, 1, 9], &[craft::PROTOCOL_VIOLATION]),
-        ("an acknowledgement of what was never sent", [&[2][..], &varint(1 << 20), &[0, 0, 0]].concat(), &[craft::PROTOCOL_VIOLATION]),
+        (
+            "an acknowledgement of what was never sent",
+            [&[2][..], &varint(1 << 20), &[0, 0, 0]].concat(),
+            &[craft::PROTOCOL_VIOLATION],
+        ),
         ("an acknowledgement of less than nothing", vec![2, 1, 0, 0, 9], &[craft::FRAME_ENCODING]),
         ("an id given back that was never given", [&[0x19][..], &varint(4000)].concat(), &[craft::PROTOCOL_VIOLATION]),
         ("an id of no length", [&[0x18, 1, 0, 0][..], &[9; 16]].concat(), &[craft::FRAME_ENCODING]),
         ("an id too long", [&[0x18, 1, 0, 21][..], &[9; 37]].concat(), &[craft::FRAME_ENCODING]),
-        ("an id that ends more than there are", new_connection_id(1, 2), &[craft::PROTOCOL_VIOLATION, craft::FRAME_ENCODING]),
+        (
+            "an id that ends more than there are",
+            new_connection_id(1, 2),
+            &[craft::PROTOCOL_VIOLATION, craft::FRAME_ENCODING],
+        ),
         ("more ids than were asked for", flood, &[craft::CONNECTION_ID_LIMIT]),
         ("TLS data out of all order", crypto(1 << 20, &[0; 10]), &[craft::CRYPTO_BUFFER]),
     ];

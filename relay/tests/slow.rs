@@ -90,11 +90,14 @@ async fn p02_silent_and_slow_peers_are_closed_at_every_stage_and_their_permits_c
         ("plain HTTP: a slow head", http, b"", CONNECT),
         ("plain HTTP: a head without its end", http, CONNECT, b""),
     ] {
-        peers.push((what, Box::pin(async move {
-            let mut tcp = TcpStream::connect(to).await.unwrap();
-            tcp.write_all(all).await.unwrap();
-            dribble(tcp, slow).await;
-        })));
+        peers.push((
+            what,
+            Box::pin(async move {
+                let mut tcp = TcpStream::connect(to).await.unwrap();
+                tcp.write_all(all).await.unwrap();
+                dribble(tcp, slow).await;
+            }),
+        ));
     }
     for (what, alpn, all, slow) in [
         ("HTTP/1.1: silence after TLS", &b"http/1.1"[..], &b""[..], &b""[..]),
@@ -113,47 +116,59 @@ async fn p02_silent_and_slow_peers_are_closed_at_every_stage_and_their_permits_c
         ("inside a WebSocket: silence", b"http/1.1", upgrade, b""),
         ("inside a WebSocket: slow frames", b"http/1.1", upgrade, &[0x82, 0x8b, 1, 2, 3, 4, 22, 3, 1]),
     ] {
-        peers.push((what, Box::pin(async move {
-            let mut tls = world.tls(NAME, alpn).await.unwrap();
-            tls.write_all(all).await.unwrap();
-            tls.flush().await.unwrap();
-            dribble(tls, slow).await;
-        })));
+        peers.push((
+            what,
+            Box::pin(async move {
+                let mut tls = world.tls(NAME, alpn).await.unwrap();
+                tls.write_all(all).await.unwrap();
+                tls.flush().await.unwrap();
+                dribble(tls, slow).await;
+            }),
+        ));
     }
-    peers.push(("QUIC: silence after the first packet", Box::pin(async move {
-        let mut craft = Craft::new(world, "127.0.0.1:0", &parameters()).await;
-        let first = craft.first();
-        craft.send(&first).await;
-        // The relay sends its own flight again and again until it gives up, which it does without a word.
-        while craft.count(Duration::from_secs(7)).await > 0 {}
-    })));
-    peers.push(("QUIC: a slow ClientHello", Box::pin(async move {
-        let mut craft = Craft::new(world, "127.0.0.1:0", &parameters()).await;
-        // Each byte is acknowledged for as long as the relay has a connection.
-        for at in 0.. {
-            let byte = [u8::from(at == 0 || at == 2)];
-            let packet = craft.packet(INITIAL, &crypto(at, &byte), FULL);
-            craft.send(&packet).await;
-            let next = tokio::time::sleep(PAUSE);
-            match craft.receive(PAUSE).await {
-                None => return,
-                Some(got) if got.iter().any(|g| matches!(g, Got::Close(_))) => return,
-                Some(_) => next.await,
+    peers.push((
+        "QUIC: silence after the first packet",
+        Box::pin(async move {
+            let mut craft = Craft::new(world, "127.0.0.1:0", &parameters()).await;
+            let first = craft.first();
+            craft.send(&first).await;
+            // The relay sends its own flight again and again until it gives up, which it does without a word.
+            while craft.count(Duration::from_secs(7)).await > 0 {}
+        }),
+    ));
+    peers.push((
+        "QUIC: a slow ClientHello",
+        Box::pin(async move {
+            let mut craft = Craft::new(world, "127.0.0.1:0", &parameters()).await;
+            // Each byte is acknowledged for as long as the relay has a connection.
+            for at in 0.. {
+                let byte = [u8::from(at == 0 || at == 2)];
+                let packet = craft.packet(INITIAL, &crypto(at, &byte), FULL);
+                craft.send(&packet).await;
+                let next = tokio::time::sleep(PAUSE);
+                match craft.receive(PAUSE).await {
+                    None => return,
+                    Some(got) if got.iter().any(|g| matches!(g, Got::Close(_))) => return,
+                    Some(_) => next.await,
+                }
             }
-        }
-    })));
+        }),
+    ));
     for (what, slow) in [("QUIC: silence after the hand-shake", &b""[..]), ("QUIC: a slow HELLO", frame)] {
-        peers.push((what, Box::pin(async move {
-            let mut craft = Craft::connected(world).await;
-            for (at, byte) in slow.iter().chain(std::iter::repeat(&0)).enumerate() {
-                if !slow.is_empty() {
-                    craft.say(&stream(0, at as u64, &[*byte])).await;
+        peers.push((
+            what,
+            Box::pin(async move {
+                let mut craft = Craft::connected(world).await;
+                for (at, byte) in slow.iter().chain(std::iter::repeat(&0)).enumerate() {
+                    if !slow.is_empty() {
+                        craft.say(&stream(0, at as u64, &[*byte])).await;
+                    }
+                    if craft.closed(PAUSE).await.is_some() {
+                        return;
+                    }
                 }
-                if craft.closed(PAUSE).await.is_some() {
-                    return;
-                }
-            }
-        })));
+            }),
+        ));
     }
     assert!(peers.len() <= ROOM, "they would have to make room for each other");
 

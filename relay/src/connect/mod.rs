@@ -275,7 +275,10 @@ fn authority(uri: &Uri) -> String {
 }
 
 /// What the two headers ask for.
-fn destination(headers: &HeaderMap) -> Result<Destination, &'static str> {
+///
+/// # Errors
+/// One line that says what to send instead.
+pub fn destination(headers: &HeaderMap) -> Result<Destination, &'static str> {
     if headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING) {
         return Err("CONNECT has no body: leave out Content-Length and Transfer-Encoding");
     }

@@ -129,7 +129,10 @@ pub fn with(id: u64, value: Vec<u8>) -> Parameters {
 
 /// Transport parameters as they travel.
 pub fn encoded(parameters: &Parameters) -> Vec<u8> {
-    parameters.iter().flat_map(|(id, value)| [varint(*id), varint(value.len() as u64), value.clone()].concat()).collect()
+    parameters
+        .iter()
+        .flat_map(|(id, value)| [varint(*id), varint(value.len() as u64), value.clone()].concat())
+        .collect()
 }
 
 /// A STREAM frame with an offset and a length.
@@ -193,7 +196,8 @@ impl Craft {
         let mut hello = Vec::new();
         assert!(tls.write_hs(&mut hello).is_none());
         let theirs = hedgerow_runtime::clock::random::<8>().to_vec();
-        let spaces = [Space { keys: Some(initial_keys(&theirs)), ..Space::default() }, Space::default(), Space::default()];
+        let spaces =
+            [Space { keys: Some(initial_keys(&theirs)), ..Space::default() }, Space::default(), Space::default()];
         Self {
             socket,
             to,

@@ -474,6 +474,22 @@ fn a_ping_flood_costs_one_pong() {
     assert_eq!(answer[frame::HEADER..], 9_999u64.to_be_bytes());
 }
 
+/// A piece that waits keeps the whole buffer that it arrived in: a hostile peer would have us keep a buffer a byte.
+#[test]
+fn small_pieces_that_wait_for_their_reader_are_put_together() {
+    let (mut a, mut b) = pair();
+    let id = open(&mut a, &mut b);
+    for offset in 0..100_000u64 {
+        let mut one = frame::data_prefix(id, offset, 1).to_vec();
+        one.push(offset as u8);
+        b.handle(one.into(), T0).unwrap();
+    }
+    let mut out = VecDeque::new();
+    while b.read(id, 16, &mut out, T0) == Read::Data {}
+    assert!(out.len() <= 8, "{} pieces", out.len());
+    assert!(out.iter().flatten().copied().eq((0..100_000u64).map(|n| n as u8)));
+}
+
 #[test]
 fn windows_grow_for_a_reader_that_keeps_up() {
     let (mut a, mut b) = pair();

@@ -115,6 +115,21 @@ pub async fn connect_quic(
     dialling.link_over_quic(connected).await
 }
 
+/// The dialler's end of the hand-shake alone, on a connection that somebody else looks after: for fuzzing.
+///
+/// # Errors
+/// As `connect`.
+pub async fn connect_on<IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+    io: IO,
+    credentials: &Credentials,
+    instance: InstanceId,
+    exporter: &[u8; 32],
+) -> Result<(Hello, Accept), LinkError> {
+    let met = |_: &Hello| Ok(None);
+    let shaken = shake(&mut Shaking::new(io), credentials, instance, Limits::default(), exporter, met).await;
+    shaken.map(|(hello, accept, _)| (hello, accept))
+}
+
 impl Dialling<'_> {
     /// TCP and TLS, until the link's own hand-shake.
     pub(super) async fn tls(&self) -> Result<Reached, LinkError> {
