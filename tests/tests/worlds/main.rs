@@ -135,14 +135,12 @@ async fn live(seed: u64, fixture: &'static fixture::Fixture, model: &Model) -> (
     let mut cast = cast_for(&plan, &mut dice, model);
     begin(&mut cast, &plan, fixture, model, &mut dice).await;
 
-    // Where sessions outlive everything there are streams at every trouble.
-    let most_wait = if plan.gentle { 20_000 * plan.troubles } else { 20_000 };
     let mut work = JoinSet::new();
     for device in 0..cast.devices.len() {
         for n in 0..plan.connections {
             let is_bulk = plan.bulk && device == 0 && n == 0;
             let mut size = |most| u32::try_from(dice.below(most)).unwrap();
-            let (up, down, pace, wait) = (size(200_000), size(200_000), size(2_000), size(most_wait));
+            let (up, down, pace, wait) = (size(200_000), size(200_000), size(2_000), size(20_000));
             let order = Order { id: model.next_id(), up, down: if is_bulk { 6_000_000 } else { down }, pace };
             order_one(&mut work, &cast, device, order, wait, &mut dice, model);
         }

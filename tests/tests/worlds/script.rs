@@ -301,7 +301,7 @@ pub(crate) async fn trouble(cast: &mut Cast, plan: &Plan, fixture: &'static Fixt
             }
         }
         _ => {
-            let wait = millis(dice, 0, 3_000);
+            let wait = millis(dice, 0, 6_000);
             say(&format!("UDP dies for everybody, and {wait:?} later what devices have over TCP"));
             cast.net.set_weather(|w| w.udp = false);
             sleep(wait).await;
