@@ -45,7 +45,7 @@ const QUIC_NEEDS: usize = 1_200;
 /// The most connections that one host asks another one for within a second.
 const MOST_DIALS: usize = 60;
 /// Opening a connection takes no longer where sessions outlive everything, seconds.
-const SLOW: f64 = 25.0;
+const SLOW: f64 = 29.0;
 /// What it takes to find out that a link over QUIC carries small packets only: an end-to-end hand-shake, a probe, and a
 /// relay of the list that is not there.
 const NARROW: Duration = Duration::from_secs(23);
