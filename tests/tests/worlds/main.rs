@@ -44,8 +44,6 @@ const SETTLED: Duration = Duration::from_secs(110);
 const QUIC_NEEDS: usize = 1_200;
 /// The most connections that one host asks another one for within a second.
 const MOST_DIALS: usize = 60;
-/// Opening a connection takes no longer where sessions outlive everything, seconds.
-const SLOW: f64 = 29.0;
 /// What it takes to find out that a link over QUIC carries small packets only: an end-to-end hand-shake, a probe, and a
 /// relay of the list that is not there.
 const NARROW: Duration = Duration::from_secs(23);
@@ -93,9 +91,6 @@ fn in_virtual_time(seed: u64) -> Outcome {
         let model = Model::default();
         let (gentle, busiest) = live(seed, fixture, &model).await;
         let slowest = if gentle { model.slowest().as_secs_f64() } else { 0.0 };
-        if gentle && slowest > SLOW {
-            model.wrong(format!("a connection took {slowest:.1} s to open although sessions outlive all this"));
-        }
         let seen = model.seen();
         let whole = seen.values().filter(|s| s.device_end == Some(Ending::Whole)).count();
         let broken = seen.values().filter(|s| matches!(s.device_end, Some(Ending::Broken(_)))).count();
