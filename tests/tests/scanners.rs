@@ -69,7 +69,8 @@ fn p01_testssl_finds_nothing_weak_on_either_port() {
 
 /// The values of an attribute of every element of this name.
 fn attributes(xml: &str, element: &str, attribute: &str) -> Vec<String> {
-    let elements = xml.split(&format!("<{element} ")).skip(1).filter_map(|rest| rest.split('>').next());
+    let begin = format!("<{element} ");
+    let elements = xml.split(&begin).skip(1).filter_map(|rest| rest.split('>').next());
     let value = |e: &str| Some(e.split(&format!("{attribute}=\"")).nth(1)?.split('"').next()?.to_owned());
     elements.filter_map(value).collect()
 }
