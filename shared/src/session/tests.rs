@@ -491,6 +491,22 @@ fn small_pieces_that_wait_for_their_reader_are_put_together() {
 }
 
 #[test]
+fn nothing_small_that_waits_keeps_the_buffer_it_arrived_in() {
+    let (mut a, mut b) = pair();
+    let id = open(&mut a, &mut b);
+    let mut one = frame::data_prefix(id, 0, 1).to_vec();
+    one.push(7);
+    let next = frame::raw(kind::OPEN, id.0 + 2, b"header");
+    for frame in [Bytes::from(one), next, frame::raw(kind::DATAGRAM, 0, b"datagram")] {
+        let noise = (0..1000u64).flat_map(|n| frame::raw(kind::PING, 0, &n.to_be_bytes()).to_vec());
+        let buffer = Bytes::from([frame.to_vec(), noise.collect()].concat());
+        b.handle(buffer.clone(), T0).unwrap();
+        assert!(buffer.is_unique(), "kind {:#04x}", frame[0]);
+    }
+    assert_eq!(read_all(&mut b, id).0, [7]);
+}
+
+#[test]
 fn windows_grow_for_a_reader_that_keeps_up() {
     let (mut a, mut b) = pair();
     let id = open(&mut a, &mut b);
