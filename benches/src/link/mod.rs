@@ -304,7 +304,7 @@ fn span(from: usize, to: usize) -> String {
 }
 
 /// What one idle link or lane may hold at the relay at most, bytes.
-const TARGETS: [(&str, f64); 3] = [("TLS link", 16_000.0), ("QUIC link", 45_000.0), ("lane", 4_000.0)];
+const TARGETS: [(&str, f64); 3] = [("TLS link", 16.0 * 1024.0), ("QUIC link", 45.0 * 1024.0), ("lane", 4.0 * 1024.0)];
 /// The last step may hold so much more each than the one before, and still count as flat: pages, arenas, tables that
 /// double.
 const FLAT: f64 = 1.15;

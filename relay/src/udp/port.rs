@@ -22,7 +22,7 @@ use super::{Forwarder, buffers, runs};
 const BUFFER: usize = 64 * 1024;
 /// Datagrams that one call sends at most. quinn keeps a buffer for as many with every link, idle or not: of ten, which it
 /// would take, 14.5 KB.
-const SEGMENTS: usize = 5;
+const SEGMENTS: usize = 4;
 /// Datagrams read before other tasks of this worker get their turn.
 const TURN: usize = 16;
 

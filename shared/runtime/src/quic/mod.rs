@@ -127,7 +127,7 @@ fn transport(timers: &Timers, streams: u32) -> Result<TransportConfig, Fault> {
 
 /// Streams that a peer may have open at first. quinn makes room for every stream that is allowed (1.4 MB for all of
 /// them), so that more are allowed only as they are used.
-const FIRST_STREAMS: u32 = 48;
+const FIRST_STREAMS: u32 = 24;
 /// How much more are allowed when half of them are open.
 const MORE_STREAMS: u32 = 4;
 
