@@ -154,8 +154,8 @@ impl Dialling<'_> {
             }
         })?;
         let config = MuxConfig::link(limits, peer.limits, *self.timers);
-        let Shaking { io, input } = shaking;
-        let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Dialler, config, input.freeze(), self.scope));
+        let (io, leftover) = shaking.end();
+        let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Dialler, config, leftover, self.scope));
         self.keep(&mux, hold);
         Ok(Link {
             mux,
@@ -223,12 +223,12 @@ impl Dialling<'_> {
         let chain = connection.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
         let leaf = chain.as_ref().and_then(|chain| chain.first());
         let (peer, accept, hold) = self.shake(&mut shaking, limits, &exporter, leaf).await?;
-        let Shaking { io, input } = shaking;
+        let (io, leftover) = shaking.end();
         let (receive, send) = io.into_inner();
         let opened = quic::Opened {
             send,
             receive,
-            leftover: input.freeze(),
+            leftover,
             ours: limits,
             theirs: peer.limits,
             handshake: self.timers.handshake,
