@@ -187,7 +187,7 @@ impl Door {
         if tls.get_ref().1.alpn_protocol() == Some(ALPN_LINK) {
             // From here on the link's own deadlines count.
             let relay = self.relay.clone();
-            self.relay.work.spawn(async move { serve::link(&relay, tls, address, None, place).await });
+            self.relay.work.spawn(async move { serve::link(&relay, Box::new(tls), address, None, place).await });
         } else if tls.get_ref().1.alpn_protocol() == Some(ALPN_LANE)
             && let Some((ticket, rest)) = preamble(&mut tls).await
         {
