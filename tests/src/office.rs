@@ -170,6 +170,15 @@ impl Office {
         crate::process::wait_until(&format!("{role} has ended"), patience, || process.has_ended());
     }
 
+    /// Asks a role to end, and sends it a second signal so much later; returns once it has ended.
+    pub fn hurry(&mut self, role: &'static str, after: Duration, second: i32, patience: Duration) {
+        let mut process = self.running.remove(role).expect("it runs");
+        crate::process::signal(process.pid(), libc::SIGTERM);
+        std::thread::sleep(after);
+        crate::process::signal(process.pid(), second);
+        crate::process::wait_until(&format!("{role} has ended"), patience, || process.has_ended());
+    }
+
     /// A file or folder of this office.
     #[must_use]
     pub fn path(&self, name: &str) -> String {

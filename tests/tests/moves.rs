@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hedgerow_tests::gate::Gate;
 use hedgerow_tests::office::{Office, Ways};
@@ -57,6 +57,35 @@ fn n09_a_relay_that_drains_hands_its_sessions_to_the_other_relay() {
     assert!(office.metric("device", "hedgerow_device_sessions_moved_total", "") >= 1.0, "{}", office.log("device"));
     work.shell.answers();
     work.download.arrives_unchanged();
+}
+
+#[test]
+fn n09_a_relay_that_is_killed_in_the_middle_of_a_hand_over_costs_no_byte() {
+    // Before anybody was told, while peers ask the other relay, and while sessions move.
+    for moment in [0, 15, 60, 250] {
+        let mut office = Office::open();
+        let _ = office.open_second();
+        let relay = vec![format!("{}:443", office.address), format!("{}:3101", office.address)];
+        let mut work = at_work(&mut office, Ways { relay, lanes: "auto", ..Ways::default() }, 20);
+        office.hurry("relay", Duration::from_millis(moment), libc::SIGKILL, SOON);
+        work.shell.answers();
+        work.download.goes_on();
+        work.download.arrives_unchanged();
+    }
+}
+
+#[test]
+fn p01_a_second_signal_ends_a_draining_relay_at_once() {
+    let mut office = Office::open();
+    let relay = vec![format!("{}:443", office.address), format!("{}:3101", office.address)];
+    let work = at_work(&mut office, Ways { relay, lanes: "auto", ..Ways::default() }, 20);
+    let since = Instant::now();
+    office.hurry("relay", Duration::from_millis(1500), libc::SIGTERM, SOON);
+    let took = since.elapsed();
+    // The first let open connections have their 30 s.
+    assert!((Duration::from_millis(1500)..Duration::from_secs(10)).contains(&took), "{took:?}");
+    assert!(office.log("relay").contains("stopped at once by a second signal"));
+    drop(work);
 }
 
 #[test]
