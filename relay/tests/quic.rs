@@ -15,7 +15,7 @@ use bytes::Bytes;
 use common::{LONG, NAME, World, entity, eventually, service};
 use hedgerow_relay::config::Listen;
 use hedgerow_relay::udp::{Forwarder, Port, TUNNEL};
-use hedgerow_runtime::link::{Channel, Credentials, Link, Transport, connect_quic};
+use hedgerow_runtime::link::{Channel, Transport, connect_quic};
 use hedgerow_runtime::quic;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
@@ -27,17 +27,11 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use tokio::time::timeout;
 
-async fn by_quic(world: &World, credentials: &Credentials, instance: u8) -> Link {
-    let timers = world.relay.relay().timers;
-    let instance = InstanceId::from_random([instance; 16]);
-    connect_quic(&world.target(), credentials, instance, &timers, &world.scope).await.unwrap()
-}
-
 #[tokio::test]
 async fn p01_a_node_on_quic_and_a_device_on_tls_reach_each_other() {
     let world = World::new().await;
     let core = world.core().await;
-    let node = by_quic(&world, &world.credentials(Role::Node, 5), 5).await;
+    let node = world.dial_quic(&world.credentials(Role::Node, 5), 5).await.unwrap();
     assert_eq!(node.transport, Transport::Quic);
     let device = world.device(6).await;
     let to =
@@ -77,7 +71,7 @@ async fn p01_a_node_on_quic_and_a_device_on_tls_reach_each_other() {
 async fn n02_the_list_of_sessions_follows_a_link_to_its_new_address() {
     let world = World::new().await;
     let _core = world.core().await;
-    let node = by_quic(&world, &world.credentials(Role::Node, 5), 5).await;
+    let node = world.dial_quic(&world.credentials(Role::Node, 5), 5).await.unwrap();
     let shown = async || {
         let sessions = world.control(http::Method::GET, "/sessions", None).await;
         let node = sessions.as_array().unwrap().iter().find(|s| s["role"] == "node").unwrap().clone();
@@ -105,7 +99,7 @@ async fn n02_changing_the_transport_displaces_without_a_penalty() {
     let mut last = world.dial(&credentials, 5).await.unwrap();
     for n in 0..12 {
         let next = match n % 2 {
-            0 => by_quic(&world, &credentials, 5).await,
+            0 => world.dial_quic(&credentials, 5).await.unwrap(),
             _ => world.dial(&credentials, 5).await.unwrap(),
         };
         let away = timeout(LONG, last.mux.peer_going_away()).await.unwrap();
@@ -121,7 +115,7 @@ async fn n02_changing_the_transport_displaces_without_a_penalty() {
 async fn a_drain_reaches_links_over_quic() {
     let world = World::new().await;
     let _core = world.core().await;
-    let node = by_quic(&world, &world.credentials(Role::Node, 5), 5).await;
+    let node = world.dial_quic(&world.credentials(Role::Node, 5), 5).await.unwrap();
     let ended = async { timeout(LONG, node.mux.peer_going_away()).await.unwrap() };
     let (away, ()) = tokio::join!(ended, world.relay.drain());
     assert_eq!(away.fault.code, Code::Draining);
@@ -139,6 +133,43 @@ async fn tunnel_datagrams_without_a_forwarder_are_dropped_and_counted() {
     let counts = world.relay.udp[0].counts();
     eventually("all are dropped", || counts.dropped.load(Ordering::Relaxed) == 4).await;
     assert_eq!(counts.quic.load(Ordering::Relaxed), 0);
+}
+
+/// Whatever a tunnel datagram holds, nothing comes back: a forged sender address makes nobody the target of anything.
+#[tokio::test]
+async fn a04_tunnel_datagrams_of_any_content_are_answered_by_nothing() {
+    let world = World::new().await;
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let counts = world.relay.udp[0].counts();
+    let mut sent = 0;
+    for first in 0x80..=0xbfu8 {
+        // One byte, what looks like a DTLS 1.2 ClientHello behind it, and as much as fits; with bytes of any kind.
+        for length in [1, 14, 1200] {
+            let mut datagram: Vec<u8> = (0..length).map(|n| (n as u8).wrapping_mul(first)).collect();
+            datagram[0] = first;
+            if length > 13 {
+                datagram[1..14].copy_from_slice(&[22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            }
+            socket.send_to(&datagram, world.relay.link[0]).unwrap();
+            sent += 1;
+        }
+        eventually("it is dropped", || counts.dropped.load(Ordering::Relaxed) == sent).await;
+    }
+    // Everything sent was looked at before this answer, which does come: a QUIC packet of an unknown version.
+    let mut unknown = vec![0xc0; 1200];
+    unknown[1..5].copy_from_slice(&[0x1a; 4]);
+    unknown[5..7].copy_from_slice(&[1, 9]);
+    socket.send_to(&unknown, world.relay.link[0]).unwrap();
+    let mut answer = [0; 2048];
+    let mut length = 0;
+    eventually("QUIC answers", || {
+        length = socket.recv(&mut answer).unwrap_or(0);
+        length > 0
+    })
+    .await;
+    assert!(answer[0] & 0x80 != 0 && answer[1..5] == [0; 4], "the first answer is QUIC's own");
+    assert!(length <= unknown.len());
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 
 mod activation;
 mod fixture;
+mod link;
 mod mux;
 mod policy;
 mod seeds;
@@ -18,13 +19,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use activation::{activation, core_api, csr};
-pub use mux::{mux, mux_calls};
+pub use link::link_handshake;
+pub use mux::{mux, mux_calls, mux_resume};
 pub use policy::{acl, policy, role_config, target};
 pub use seeds::seeds;
 pub use trust::{certificate, signed_config};
 pub use wire::{
-    client_hello, frame, lane_preamble, message, names, proxy_answer, proxy_header, quic_datagram, registrations,
-    token, udp_batch,
+    client_hello, connect_head, frame, lane_preamble, message, names, proxy_answer, proxy_header, quic_datagram,
+    registrations, socks, token, udp_batch,
 };
 
 /// Fed with any bytes; panics when a property does not hold.
@@ -36,13 +38,16 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("activation", activation),
     ("certificate", certificate),
     ("client_hello", client_hello),
+    ("connect_head", connect_head),
     ("core_api", core_api),
     ("csr", csr),
     ("frame", frame),
     ("lane_preamble", lane_preamble),
+    ("link_handshake", link_handshake),
     ("message", message),
     ("mux", mux),
     ("mux_calls", mux_calls),
+    ("mux_resume", mux_resume),
     ("names", names),
     ("policy", policy),
     ("proxy_answer", proxy_answer),
@@ -51,6 +56,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("registrations", registrations),
     ("role_config", role_config),
     ("signed_config", signed_config),
+    ("socks", socks),
     ("target", target),
     ("token", token),
     ("udp_batch", udp_batch),

@@ -20,6 +20,7 @@ use tokio_rustls::server::TlsStream;
 use super::{Doors, preamble};
 use crate::connect::{self, Version};
 use crate::lane::{Carrier, Leg};
+use crate::pass::From;
 use crate::serve;
 
 type Io = TlsStream<ByteStream<TokioIo<Upgraded>>>;
@@ -110,7 +111,8 @@ pub fn serve(
                     return dropped(DropReason::RateLimited);
                 };
                 let binding = connect::binding(tls.get_ref().1);
-                connect::serve(&doors.relay, *tls, Version::One, address, permit, None, binding).await;
+                let from = From { address, probe: None };
+                connect::serve(&doors.relay, *tls, Version::One, from, permit, None, binding).await;
             }
         }
     })

@@ -162,6 +162,7 @@ impl Doors {
         };
         metrics::counter!("hedgerow_relay_connections_total", "kind" => kind).increment(1);
         // Each is boxed, so that a peer that says nothing holds no room for what it might become: 45 KB a peer otherwise.
+        let from = pass::From { address, probe };
         match sorted {
             Sorted::Lane(ticket, carrier, first) => {
                 let leg = Leg { carrier, first, address, probe, permit: Box::new(permit) };
@@ -175,10 +176,9 @@ impl Doors {
                 drop(place);
                 let binding = connect::binding(tls.get_ref().1);
                 let doors = Some(&self);
-                Box::pin(connect::serve(&self.relay, *tls, version, address, permit, doors, binding)).await;
+                Box::pin(connect::serve(&self.relay, *tls, version, from, permit, doors, binding)).await;
             }
             Sorted::Name(to, tcp, first) => {
-                let from = pass::From { address, probe };
                 Box::pin(pass::serve(&self.relay, Prefixed::new(first, tcp), to, from, place, permit)).await;
             }
         }
@@ -205,8 +205,9 @@ impl Doors {
         };
         drop(place);
         metrics::counter!("hedgerow_relay_connections_total", "kind" => "web").increment(1);
+        let from = pass::From { address, probe: Probe::of(&tcp) };
         let io = Prefixed::new(first.freeze(), tcp);
-        Box::pin(connect::serve(&self.relay, io, Version::Plain, address, permit, None, None)).await;
+        Box::pin(connect::serve(&self.relay, io, Version::Plain, from, permit, None, None)).await;
     }
 
     /// Whose connection it is, and what has been read of it beyond the header that said so. `None` when it was closed;

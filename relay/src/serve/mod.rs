@@ -294,7 +294,7 @@ async fn stream(relay: &Arc<Relay>, live: &Arc<Live<Channel>>, incoming: Incomin
 }
 
 async fn through(
-    relay: &Relay,
+    relay: &Arc<Relay>,
     live: &Live<Channel>,
     incoming: Incoming,
     opening: OwnedSemaphorePermit,
@@ -327,7 +327,7 @@ impl<'a> Asker<'a> {
     }
 }
 
-fn control(relay: &Relay, live: &Live<Channel>, message: Control) {
+fn control(relay: &Arc<Relay>, live: &Live<Channel>, message: Control) {
     match message {
         Control::LaneRequest(request) => {
             let id = request.request;
@@ -344,7 +344,7 @@ fn control(relay: &Relay, live: &Live<Channel>, message: Control) {
     }
 }
 
-fn offer_lane(relay: &Relay, live: &Live<Channel>, LaneRequest { request, to }: LaneRequest) -> Result<(), Fault> {
+fn offer_lane(relay: &Arc<Relay>, live: &Live<Channel>, LaneRequest { request, to }: LaneRequest) -> Result<(), Fault> {
     route::lane(Asker::of(&live.facts), &to)?;
     let node = relay.registry.pick(&to, &[live.facts.id]).ok_or_else(|| relay.no_route(&to))?;
     let uncertified = || Fault::new(Code::Forbidden, "lanes join devices and nodes, which have certificates");

@@ -48,6 +48,10 @@ pub fn seeds() -> Vec<Seed> {
     core(&mut all);
     activations(&mut all);
     multiplexer(&mut all);
+    for (name, flags, wire) in super::link::honest() {
+        all.chosen("link_handshake", name, flags, &wire);
+        all.chosen("link_handshake", &format!("{name}-in-pieces"), flags | 4, &wire);
+    }
     all.0
 }
 
@@ -253,6 +257,24 @@ fn first_bytes(all: &mut Collected) {
     more[15] += 5;
     more.extend_from_slice(b"\x01\x00\x02h2");
     all.add("proxy_header", "v2-more", more);
+    for (name, head) in [
+        ("bws", "Host: server01:18084\nTenant-Id: S12345678\nOrigin-Server-Id: bws"),
+        ("core", "tenant-id:s12345678\norigin-server-id: CORE \nX: y"),
+        ("twice", "Tenant-Id: S12345678\nTenant-Id: S87654321\nOrigin-Server-Id: bws"),
+        ("body", "Tenant-Id: S12345678\nOrigin-Server-Id: bws\nContent-Length: 5"),
+    ] {
+        all.add("connect_head", name, head.as_bytes());
+    }
+    for (name, request) in [
+        ("name", &b"\x05\x01\x00\x05\x01\x00\x03\x0cserver.corp.\x01\xbb"[..]),
+        ("four", b"\x05\x02\x00\x02\x05\x01\x00\x01\x0a\x01\x02\x03\x00\x50"),
+        ("six", b"\x05\x01\x00\x05\x01\x00\x04\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x07\x00\x50"),
+        ("bind", b"\x05\x01\x00\x05\x02\x00\x01\x0a\x01\x02\x03\x00\x50"),
+        ("password", b"\x05\x01\x02"),
+        ("four-of-old", b"\x04\x01\x00\x50\x0a\x01\x02\x03\x00"),
+    ] {
+        all.add("socks", name, request);
+    }
     let word = [0, 0, 0, 0, 0, 0, 0, 7];
     for (name, first, rest) in
         [("data", kind::DATAGRAM, &b"a record"[..]), ("ping", kind::PING, &word), ("pong", kind::PONG, &word)]
@@ -545,4 +567,14 @@ fn multiplexer(all: &mut Collected) {
     all.chosen("mux_calls", "refused", 0, &[0, 0, 2, 0, 9, 16, 255, 18, 255, 255, 17, 255, 19, 0, 255]);
     all.chosen("mux_calls", "drain", 0, &[0, 0, 30, 0, 0, 0, 16, 9, 18, 0, 9, 22, 4, 24, 0, 26, 5, 27, 250]);
     all.chosen("mux_calls", "foreign", 1, &[0, 0, 28, 9, 0x20, 0, 0, 1, 0, 0, 0, 0, 0, 18, 0, 255]);
+    // A request and half its answer before the lane is lost; then honest, and with each of the lies.
+    let life = |rest: &[u8]| [&[14u8], &exchange[..44], &[0, 0, 0], rest].concat();
+    all.chosen("mux_resume", "honest", 0, &life(&[]));
+    all.chosen("mux_resume", "twice", 4, &life(&life(&[])));
+    for what in 0..9u8 {
+        for victim in [1u8, 3] {
+            let lie = life(&[1, what, 0, 3, 3, 3]);
+            all.chosen("mux_resume", &format!("lie-{what}-{victim}"), victim, &lie);
+        }
+    }
 }

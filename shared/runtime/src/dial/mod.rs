@@ -10,6 +10,7 @@ mod http_proxy;
 mod inspected;
 mod network;
 mod origin;
+mod resolve;
 mod sockets;
 mod socks;
 mod tcp;
@@ -36,6 +37,7 @@ pub use http_proxy::{Head, Parsed, parse as parse_proxy_answer};
 pub use inspected::{BINDING, binding};
 pub use network::{Kind, Network, Outbound, Proxy};
 pub use origin::{OriginStream, origin};
+pub use resolve::resolve;
 pub use sockets::{Given, Socket, Sockets, heard};
 pub use tcp::{connect_fault, prepare, tcp};
 

@@ -105,6 +105,21 @@ where
     ))
 }
 
+/// The relay's end of the hand-shake alone, on a connection that somebody else looks after: for fuzzing.
+///
+/// # Errors
+/// As `answer`.
+pub async fn answer_on<IO: AsyncRead + AsyncWrite + Unpin>(
+    io: IO,
+    hello: &Hello,
+    admit: &dyn Admit,
+    exporter: &[u8; 32],
+    timers: &Timers,
+) -> Result<(Peer, Accept), LinkError> {
+    let until = Instant::now() + timers.handshake;
+    shake_or_refuse(&mut Shaking::new(io), hello, String::new(), admit, exporter, until).await
+}
+
 /// Answers a link's hand-shake on a QUIC connection that has finished its own. Cancel safe: dropping closes.
 ///
 /// # Errors

@@ -19,7 +19,6 @@ use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint};
 use rustls::pki_types::CertificateDer;
 use subtle::ConstantTimeEq;
-use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use super::twins::{Entry, Hold};
@@ -116,6 +115,21 @@ pub async fn connect_quic(
     dialling.link_over_quic(connected).await
 }
 
+/// The dialler's end of the hand-shake alone, on a connection that somebody else looks after: for fuzzing.
+///
+/// # Errors
+/// As `connect`.
+pub async fn connect_on<IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+    io: IO,
+    credentials: &Credentials,
+    instance: InstanceId,
+    exporter: &[u8; 32],
+) -> Result<(Hello, Accept), LinkError> {
+    let met = |_: &Hello| Ok(None);
+    let shaken = shake(&mut Shaking::new(io), credentials, instance, Limits::default(), exporter, met).await;
+    shaken.map(|(hello, accept, _)| (hello, accept))
+}
+
 impl Dialling<'_> {
     /// TCP and TLS, until the link's own hand-shake.
     pub(super) async fn tls(&self) -> Result<Reached, LinkError> {
@@ -162,8 +176,8 @@ impl Dialling<'_> {
         let mut last = Fault::new(Code::Unreachable, "no relay address is configured");
         let mut waiting = VecDeque::new();
         for address in &self.target.addresses {
-            match lookup_host(address.as_str()).await {
-                Ok(found) => waiting.extend(found.take(ADDRESSES)),
+            match dial::resolve(address).await {
+                Ok(found) => waiting.extend(found.into_iter().take(ADDRESSES)),
                 Err(error) => last = Fault::new(Code::NameNotFound, format!("{address}: {error}")),
             }
         }
