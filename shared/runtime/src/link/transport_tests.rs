@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::clock::random;
-use crate::dial::{self, RelayTarget};
+use crate::dial::RelayTarget;
 use crate::quic;
 use crate::scope::Scope;
 use crate::tls::{self, RelayRoots};
