@@ -231,10 +231,14 @@ impl Meter {
         let (grant, wait, by) = self.take(way, Instant::now());
         if let Some(by) = by.filter(|_| !wait.is_zero()) {
             metrics::counter!("hedgerow_relay_pauses_total", "limit" => by.label()).increment(1);
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = changed => {}
-            }
+            // Boxed: an idle lane would keep room for it in both directions.
+            let pause = async move {
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = changed => {}
+                }
+            };
+            Box::pin(pause).await;
         }
         grant
     }
