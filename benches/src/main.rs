@@ -44,7 +44,10 @@ enum Bench {
         /// The relay to dial, as `link` described it.
         place: PathBuf,
     },
-    DevRelay {
+    /// The relay of `link`, as `hedgerow relay run` runs it.
+    #[command(hide = true)]
+    Relay {
+        /// Its configuration.
         config: PathBuf,
     },
     /// Registry and multiplexer, for `link`.
@@ -80,7 +83,7 @@ fn main() -> ExitCode {
         Bench::Stream(options) => stream::run(&options),
         Bench::Link(options) => link::run(&options),
         Bench::Crowd { place } => link::crowd(&place),
-        Bench::DevRelay { config } => return dev(&config),
+        Bench::Relay { config } => return link::relay(&config),
         Bench::Alone { count } => link::alone(count),
         Bench::Target { port } => target::serve(port),
         Bench::Hop { port, to } => target::hop(port, to),
@@ -92,16 +95,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn dev(config: &std::path::Path) -> ExitCode {
-    let sources = hedgerow_runtime::config::Sources::process("relay", Some(config.to_owned()));
-    let config: hedgerow_relay::RelayConfig = hedgerow_runtime::config::load(&sources).unwrap().value;
-    let drain = config.timers().drain;
-    hedgerow_runtime::boot::run("relay", &Default::default(), drain, |context| async move {
-        let running = hedgerow_relay::run(config, &context).await?;
-        context.ready();
-        running.until_drained(&context).await;
-        Ok(())
-    })
 }

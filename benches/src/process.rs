@@ -65,7 +65,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.stop(Duration::from_secs(5));
+        self.stop(Duration::from_secs(20));
     }
 }
 

@@ -44,6 +44,16 @@ impl TestCa {
     }
 
     pub(crate) fn leaf(&self, identity: &Identity, lifetime: Duration) -> (CertificateDer<'static>, KeyPair) {
+        self.leaf_with(identity, lifetime, |_| {})
+    }
+
+    /// As `leaf`, with something else in it.
+    pub(crate) fn leaf_with(
+        &self,
+        identity: &Identity,
+        lifetime: Duration,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> (CertificateDer<'static>, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -53,6 +63,7 @@ impl TestCa {
         params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(identity.to_uri()).unwrap())];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         params.not_after = params.not_before.max(std::time::SystemTime::now().into()) + lifetime;
+        change(&mut params);
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
         (leaf.der().clone(), key)
     }

@@ -135,6 +135,43 @@ async fn tunnel_datagrams_without_a_forwarder_are_dropped_and_counted() {
     assert_eq!(counts.quic.load(Ordering::Relaxed), 0);
 }
 
+/// Whatever a tunnel datagram holds, nothing comes back: a forged sender address makes nobody the target of anything.
+#[tokio::test]
+async fn a04_tunnel_datagrams_of_any_content_are_answered_by_nothing() {
+    let world = World::new().await;
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let counts = world.relay.udp[0].counts();
+    let mut sent = 0;
+    for first in 0x80..=0xbfu8 {
+        // One byte, what looks like a DTLS 1.2 ClientHello behind it, and as much as fits; with bytes of any kind.
+        for length in [1, 14, 1200] {
+            let mut datagram: Vec<u8> = (0..length).map(|n| (n as u8).wrapping_mul(first)).collect();
+            datagram[0] = first;
+            if length > 13 {
+                datagram[1..14].copy_from_slice(&[22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            }
+            socket.send_to(&datagram, world.relay.link[0]).unwrap();
+            sent += 1;
+        }
+        eventually("it is dropped", || counts.dropped.load(Ordering::Relaxed) == sent).await;
+    }
+    // Everything sent was looked at before this answer, which does come: a QUIC packet of an unknown version.
+    let mut unknown = vec![0xc0; 1200];
+    unknown[1..5].copy_from_slice(&[0x1a; 4]);
+    unknown[5..7].copy_from_slice(&[1, 9]);
+    socket.send_to(&unknown, world.relay.link[0]).unwrap();
+    let mut answer = [0; 2048];
+    let mut length = 0;
+    eventually("QUIC answers", || {
+        length = socket.recv(&mut answer).unwrap_or(0);
+        length > 0
+    })
+    .await;
+    assert!(answer[0] & 0x80 != 0 && answer[1..5] == [0; 4], "the first answer is QUIC's own");
+    assert!(length <= unknown.len());
+}
+
 #[tokio::test]
 async fn a_udp_port_that_is_taken_is_a_clear_start_error() {
     let taken = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -4,6 +4,7 @@
 
 mod activation;
 mod fixture;
+mod link;
 mod mux;
 mod policy;
 mod seeds;
@@ -18,7 +19,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use activation::{activation, core_api, csr};
-pub use mux::{mux, mux_calls};
+pub use link::link_handshake;
+pub use mux::{mux, mux_calls, mux_resume};
 pub use policy::{acl, policy, role_config, target};
 pub use seeds::seeds;
 pub use trust::{certificate, signed_config};
@@ -41,9 +43,11 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("csr", csr),
     ("frame", frame),
     ("lane_preamble", lane_preamble),
+    ("link_handshake", link_handshake),
     ("message", message),
     ("mux", mux),
     ("mux_calls", mux_calls),
+    ("mux_resume", mux_resume),
     ("names", names),
     ("policy", policy),
     ("proxy_answer", proxy_answer),

@@ -9,10 +9,11 @@ mod source;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use hedgerow_runtime::boot;
 use serde::{Deserialize, Serialize};
 
 use crate::Output;
@@ -21,7 +22,6 @@ use crate::machine::Machine;
 use crate::plot;
 use crate::process::{cpu_seconds, memory_of_tree};
 use crate::progress::Progress;
-use crate::stream::build_product;
 use crowd::Order;
 use place::Place;
 
@@ -131,6 +131,11 @@ pub(crate) fn crowd(place: &Path) -> anyhow::Result<()> {
     crowd::serve(place)
 }
 
+/// The relay of this bench; a failure is told here.
+pub(crate) fn relay(config: &Path) -> ExitCode {
+    place::relay(config).unwrap_or_else(|error| boot::failed(&error))
+}
+
 /// Registry and multiplexer alone.
 pub(crate) fn alone(count: usize) -> anyhow::Result<()> {
     alone::run(count)
@@ -138,9 +143,6 @@ pub(crate) fn alone(count: usize) -> anyhow::Result<()> {
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let amount = options.amount()?;
-    if std::env::var_os("DEVB").is_some() {
-        build_product()?;
-    }
     let machine = Machine::look();
     println!("{machine}");
     let mut figures = Figures::default();
@@ -302,7 +304,7 @@ fn span(from: usize, to: usize) -> String {
 }
 
 /// What one idle link or lane may hold at the relay at most, bytes.
-const TARGETS: [(&str, f64); 3] = [("TLS link", 16_000.0), ("QUIC link", 45_000.0), ("lane", 4_000.0)];
+const TARGETS: [(&str, f64); 3] = [("TLS link", 16.0 * 1024.0), ("QUIC link", 45.0 * 1024.0), ("lane", 4.0 * 1024.0)];
 /// The last step may hold so much more each than the one before, and still count as flat: pages, arenas, tables that
 /// double.
 const FLAT: f64 = 1.15;

@@ -3,12 +3,14 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, ChildStdout, Command};
+use std::process::{ChildStdin, ChildStdout, Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use hedgerow_relay::store::Store;
-use hedgerow_runtime::clock;
+use hedgerow_runtime::config::{self, Sources};
+use hedgerow_runtime::telemetry::Logging;
+use hedgerow_runtime::{boot, clock};
 use hedgerow_shared::TenantId;
 use hedgerow_shared::verify::config::{Audience, Head, RelayConfig, Revoked, Version};
 use hedgerow_uem_core::ca::{Authority, ConfigKey, Key};
@@ -19,6 +21,8 @@ use crate::process::{Process, free_port, http_get, wait_for_port};
 
 pub(super) const TENANT: &str = "S12345678";
 pub(super) const RELAY: &str = "relay.bench.invalid";
+/// How long a relay may take to listen: other work may keep the machine busy.
+const START: Duration = Duration::from_secs(120);
 /// Longer than any order takes.
 const DAY: u64 = 86_400;
 
@@ -57,42 +61,10 @@ impl Place {
         );
         fs::write(folder.path().join("relay.toml"), config)?;
         let me = std::env::current_exe()?;
-        let mut command = match std::env::var("DEV").unwrap_or_default().as_str() {
-            "massif" => {
-                let mut c = Command::new("valgrind");
-                c.args([
-                    "--tool=massif",
-                    "--depth=20",
-                    "--threshold=0.3",
-                    "--massif-out-file=/tmp/wt-massif.out",
-                    "--detailed-freq=1",
-                    "--max-snapshots=20",
-                ])
-                .arg(&me)
-                .arg("dev-relay");
-                c
-            }
-            "dhat" => {
-                let mut c = Command::new("valgrind");
-                c.args(["--tool=dhat", "--num-callers=24", "--dhat-out-file=/tmp/wt-dhat.out"])
-                    .arg(&me)
-                    .arg("dev-relay");
-                c
-            }
-            "" => {
-                let mut c = Command::new(&me);
-                c.arg("dev-relay");
-                c
-            }
-            other => {
-                let mut c = Command::new(other);
-                c.args(["relay", "run", "--config"]);
-                c
-            }
-        };
-        let mut relay =
-            Process::start(command.arg(folder.path().join("relay.toml")), &folder.path().join("relay.log"))?;
-        let listens = wait_for_port(address.rsplit(':').next().context("a port")?.parse()?, Duration::from_secs(20));
+        let config = folder.path().join("relay.toml");
+        let log = folder.path().join("relay.log");
+        let mut relay = Process::start(Command::new(&me).arg("relay").arg(config), &log)?;
+        let listens = wait_for_port(address.rsplit(':').next().context("a port")?.parse()?, START);
         if listens.is_err() || relay.has_ended() {
             bail!("the relay did not start:\n{}", fs::read_to_string(folder.path().join("relay.log"))?);
         }
@@ -159,11 +131,11 @@ fn prepare(folder: &Path, state: &Path, address: String) -> anyhow::Result<Descr
         issued: now,
         expires: now.plus(DAY),
     };
-    let config = ConfigKey::from_parts(key, certificate).sign(&RelayConfig { head, revoked: Revoked::default() })?;
+    let signed = ConfigKey::from_parts(key, certificate).sign(&RelayConfig { head, revoked: Revoked::default() })?;
     let store = Store::open(state)?;
     store.add(tenant.clone())?;
     store.register_ca(&tenant, authority.certificate())?;
-    store.put_config(&tenant, config, now)?;
+    store.put_config(&tenant, signed, now)?;
     let described = Described {
         address,
         relay_ca: state.join("relay-ca.pem"),
@@ -182,4 +154,17 @@ pub(super) fn dice(bytes: &mut [u8]) {
         let random: [u8; 32] = clock::random();
         chunk.copy_from_slice(&random[..chunk.len()]);
     }
+}
+
+/// Runs the relay of a configuration until it is told to stop.
+pub(super) fn relay(config: &Path) -> anyhow::Result<ExitCode> {
+    let sources = Sources::process("relay", Some(config.to_owned()));
+    let config: hedgerow_relay::RelayConfig = config::load(&sources)?.value;
+    let drain = config.timers().drain;
+    Ok(boot::run("relay", &Logging::default(), drain, |context| async move {
+        let running = hedgerow_relay::run(config, &context).await?;
+        context.ready();
+        running.until_drained(&context).await;
+        Ok(())
+    }))
 }

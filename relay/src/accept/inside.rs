@@ -94,7 +94,7 @@ pub fn serve(
         match opened {
             Opened::Link(tls) => {
                 let _outer = outer;
-                serve::link(&doors.relay, *tls, address, None, place).await;
+                serve::link(&doors.relay, tls, address, None, place).await;
             }
             Opened::Lane(tls) => {
                 let mut tls = *tls;

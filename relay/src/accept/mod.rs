@@ -100,7 +100,8 @@ impl Doors {
                         doors.relay.work.spawn(async move {
                             match door {
                                 Door::Any => greeter.greet(tcp, address, place, permit).await,
-                                Door::Web => greeter.greet_web(tcp, address, place, permit).await,
+                                // Boxed: the others need no room for it.
+                                Door::Web => Box::pin(greeter.greet_web(tcp, address, place, permit)).await,
                             }
                         });
                     }
@@ -145,10 +146,11 @@ impl Doors {
         let probe = Probe::of(&tcp);
         // One deadline for everything that comes before a peer is known, however many steps it takes.
         let until = tokio::time::Instant::now() + self.relay.timers.handshake;
-        let sorting = async {
+        // Boxed: a link or a tunnel that comes of it must not keep room for what came before it.
+        let sorting = Box::pin(async {
             let (address, first) = self.client(&tcp, address, &place).await?;
             Some((address, self.sort(tcp, first).await?))
-        };
+        });
         let greeted = tokio::select! {
             greeted = tokio::time::timeout_at(until, sorting) => greeted,
             () = place.shown_out() => return,
@@ -168,7 +170,7 @@ impl Doors {
             }
             Sorted::Link(tls) => {
                 let _permit = permit;
-                Box::pin(serve::link(&self.relay, *tls, address, probe, place)).await;
+                Box::pin(serve::link(&self.relay, tls, address, probe, place)).await;
             }
             Sorted::Http(tls, version) => {
                 drop(place);

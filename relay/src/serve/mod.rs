@@ -41,8 +41,13 @@ const RETRY_LATER_MS: u64 = 30_000;
 const RETRY_DISPLACED_MS: u64 = 5_000;
 
 /// Serves one connection whose TLS agreed on the link protocol. `probe` is of the connection below it, where it is known.
-pub async fn link<IO>(relay: &Arc<Relay>, tls: TlsStream<IO>, address: SocketAddr, probe: Option<Probe>, place: Place)
-where
+pub async fn link<IO>(
+    relay: &Arc<Relay>,
+    tls: Box<TlsStream<IO>>,
+    address: SocketAddr,
+    probe: Option<Probe>,
+    place: Place,
+) where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     // The link's own tasks end with it.
@@ -78,11 +83,22 @@ async fn admitted(
         () = place.shown_out() => return,
     };
     drop(place);
+    if let Some(registered) = entered(relay, opened, address, probe) {
+        run(relay, registered).await;
+    }
+}
+
+/// Registers a link that has come up; a failed hand-shake is counted. Not a part of what waits while the link is up, which
+/// would keep room for all this.
+fn entered(
+    relay: &Arc<Relay>,
+    opened: Result<(Link, Peer), LinkError>,
+    address: SocketAddr,
+    probe: Option<Probe>,
+) -> Option<Registered> {
     match opened {
         Ok((link, peer)) => {
-            let (mux, transport) = (link.mux.clone(), link.transport.label());
-            drop(link);
-            run(relay, mux, transport, facts(peer, address, probe)).await;
+            return Some(register(relay, &link.mux, link.transport.label(), facts(peer, address, probe)));
         }
         Err(LinkError::Refused { fault, .. }) => {
             count_refusal(&fault);
@@ -95,6 +111,7 @@ async fn admitted(
             tracing::debug!(%address, reason = %fault, "link hand-shake failed");
         }
     }
+    None
 }
 
 /// What the hand-shake asks.
@@ -186,14 +203,15 @@ fn facts(peer: Peer, address: SocketAddr, probe: Option<Probe>) -> Facts {
     }
 }
 
-async fn run(relay: &Arc<Relay>, mux: Channel, transport: &'static str, facts: Facts) {
+/// Puts a link that has come up into the registry.
+fn register(relay: &Arc<Relay>, mux: &Channel, transport: &'static str, facts: Facts) -> Registered {
     tracing::info!(tenant = %facts.tenant, role = %facts.role, id = ?facts.entity, session = %facts.id, transport, "link is up");
     metrics::gauge!("hedgerow_relay_links", "role" => facts.role.as_str()).increment(1.0);
     let inserted = relay.registry.insert(facts, mux.clone(), clock::monotonic());
     let registered = Registered { relay: relay.clone(), live: inserted.live };
     let live = &registered.live;
     for old in inserted.displaced {
-        displace(relay, &old, registered.live.facts.instance);
+        displace(relay, &old, live.facts.instance);
     }
     // Whoever was revoked, and a relay that began to drain, between the hand-shake's questions and this line.
     if let Err(fault) = relay.may_stay(&live.facts) {
@@ -204,6 +222,13 @@ async fn run(relay: &Arc<Relay>, mux: Channel, transport: &'static str, facts: F
         live.drain();
         mux.go_away(&relay.farewell());
     }
+    registered
+}
+
+/// Serves a link until it ends.
+async fn run(relay: &Arc<Relay>, registered: Registered) {
+    let live = &registered.live;
+    let mux = &live.handle;
     let opening = Arc::new(Semaphore::new(MAX_OPENING));
     let requests = relay.work.child();
     let _end = requests.guard();

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 
 use crate::fault::Fault;
 use crate::limits;
@@ -12,8 +12,13 @@ use crate::limits;
 const SEND_QUEUE: u64 = 512 * 1024;
 /// The same while the connection's queue is half full, of streams that are stuck or simply many: a turn's worth.
 const SMALL_QUEUE: u64 = 64 * 1024;
-
+/// When the queue counts as half full.
 const HALF: u64 = limits::CONNECTION_QUEUE / 2;
+/// Pieces below this size are copied together while they wait. Each keeps the whole buffer it arrived in: a peer that
+/// puts one byte of data into every buffer of noise would have us keep many times its window.
+const SMALL: usize = 8 * 1024;
+/// What small pieces are put together to.
+const TOGETHER: usize = 16 * 1024;
 
 /// What reading gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -228,6 +233,8 @@ impl Sending {
 #[derive(Debug)]
 pub(super) struct Receiving {
     chunks: VecDeque<Bytes>,
+    /// Small pieces behind the chunks.
+    tail: BytesMut,
     received: u64,
     consumed: u64,
     /// What we granted.
@@ -245,6 +252,7 @@ impl Receiving {
     pub(super) fn new(window: u64, now: Duration) -> Self {
         Self {
             chunks: VecDeque::new(),
+            tail: BytesMut::new(),
             received: 0,
             consumed: 0,
             limit: window,
@@ -274,8 +282,26 @@ impl Receiving {
         bytes.advance(usize::try_from(self.received - offset).unwrap_or(0));
         let new = bytes.len() as u64;
         self.received = end;
-        self.chunks.push_back(bytes);
+        self.keep(bytes);
         Ok(new)
+    }
+
+    fn keep(&mut self, bytes: Bytes) {
+        let small = bytes.len() < SMALL;
+        if !small || self.tail.len() + bytes.len() > TOGETHER {
+            self.close_tail();
+        }
+        if small {
+            self.tail.extend_from_slice(&bytes);
+        } else {
+            self.chunks.push_back(bytes);
+        }
+    }
+
+    fn close_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.chunks.push_back(std::mem::take(&mut self.tail).freeze());
+        }
     }
 
     pub(super) fn finish(&mut self, offset: u64) -> Result<(), &'static str> {
@@ -289,6 +315,9 @@ impl Receiving {
     /// Moves up to `most` chunks to `out`; returns the bytes moved.
     pub(super) fn take(&mut self, most: usize, out: &mut VecDeque<Bytes>) -> u64 {
         let mut bytes = 0;
+        if self.chunks.len() < most {
+            self.close_tail();
+        }
         for chunk in self.chunks.drain(..most.min(self.chunks.len())) {
             bytes += chunk.len() as u64;
             out.push_back(chunk);
@@ -352,6 +381,7 @@ impl Receiving {
     pub(super) fn clear(&mut self) -> u64 {
         let waiting = self.waiting();
         self.chunks.clear();
+        self.tail = BytesMut::new();
         self.consumed = self.received;
         waiting
     }

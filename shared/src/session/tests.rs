@@ -474,6 +474,38 @@ fn a_ping_flood_costs_one_pong() {
     assert_eq!(answer[frame::HEADER..], 9_999u64.to_be_bytes());
 }
 
+/// A piece that waits keeps the whole buffer that it arrived in: a hostile peer would have us keep a buffer a byte.
+#[test]
+fn small_pieces_that_wait_for_their_reader_are_put_together() {
+    let (mut a, mut b) = pair();
+    let id = open(&mut a, &mut b);
+    for offset in 0..100_000u64 {
+        let mut one = frame::data_prefix(id, offset, 1).to_vec();
+        one.push(offset as u8);
+        b.handle(one.into(), T0).unwrap();
+    }
+    let mut out = VecDeque::new();
+    while b.read(id, 16, &mut out, T0) == Read::Data {}
+    assert!(out.len() <= 8, "{} pieces", out.len());
+    assert!(out.iter().flatten().copied().eq((0..100_000u64).map(|n| n as u8)));
+}
+
+#[test]
+fn nothing_small_that_waits_keeps_the_buffer_it_arrived_in() {
+    let (mut a, mut b) = pair();
+    let id = open(&mut a, &mut b);
+    let mut one = frame::data_prefix(id, 0, 1).to_vec();
+    one.push(7);
+    let next = frame::raw(kind::OPEN, id.0 + 2, b"header");
+    for frame in [Bytes::from(one), next, frame::raw(kind::DATAGRAM, 0, b"datagram")] {
+        let noise = (0..1000u64).flat_map(|n| frame::raw(kind::PING, 0, &n.to_be_bytes()).to_vec());
+        let buffer = Bytes::from([frame.to_vec(), noise.collect()].concat());
+        b.handle(buffer.clone(), T0).unwrap();
+        assert!(buffer.is_unique(), "kind {:#04x}", frame[0]);
+    }
+    assert_eq!(read_all(&mut b, id).0, [7]);
+}
+
 #[test]
 fn windows_grow_for_a_reader_that_keeps_up() {
     let (mut a, mut b) = pair();

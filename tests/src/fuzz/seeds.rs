@@ -48,6 +48,10 @@ pub fn seeds() -> Vec<Seed> {
     core(&mut all);
     activations(&mut all);
     multiplexer(&mut all);
+    for (name, flags, wire) in super::link::honest() {
+        all.chosen("link_handshake", name, flags, &wire);
+        all.chosen("link_handshake", &format!("{name}-in-pieces"), flags | 4, &wire);
+    }
     all.0
 }
 
@@ -563,4 +567,14 @@ fn multiplexer(all: &mut Collected) {
     all.chosen("mux_calls", "refused", 0, &[0, 0, 2, 0, 9, 16, 255, 18, 255, 255, 17, 255, 19, 0, 255]);
     all.chosen("mux_calls", "drain", 0, &[0, 0, 30, 0, 0, 0, 16, 9, 18, 0, 9, 22, 4, 24, 0, 26, 5, 27, 250]);
     all.chosen("mux_calls", "foreign", 1, &[0, 0, 28, 9, 0x20, 0, 0, 1, 0, 0, 0, 0, 0, 18, 0, 255]);
+    // A request and half its answer before the lane is lost; then honest, and with each of the lies.
+    let life = |rest: &[u8]| [&[14u8], &exchange[..44], &[0, 0, 0], rest].concat();
+    all.chosen("mux_resume", "honest", 0, &life(&[]));
+    all.chosen("mux_resume", "twice", 4, &life(&life(&[])));
+    for what in 0..9u8 {
+        for victim in [1u8, 3] {
+            let lie = life(&[1, what, 0, 3, 3, 3]);
+            all.chosen("mux_resume", &format!("lie-{what}-{victim}"), victim, &lie);
+        }
+    }
 }

@@ -27,8 +27,8 @@ use hedgerow_shared::limits::Timers;
 use hedgerow_shared::wire::lane as wire;
 use hedgerow_shared::wire::message::{ALPN_LANE, ALPN_LINK, Wake};
 use hedgerow_shared::{EntityId, InstanceId, Origin, Role};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
@@ -187,7 +187,7 @@ impl Door {
         if tls.get_ref().1.alpn_protocol() == Some(ALPN_LINK) {
             // From here on the link's own deadlines count.
             let relay = self.relay.clone();
-            self.relay.work.spawn(async move { serve::link(&relay, tls, address, None, place).await });
+            self.relay.work.spawn(async move { serve::link(&relay, Box::new(tls), address, None, place).await });
         } else if tls.get_ref().1.alpn_protocol() == Some(ALPN_LANE)
             && let Some((ticket, rest)) = preamble(&mut tls).await
         {
@@ -450,7 +450,12 @@ impl Desk {
                 let signed = self.fixture.configuration(decided.version, &decided.revoked);
                 let put = relay.store.put_config(&self.fixture.tenant, signed, clock::now());
                 let cut = relay.enforce(Some(&self.fixture.tenant));
-                trace::line(&format!("core: version {} at relay {}: {}, {cut} cut", decided.version, self.relay, put.is_ok()));
+                trace::line(&format!(
+                    "core: version {} at relay {}: {}, {cut} cut",
+                    decided.version,
+                    self.relay,
+                    put.is_ok()
+                ));
                 told = Some(decided.version);
                 let _ = link.mux.send_control(&Wake { roles: vec![Role::Node, Role::Device], ids: Vec::new() }.into());
             }

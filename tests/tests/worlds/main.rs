@@ -34,8 +34,8 @@ use work::{Ending, Intranet, Model, Order, Seen, connection};
 
 /// Worlds in an ordinary run.
 const WORLDS: u64 = 1_000;
-/// Of these so many are run twice.
-const TWICE: u64 = 30;
+/// Of these so many are run in a second process too.
+const TWICE: u64 = 60;
 /// Everything mends in this time: sessions that nobody resumes have ended, and backoff has come round.
 const CALM: Duration = Duration::from_secs(90);
 /// Nobody waits any more: one of two processes with one certificate is sent away for 60 s, and up to half as much again.
@@ -44,8 +44,9 @@ const SETTLED: Duration = Duration::from_secs(110);
 const QUIC_NEEDS: usize = 1_200;
 /// The most connections that one host asks another one for within a second.
 const MOST_DIALS: usize = 60;
-/// Opening a connection takes no longer where sessions outlive everything, seconds.
-const SLOW: f64 = 29.0;
+/// What it takes to find out that a link over QUIC carries small packets only: an end-to-end hand-shake, a probe, and a
+/// relay of the list that is not there.
+const NARROW: Duration = Duration::from_secs(23);
 /// A new connection in a mended world.
 const FRESH: Duration = Duration::from_secs(20);
 
@@ -90,9 +91,6 @@ fn in_virtual_time(seed: u64) -> Outcome {
         let model = Model::default();
         let (gentle, busiest) = live(seed, fixture, &model).await;
         let slowest = if gentle { model.slowest().as_secs_f64() } else { 0.0 };
-        if gentle && slowest > SLOW {
-            model.wrong(format!("a connection took {slowest:.1} s to open although sessions outlive all this"));
-        }
         let seen = model.seen();
         let whole = seen.values().filter(|s| s.device_end == Some(Ending::Whole)).count();
         let broken = seen.values().filter(|s| matches!(s.device_end, Some(Ending::Broken(_)))).count();
@@ -173,7 +171,7 @@ async fn live(seed: u64, fixture: &'static fixture::Fixture, model: &Model) -> (
     }
     tokio::time::sleep_until(calm + SETTLED).await;
     script::heard(&cast, fixture, model).await;
-    everybody_works(&cast, model, &mut dice).await;
+    everybody_works(&cast.devices, FRESH, model, &mut dice).await;
     judge(&plan, model);
     nothing_is_left(&cast, fixture, model).await;
     (plan.gentle, cast.net.busiest())
@@ -201,7 +199,7 @@ async fn begin(cast: &mut Cast, plan: &Plan, fixture: &'static fixture::Fixture,
     if plan.second_only.is_some() {
         // The first of the list may take as long as a connection takes.
         sleep(Duration::from_secs(12)).await;
-        everybody_works(cast, model, dice).await;
+        everybody_works(&cast.devices, FRESH, model, dice).await;
     }
     let quic = over_quic(cast);
     if plan.weather.mtu < QUIC_NEEDS && quic > 0 {
@@ -254,8 +252,9 @@ fn cast_for(plan: &Plan, dice: &mut Dice, model: &Model) -> Cast {
 }
 
 /// Every device has a connection through within a while, but for one that is revoked.
-async fn everybody_works(cast: &Cast, model: &Model, dice: &mut Dice) {
-    for (device, actor) in cast.devices.iter().enumerate() {
+async fn everybody_works(devices: &[DeviceActor], limit: Duration, model: &Model, dice: &mut Dice) {
+    let limit = if model.is_narrow() { limit + NARROW } else { limit };
+    for (device, actor) in devices.iter().enumerate() {
         let order = Order { id: model.next_id(), up: 3_000, down: 3_000, pace: 0 };
         let since = Instant::now();
         let agent = actor.run.as_ref().unwrap().0.clone();
@@ -265,7 +264,7 @@ async fn everybody_works(cast: &Cast, model: &Model, dice: &mut Dice) {
             if seen.device_end.is_some() || seen.refused.is_none() {
                 model.wrong(format!("device {device} gets through although it is revoked: {seen:?}"));
             }
-        } else if done.is_err() || since.elapsed() > FRESH || seen.device_end != Some(Ending::Whole) {
+        } else if done.is_err() || since.elapsed() > limit || seen.device_end != Some(Ending::Whole) {
             model.wrong(format!("device {device} does not get through in {:?}: {seen:?}", since.elapsed()));
         }
     }
@@ -363,7 +362,9 @@ fn many(seeds: std::ops::Range<u64>) {
             failed.push(seed);
         }
     });
-    eprintln!("opening took {slowest:.1} s at most where sessions outlive all; {busiest} connections in the busiest second");
+    eprintln!(
+        "opening took {slowest:.1} s at most where sessions outlive all; {busiest} connections in the busiest second"
+    );
     eprintln!("{worlds} worlds, {lines} lines; connections whole, broken, refused: {counts:?}");
     assert!(failed.is_empty(), "{} of {worlds} worlds fail: seeds {failed:?}", failed.len());
     // A model that sees nothing proves nothing.
@@ -385,23 +386,40 @@ fn n09_nine_thousand_worlds_more() {
     many(WORLDS..10 * WORLDS);
 }
 
+/// Where a process of its own puts its traces.
+const TRACES: &str = "HEDGEROW_TRACES";
+
+fn traces() -> Vec<Vec<String>> {
+    let mut traces = Vec::new();
+    run_all(0..TWICE, |_, outcome| traces.push(outcome.trace));
+    traces
+}
+
+/// In two processes, each with keys, addresses in memory and hash maps of its own.
 #[test]
 fn n09_the_same_seed_gives_the_same_trace() {
+    if let Some(path) = std::env::var_os(TRACES) {
+        return std::fs::write(path, serde_json::to_vec(&traces()).unwrap()).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("traces");
+    let mut other = std::process::Command::new(std::env::current_exe().unwrap());
+    other.args(["--exact", "n09_the_same_seed_gives_the_same_trace"]).env(TRACES, &path);
+    let mut other = other.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let ours = traces();
+    assert!(other.wait().unwrap().success());
+    let theirs: Vec<Vec<String>> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!((ours.len(), theirs.len()), (TWICE as usize, TWICE as usize));
     let mut differ = Vec::new();
-    for seed in 0..TWICE {
-        let (once, again) = (run(seed).trace, run(seed).trace);
-        if trace::hash(&once) != trace::hash(&again) {
-            let first = once.iter().zip(&again).position(|(a, b)| a != b).unwrap_or_default();
-            eprintln!(
-                "seed {seed}: line {first} of {}\n {:?}\n {:?}\n{}",
-                once.len(),
-                once.get(first),
-                again.get(first),
-                once[0]
-            );
+    for (seed, (once, again)) in ours.iter().zip(&theirs).enumerate() {
+        assert!(once.len() > 20, "seed {seed} tells too little: {once:?}");
+        if once != again {
+            let first = once.iter().zip(again).position(|(a, b)| a != b).unwrap_or(once.len().min(again.len()));
+            let (a, b) = (once.get(first), again.get(first));
+            eprintln!("seed {seed}: line {first} of {}\n {a:?}\n {b:?}\n{}", once.len(), once[0]);
             differ.push(seed);
         }
     }
     assert!(differ.is_empty(), "these seeds gave two traces: {differ:?}");
-    assert_ne!(trace::hash(&run(0).trace), trace::hash(&run(1).trace));
+    assert_ne!(ours[0], ours[1]);
 }

@@ -16,6 +16,10 @@ use super::net::{HostId, Net, Weather};
 use super::trace;
 use super::work::Model;
 
+/// After so long everybody who was told of a drain is at another relay,
+const TOLD: Duration = Duration::from_secs(3);
+/// and has a connection in this time.
+const MOVED: Duration = Duration::from_secs(5);
 /// After so long without a relay everybody is at another one.
 const AWAY: Duration = Duration::from_secs(15);
 
@@ -153,9 +157,9 @@ fn millis(dice: &mut Dice, least: u64, most: u64) -> Duration {
 }
 
 /// What is promised to be outlived, by its number below.
-const GENTLE: [u64; 15] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 14, 15, 16, 17, 18];
+const GENTLE: [u64; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 14, 15, 16, 17, 18, 19];
 /// How many there are.
-const ALL: u64 = 19;
+const ALL: u64 = 20;
 /// The core is heard at every relay that runs in this time: it may just have been away.
 const HEARD: Duration = Duration::from_secs(45);
 
@@ -176,7 +180,7 @@ pub(crate) async fn trouble(cast: &mut Cast, plan: &Plan, fixture: &'static Fixt
         }
         2 => {
             say(&format!("{} drains and restarts", cast.net.name(at_relay)));
-            cast.relays[relay].drain().await;
+            drain(cast, relay, up.len() > 1, plan, dice, model).await;
             let down = millis(dice, 100, 2_000);
             sleep(down).await;
             cast.relays[relay].start(fixture);
@@ -257,19 +261,22 @@ pub(crate) async fn trouble(cast: &mut Cast, plan: &Plan, fixture: &'static Fixt
         15 => {
             let (wait, down) = (millis(dice, 0, 500), millis(dice, 100, 2_000));
             say(&format!("{} drains, and a configuration is pushed", cast.net.name(at_relay)));
-            let Cast { relays, core, .. } = &mut *cast;
+            let decided = cast.core.decided.clone();
             let push = async {
                 sleep(wait).await;
-                core.decide(None);
+                decided.send_modify(|decided| decided.version += 1);
             };
-            tokio::join!(relays[relay].drain(), push);
+            tokio::join!(drain(cast, relay, up.len() > 1, plan, dice, model), push);
             sleep(down).await;
             cast.relays[relay].start(fixture);
         }
         16 => {
             let device = cast.devices.len() - 1;
             let revoked = (device > 0).then(|| fixture.devices[device].id);
-            say(&format!("the core revokes {}", revoked.map_or("nobody".into(), |_| cast.net.name(cast.devices[device].host))));
+            say(&format!(
+                "the core revokes {}",
+                revoked.map_or("nobody".into(), |_| cast.net.name(cast.devices[device].host))
+            ));
             cast.core.decide(revoked);
             if heard(cast, fixture, model).await && revoked.is_some() {
                 say("every relay knows");
@@ -281,18 +288,44 @@ pub(crate) async fn trouble(cast: &mut Cast, plan: &Plan, fixture: &'static Fixt
             if up.len() > 1 {
                 cast.relays[relay].crash();
                 sleep(AWAY).await;
-                super::everybody_works(cast, model, dice).await;
+                super::everybody_works(&cast.devices, super::FRESH, model, dice).await;
                 cast.relays[relay].start(fixture);
             }
         }
-        _ => {
+        18 => {
             let mtu = size(dice, if plan.gentle { (1200, 1500) } else { (600, 1500) });
             say(&format!("datagrams of {mtu} bytes pass"));
             cast.net.set_weather(|w| w.mtu = mtu);
+            if mtu < super::QUIC_NEEDS {
+                model.narrow();
+            }
+        }
+        _ => {
+            let wait = millis(dice, 0, 6_000);
+            say(&format!("UDP dies for everybody, and {wait:?} later what devices have over TCP"));
+            cast.net.set_weather(|w| w.udp = false);
+            sleep(wait).await;
+            for device in &cast.devices {
+                cast.net.reset_one(at_relay, device.host);
+            }
         }
     }
     model.mend();
     say("mended");
+}
+
+/// A relay drains. Where another one stays, everybody is told, and at that one before this one is down.
+async fn drain(cast: &mut Cast, relay: usize, others: bool, plan: &Plan, dice: &mut Dice, model: &Model) {
+    let Cast { relays, devices, .. } = cast;
+    let elsewhere = async {
+        if others && plan.gentle {
+            sleep(TOLD).await;
+            super::everybody_works(devices, MOVED, model, dice).await;
+        }
+    };
+    model.alone(!others);
+    tokio::join!(relays[relay].drain(), elsewhere);
+    model.alone(false);
 }
 
 /// Waits until every relay that runs has what the core has decided.

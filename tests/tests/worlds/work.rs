@@ -67,6 +67,9 @@ struct Inner {
     last_id: u64,
     slowest: Duration,
     quic: usize,
+    is_narrow: bool,
+    /// The only relay drains, or when it last did: nobody has a new session before it is back.
+    alone: (bool, Option<Instant>),
 }
 
 /// The byte that a connection carries at an offset of one direction: a reader needs nobody to check it.
@@ -122,7 +125,7 @@ impl Model {
         inner.last_id
     }
 
-    /// The longest that a connection took to open.
+    /// The longest that a connection took to open while there was a relay.
     pub(crate) fn slowest(&self) -> Duration {
         self.0.lock().slowest
     }
@@ -136,9 +139,23 @@ impl Model {
         self.0.lock().quic
     }
 
+    pub(crate) fn is_narrow(&self) -> bool {
+        self.0.lock().is_narrow
+    }
+
+    /// The only relay drains, or does no more.
+    pub(crate) fn alone(&self, drains: bool) {
+        self.0.lock().alone = (drains, Some(Instant::now()));
+    }
+
+    /// Links over QUIC may stand on which only small packets pass: nobody notices before more is sent.
+    pub(crate) fn narrow(&self) {
+        self.0.lock().is_narrow = true;
+    }
+
     fn is_quiet_for(&self, time: Duration) -> bool {
         let inner = self.0.lock();
-        !inner.is_broken && inner.mended.is_none_or(|at| at.elapsed() > time)
+        !inner.is_broken && !inner.is_narrow && inner.mended.is_none_or(|at| at.elapsed() > time)
     }
 
     pub(crate) fn seen(&self) -> BTreeMap<u64, Seen> {
@@ -300,7 +317,9 @@ pub(crate) async fn connection(agent: Agent, device: usize, model: Model, order:
         let took = since.elapsed();
         if !model.is_revoked(device) {
             let mut inner = model.0.lock();
-            inner.slowest = inner.slowest.max(took);
+            if !inner.alone.0 && inner.alone.1.is_none_or(|at| at < since) {
+                inner.slowest = inner.slowest.max(took);
+            }
         }
         if opened.is_ok() && model.is_cut(device) {
             model.wrong(format!("connection {} was opened by a device that is revoked", order.id));

@@ -131,3 +131,33 @@ pub(crate) async fn certificates_are_renewed_for_the_same_identity<S: Store>(sto
         w.core.certificates(&w.tenant, node.id).await.unwrap().into_iter().map(|c| c.serial).collect();
     assert_eq!(serials, vec![old.serial, new.serial]);
 }
+
+/// A new device or node under an old name is another one: the old certificate stays out (and the new one is not).
+pub(crate) async fn a10_who_is_made_again_under_the_same_name_leaves_the_old_certificate_revoked<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let anna = w.user("anna@example.com").await;
+    let mut devices = Vec::new();
+    let mut nodes = Vec::new();
+    for _ in 0..2 {
+        w.password(&anna, "open sesame").await;
+        let (reply, device) = w.activate("anna@example.com", "open sesame").await.unwrap();
+        devices.push((w.verified(&reply.certificate, Role::Device).await, device.clone()));
+        let token = w.token(3600).await;
+        let (reply, node) = w.enrol(&token).await.unwrap();
+        nodes.push((w.verified(&reply.certificate, Role::Node).await, node.clone()));
+        if devices.len() == 1 {
+            w.core.revoke_device(call!(w), &w.tenant, device.id).await.unwrap();
+            w.core.revoke_node(call!(w), &w.tenant, node.id).await.unwrap();
+        }
+    }
+    assert_eq!((&devices[0].1.name, &nodes[0].1.name), (&devices[1].1.name, &nodes[1].1.name));
+    assert!(devices[0].1.id != devices[1].1.id && nodes[0].1.id != nodes[1].1.id);
+    let (relay, document, _) = w.configs().await;
+    for (old, new) in [(&devices[0].0, &devices[1].0), (&nodes[0].0, &nodes[1].0)] {
+        assert!(matches!(w.core.admit(old, w.now).await, Err(CoreError::Revoked { .. })));
+        w.core.admit(new, w.now).await.unwrap();
+        for revoked in [&relay.revoked, &document.revoked] {
+            assert!(revoked.names(&old.identity.id, &old.serial) && !revoked.names(&new.identity.id, &new.serial));
+        }
+    }
+}

@@ -46,6 +46,7 @@ macro_rules! suite {
             p20_enrolment_tokens_make_one_node_each
             expired_withdrawn_and_unknown_tokens_are_refused
             p20_a_revoked_device_is_in_the_next_configuration_and_not_admitted
+            a10_who_is_made_again_under_the_same_name_leaves_the_old_certificate_revoked
             p20_a_revoked_node_is_in_the_next_configuration_and_not_admitted
             devices_of_an_inactive_user_do_not_count_while_it_lasts
             revoked_holders_leave_the_list_when_their_certificates_have_expired

@@ -115,6 +115,21 @@ pub async fn connect_quic(
     dialling.link_over_quic(connected).await
 }
 
+/// The dialler's end of the hand-shake alone, on a connection that somebody else looks after: for fuzzing.
+///
+/// # Errors
+/// As `connect`.
+pub async fn connect_on<IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+    io: IO,
+    credentials: &Credentials,
+    instance: InstanceId,
+    exporter: &[u8; 32],
+) -> Result<(Hello, Accept), LinkError> {
+    let met = |_: &Hello| Ok(None);
+    let shaken = shake(&mut Shaking::new(io), credentials, instance, Limits::default(), exporter, met).await;
+    shaken.map(|(hello, accept, _)| (hello, accept))
+}
+
 impl Dialling<'_> {
     /// TCP and TLS, until the link's own hand-shake.
     pub(super) async fn tls(&self) -> Result<Reached, LinkError> {
@@ -139,8 +154,8 @@ impl Dialling<'_> {
             }
         })?;
         let config = MuxConfig::link(limits, peer.limits, *self.timers);
-        let Shaking { io, input } = shaking;
-        let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Dialler, config, input.freeze(), self.scope));
+        let (io, leftover) = shaking.end();
+        let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Dialler, config, leftover, self.scope));
         self.keep(&mux, hold);
         Ok(Link {
             mux,
@@ -208,12 +223,12 @@ impl Dialling<'_> {
         let chain = connection.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
         let leaf = chain.as_ref().and_then(|chain| chain.first());
         let (peer, accept, hold) = self.shake(&mut shaking, limits, &exporter, leaf).await?;
-        let Shaking { io, input } = shaking;
+        let (io, leftover) = shaking.end();
         let (receive, send) = io.into_inner();
         let opened = quic::Opened {
             send,
             receive,
-            leftover: input.freeze(),
+            leftover,
             ours: limits,
             theirs: peer.limits,
             handshake: self.timers.handshake,

@@ -19,10 +19,10 @@ use hedgerow_shared::wire::message::{Accept, Hello};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 pub use crate::stream::{ReadHalf, Stream, WriteHalf};
-pub use acceptor::{Admit, Peer, answer, answer_quic};
+pub use acceptor::{Admit, Peer, answer, answer_on, answer_quic};
 pub use backoff::Backoff;
 pub use channel::{Channel, Incoming};
-pub use dialler::{Credentials, connect, connect_quic};
+pub use dialler::{Credentials, connect, connect_on, connect_quic};
 pub use pathfinder::{Pathfinder, udp_can_reach};
 pub use twins::Twins;
 pub use uplink::{Uplink, UplinkConfig, UplinkStatus, Uplinks};
@@ -174,6 +174,12 @@ struct Shaking<IO> {
 impl<IO: AsyncRead + AsyncWrite + Unpin> Shaking<IO> {
     fn new(io: IO) -> Self {
         Self { io, input: BytesMut::new() }
+    }
+
+    /// The stream, and what was read beyond the hand-shake; no buffer when that is nothing.
+    fn end(self) -> (IO, Bytes) {
+        let leftover = if self.input.is_empty() { Bytes::new() } else { self.input.freeze() };
+        (self.io, leftover)
     }
 
     async fn send(&mut self, frame: Bytes) -> Result<(), Fault> {

@@ -294,6 +294,26 @@ async fn what_was_finished_arrives_although_the_link_closes_at_once() {
 }
 
 #[tokio::test]
+async fn as_many_streams_as_a_peer_was_promised_can_be_open_at_once_over_quic() {
+    const MANY: usize = 1000;
+    let mut relay = relay(Limits { streams: MANY as u32, ..Limits::default() }).await;
+    let (ours, theirs) = pair(&mut relay).await;
+    let (accepting, mut held) = (theirs.mux.clone(), Vec::new());
+    let serve = async {
+        let mut served = Vec::new();
+        while served.len() < MANY {
+            served.push(accepting.accept().await.unwrap().accept());
+        }
+        served
+    };
+    let open = futures_util::future::join_all((0..MANY).map(|_| ours.mux.open(&1u8)));
+    let (opened, served) = timeout(LONG, async { tokio::join!(open, serve) }).await.expect("there is room for all");
+    held.extend(opened.into_iter().map(Result::unwrap));
+    assert_eq!((held.len(), served.len()), (MANY, MANY));
+    assert_eq!(ours.mux.open(&1u8).await.unwrap_err().code, Code::Limited, "and for no more");
+}
+
+#[tokio::test]
 async fn refusals_limits_and_going_away_hold_as_on_tls() {
     let mut relay = relay(Limits { streams: 2, ..Limits::default() }).await;
     let (ours, theirs) = pair(&mut relay).await;

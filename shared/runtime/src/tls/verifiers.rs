@@ -288,3 +288,87 @@ impl ClientCertVerifier for TenantClient {
 
     signatures!();
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
+        KeyPair, NameConstraints,
+    };
+
+    use super::*;
+
+    type Ca = CertifiedIssuer<'static, KeyPair>;
+
+    fn ca_params(name: &str) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+    }
+
+    fn ca(params: CertificateParams) -> Ca {
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    fn leaf(by: &Ca, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {
+        let mut params = CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).unwrap();
+        change(&mut params);
+        params.signed_by(&KeyPair::generate().unwrap(), by).unwrap().der().clone()
+    }
+
+    fn believed(roots: &Ca, leaf: &CertificateDer<'_>, between: &[CertificateDer<'_>]) -> bool {
+        let store = super::super::given_roots(&[roots.der().clone()]).unwrap();
+        let verifier = super::super::of_roots(store).unwrap();
+        let name = "relay.example".try_into().unwrap();
+        verifier.verify_server_cert(leaf, between, &name, &[], UnixTime::now()).is_ok()
+    }
+
+    #[test]
+    fn a06_a_relays_certificate_that_is_old_early_misused_or_wrongly_named_is_not_believed() {
+        let root = ca(ca_params("root"));
+        assert!(believed(&root, &leaf(&root, &["relay.example"], |_| {}), &[]));
+        let day = Duration::from_secs(24 * 3600);
+        let now = std::time::SystemTime::now();
+        for (what, bad) in [
+            ("expired", leaf(&root, &["relay.example"], |p| p.not_after = (now - day).into())),
+            ("early", leaf(&root, &["relay.example"], |p| p.not_before = (now + day).into())),
+            (
+                "a client's",
+                leaf(&root, &["relay.example"], |p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]),
+            ),
+            ("another name", leaf(&root, &["relay.example.net"], |_| {})),
+            ("a wildcard of too much", leaf(&root, &["*.relay.example"], |_| {})),
+            ("no name", leaf(&root, &[], |_| {})),
+            ("somebody else's", leaf(&ca(ca_params("root")), &["relay.example"], |_| {})),
+        ] {
+            assert!(!believed(&root, &bad, &[]), "{what}");
+        }
+        // A CA that may only name hosts below one domain: neither a name nor a wildcard leads out of it.
+        let mut params = ca_params("constrained");
+        let only = GeneralSubtree::DnsName("inside.example".into());
+        params.name_constraints = Some(NameConstraints { permitted_subtrees: vec![only], excluded_subtrees: vec![] });
+        let constrained = ca(params);
+        for names in [&["relay.example"][..], &["*.example"], &["x.inside.example", "relay.example"]] {
+            assert!(!believed(&constrained, &leaf(&constrained, names, |_| {}), &[]), "{names:?}");
+        }
+    }
+
+    /// Ten thousand certificates that could each be the issuer: the search has a budget (rustls-webpki), whichever way
+    /// the root is known. In TLS itself so many do not fit: rustls takes 64 KiB of a hand-shake message.
+    #[test]
+    fn a06_a_chain_of_ten_thousand_candidates_ends_in_a_refusal_after_a_bounded_search() {
+        let root = ca(ca_params("root"));
+        let between = ca(ca_params("between"));
+        let bad = leaf(&between, &["relay.example"], |_| {});
+        let few: Vec<_> = (0..50).map(|_| ca(ca_params("between")).der().clone()).collect();
+        let many: Vec<_> = few.iter().cycle().take(10_000).cloned().collect();
+        assert!(!believed(&root, &bad, &many));
+        let pin = PinnedRelay::new(key_id(root.der()).unwrap());
+        let name = "relay.example".try_into().unwrap();
+        let with_root: Vec<_> = many.iter().cloned().chain([root.der().clone()]).collect();
+        assert!(pin.verify_server_cert(&bad, &with_root, &name, &[], UnixTime::now()).is_err());
+    }
+}

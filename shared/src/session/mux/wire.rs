@@ -56,7 +56,8 @@ impl Mux {
                 if bytes.len() > self.config.ours.datagram as usize {
                     self.dropped(DropReason::DatagramTooLarge);
                 } else {
-                    self.events.push_back(Event::Datagram(bytes));
+                    // A copy: it may wait, and would keep the whole buffer it arrived in.
+                    self.events.push_back(Event::Datagram(Bytes::copy_from_slice(&bytes)));
                 }
                 Ok(())
             }
@@ -112,7 +113,8 @@ impl Mux {
         }
         self.remote_open += 1;
         self.streams.insert(id, Stream::new(&self.config.theirs, &self.config.ours, now));
-        self.events.push_back(Event::Incoming(id, header));
+        // A copy, as of a datagram.
+        self.events.push_back(Event::Incoming(id, Bytes::copy_from_slice(&header)));
         Ok(())
     }
 
