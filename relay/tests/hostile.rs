@@ -161,7 +161,7 @@ async fn a08_what_no_frame_may_be_ends_its_own_link_with_the_reason_and_no_other
     let word = 9u64.to_be_bytes();
     let vouched = || Vouched { address: "x".into(), role: None, id: None };
     let control = |message: Control| message.to_frame().to_vec();
-    let to_all = |k: u8| header(k, 0, u32::from(k < 0x20 && k >= 0x10) * 2);
+    let to_all = |k: u8| header(k, 0, u32::from((0x10..0x20).contains(&k)) * 2);
     let lane = (Ticket::from_random([1; 20]), entity(5), InstanceId::from_random([5; 16]));
     let mut cases: Vec<(&str, Vec<u8>)> = vec![
         ("a length of one more than the most", header(kind::DATAGRAM, MAX_PAYLOAD as u16 + 1, 0)),
