@@ -3,11 +3,14 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
 mod figures;
+mod link;
 mod load;
 mod machine;
 mod outage;
+mod plot;
 mod process;
 mod product;
+mod progress;
 mod steady;
 mod stream;
 mod subjects;
@@ -32,6 +35,27 @@ enum Bench {
     /// plain hops, this product by lane and by link stream over TLS and over QUIC, OpenSSH's reverse tunnel and
     /// rathole. Then, for what carries this product's sessions, how long a steady stream is without data when it fails.
     Stream(stream::Options),
+    /// Links opened a second, full and resumed; memory and CPU of a relay for idle links and lanes, by their number;
+    /// registry and multiplexer alone.
+    Link(link::Options),
+    /// The load tool of `link`: opens links and lanes as it is told on standard input.
+    #[command(hide = true)]
+    Crowd {
+        /// The relay to dial, as `link` described it.
+        place: PathBuf,
+    },
+    /// The relay of `link`, as `hedgerow relay run` runs it.
+    #[command(hide = true)]
+    Relay {
+        /// Its configuration.
+        config: PathBuf,
+    },
+    /// Registry and multiplexer, for `link`.
+    #[command(hide = true)]
+    Alone {
+        /// How many of each.
+        count: usize,
+    },
     /// The server that the others load: source, sink, echo, steady lines and a 128-byte HTTP answer on one port.
     Target {
         /// Loopback port.
@@ -57,6 +81,10 @@ struct Output {
 fn main() -> ExitCode {
     let result = match Arguments::parse().bench {
         Bench::Stream(options) => stream::run(&options),
+        Bench::Link(options) => link::run(&options),
+        Bench::Crowd { place } => link::crowd(&place),
+        Bench::Relay { config } => return link::relay(&config),
+        Bench::Alone { count } => link::alone(count),
         Bench::Target { port } => target::serve(port),
         Bench::Hop { port, to } => target::hop(port, to),
     };

@@ -1,8 +1,9 @@
 //! Processes of a subject: started, waited for, measured from /proc, and ended with the bench.
 
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -13,8 +14,19 @@ pub(crate) struct Process(Child);
 impl Process {
     /// Starts a command; its output goes to `log`.
     pub(crate) fn start(command: &mut Command, log: &Path) -> anyhow::Result<Self> {
-        use std::os::unix::process::CommandExt;
         let file = std::fs::File::create(log)?;
+        Self::spawn(command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file))
+    }
+
+    /// Starts a command that is talked to by lines: what it reads and what it writes.
+    pub(crate) fn talking(command: &mut Command) -> anyhow::Result<(Self, ChildStdin, ChildStdout)> {
+        let mut process = Self::spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
+        let (input, output) = (process.0.stdin.take(), process.0.stdout.take());
+        Ok((process, input.context("no way in")?, output.context("no way out")?))
+    }
+
+    fn spawn(command: &mut Command) -> anyhow::Result<Self> {
+        use std::os::unix::process::CommandExt;
         // SAFETY: prctl with these arguments is async-signal-safe and touches no memory of the parent.
         unsafe {
             command.pre_exec(|| {
@@ -22,12 +34,7 @@ impl Process {
                 Ok(())
             });
         }
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .spawn()
-            .with_context(|| format!("cannot start {:?}", command.get_program()))?;
+        let child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
         Ok(Self(child))
     }
 
@@ -58,7 +65,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.stop(Duration::from_secs(5));
+        self.stop(Duration::from_secs(20));
     }
 }
 
@@ -95,6 +102,20 @@ pub(crate) fn memory_of_tree(pid: u32) -> u64 {
         .unwrap_or(0);
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     own * 1024 + children.split_whitespace().filter_map(|c| c.parse().ok()).map(memory_of_tree).sum::<u64>()
+}
+
+/// One GET at an admin listener.
+pub(crate) fn http_get(address: &str, path: &str) -> anyhow::Result<String> {
+    let mut tcp = TcpStream::connect(address)?;
+    tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(tcp, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut reply = String::new();
+    tcp.read_to_string(&mut reply)?;
+    let (head, body) = reply.split_once("\r\n\r\n").context("not an HTTP answer")?;
+    if !head.starts_with("HTTP/1.1 200") {
+        bail!("{path}: {}", head.lines().next().unwrap_or_default());
+    }
+    Ok(body.to_owned())
 }
 
 /// Waits until something listens on a loopback port.

@@ -1,13 +1,13 @@
 //! The running product from its operator's side: what carries its session now, and what an operator can cut.
 
-use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
+
+use crate::process::http_get;
 
 /// One `hedgerow demo` that runs.
 pub(crate) struct Product {
@@ -88,15 +88,6 @@ impl Product {
 
     /// One GET at the device's admin listener.
     fn device(&self, path: &str) -> anyhow::Result<String> {
-        let mut tcp = TcpStream::connect(&self.device_admin).context("the device's admin listener")?;
-        tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
-        write!(tcp, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.device_admin)?;
-        let mut reply = String::new();
-        tcp.read_to_string(&mut reply)?;
-        let (head, body) = reply.split_once("\r\n\r\n").context("not an HTTP answer")?;
-        if !head.starts_with("HTTP/1.1 200") {
-            bail!("{path}: {}", head.lines().next().unwrap_or_default());
-        }
-        Ok(body.to_owned())
+        http_get(&self.device_admin, path).context("the device's admin listener")
     }
 }

@@ -1,7 +1,6 @@
 //! Bench `stream`: what a TCP connection through the product costs, next to what else could carry it; and how long it is
 //! without data when what carries it fails.
 
-use std::io::{IsTerminal, Write};
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use crate::load::{self, Direction};
 use crate::machine::Machine;
 use crate::outage::{self, Event};
 use crate::process::{Process, cpu_of_tree, free_port, memory_of_tree, wait_for_port};
+use crate::progress::Progress;
 use crate::subjects::{self, Subject};
 
 /// Options of `stream`.
@@ -101,7 +101,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 fn everything(names: &[String], amount: &Amount, port: u16, figures: &mut Figures) -> anyhow::Result<()> {
     let carriers: Vec<&str> = subjects::CARRIERS.iter().copied().filter(|c| names.iter().any(|n| n == c)).collect();
     let failures = amount.repetitions * Event::ALL.len() * carriers.len();
-    let mut progress = Progress { steps: names.len() * amount.rounds + failures, step: 0 };
+    let mut progress = Progress::new(names.len() * amount.rounds + failures);
     for round in 0..amount.rounds {
         for name in names {
             progress.next(&format!("round {} of {}: {name}", round + 1, amount.rounds));
@@ -209,26 +209,4 @@ fn measure(subject: &Subject, round: usize, amount: &Amount, figures: &mut Figur
 
 fn cpu(subject: &Subject) -> Vec<(&'static str, f64)> {
     subject.parts.iter().map(|(part, pid)| (*part, cpu_of_tree(*pid))).collect()
-}
-
-/// One line on a terminal, nothing elsewhere.
-struct Progress {
-    steps: usize,
-    step: usize,
-}
-
-impl Progress {
-    fn next(&mut self, what: &str) {
-        self.step += 1;
-        if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K[{}/{}] {what}", self.step, self.steps);
-            std::io::stderr().flush().ok();
-        }
-    }
-
-    fn clear(&self) {
-        if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K");
-        }
-    }
 }

@@ -188,7 +188,13 @@ impl Sessions {
         let started = Instant::now();
         let link = self.inner.uplink.link(self.inner.timers.connect).await?;
         let refused = |fault: &Fault| warn!(%group, reason = %fault, "no session to a node");
-        let carried = self.inner.open(link, group).await.inspect_err(refused)?;
+        let carried = self.inner.open(link, group).await.inspect_err(|fault| {
+            refused(fault);
+            // The link may carry no more than small packets, which nothing but a probe tells.
+            if matches!(fault.code, Code::TimedOut | Code::Lost) {
+                self.inner.uplink.probe(&self.inner.scope);
+            }
+        })?;
         let Identity { id: node, group: theirs, .. } = &carried.session.peer.identity;
         // The relay chose the node. Its certificate must say that it stands where the route leads: the same address
         // inside is another server elsewhere.

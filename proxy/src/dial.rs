@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hedgerow_runtime::dial::first_to_connect;
+use hedgerow_runtime::dial::{first_to_connect, resolve};
 use hedgerow_shared::fault::{Code, Fault};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
@@ -184,8 +184,8 @@ impl Dialer {
         let lookup = async {
             // A look-up that is given up still blocks a thread for a while; the resolver's own limits end it.
             let _permit = self.lookups.acquire().await.map_err(|_| not_found(io::ErrorKind::Other.into()))?;
-            let found = tokio::net::lookup_host((name, target.port)).await.map_err(not_found)?;
-            Ok::<_, DialError>(found.map(|a| a.ip()).take(MAX_ADDRESSES).collect::<Vec<_>>())
+            let found = resolve(&format!("{name}:{}", target.port)).await.map_err(not_found)?;
+            Ok::<_, DialError>(found.into_iter().map(|a| a.ip()).take(MAX_ADDRESSES).collect::<Vec<_>>())
         };
         let addresses = timeout_at(by, lookup).await.map_err(|_| self.timed_out(target))??;
         if addresses.is_empty() {

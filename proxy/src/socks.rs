@@ -8,6 +8,7 @@ use fast_socks5::util::target_addr::TargetAddr;
 use fast_socks5::{ReplyError, Socks5Command};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::fault::Code;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
@@ -61,13 +62,22 @@ async fn client<C: Connector>(mut tcp: TcpStream, connector: &C, limits: &ServeL
     }
 }
 
-enum Asked<'a> {
-    Connect(Socks5ServerProtocol<&'a mut TcpStream, states::CommandRead>, Target),
-    Refused(Socks5ServerProtocol<&'a mut TcpStream, states::CommandRead>, ReplyError, &'static str),
+/// Reads a greeting and a request, and answers the greeting: the target, when it is one to which a connection may be
+/// opened.
+pub async fn read_target<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> Option<Target> {
+    match read_request(io).await {
+        Ok(Asked::Connect(_, target)) => Some(target),
+        Ok(Asked::Refused(..)) | Err(_) => None,
+    }
 }
 
-async fn read_request(tcp: &mut TcpStream) -> Result<Asked<'_>, SocksServerError> {
-    let (protocol, command, address) = Socks5ServerProtocol::accept_no_auth(tcp).await?.read_command().await?;
+enum Asked<T> {
+    Connect(Socks5ServerProtocol<T, states::CommandRead>, Target),
+    Refused(Socks5ServerProtocol<T, states::CommandRead>, ReplyError, &'static str),
+}
+
+async fn read_request<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> Result<Asked<T>, SocksServerError> {
+    let (protocol, command, address) = Socks5ServerProtocol::accept_no_auth(io).await?.read_command().await?;
     if command != Socks5Command::TCPConnect {
         return Ok(Asked::Refused(protocol, ReplyError::CommandNotSupported, "command_not_supported"));
     }
@@ -187,6 +197,32 @@ mod tests {
         {
             assert_eq!(ask(proxy, &domain_request(1, name)).await[..4], [5, 0, 5, reply], "{name}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_slow_client_is_closed_by_the_same_limit_however_far_it_has_come() {
+        let limits = ServeLimits {
+            connections: Arc::new(tokio::sync::Semaphore::new(1)),
+            handshake: Duration::from_millis(400),
+            ..ServeLimits::default()
+        };
+        let (proxy, _scope) = server(limits).await;
+        let whole = domain_request(1, "a-name-that-is-long-enough-for-this.test");
+        for at_once in [0, 3, 8] {
+            let mut tcp = TcpStream::connect(proxy).await.unwrap();
+            tcp.write_all(&whole[..at_once]).await.unwrap();
+            let mut closed = false;
+            for byte in &whole[at_once..] {
+                // Far less than the limit apart: what counts is the whole.
+                if tcp.write_all(&[*byte]).await.is_err() {
+                    closed = true;
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            assert!(closed, "{at_once}: it may take its time");
+        }
+        assert_eq!(ask(proxy, &[5, 1, 2]).await, [5, 0xff], "the place is free again");
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 //!
 //! | door | request | answer |
 //! |---|---|---|
-//! | both | `GET /sessions` | links, lanes and connections passed through by name |
+//! | both | `GET /sessions` | links, lanes, CONNECT tunnels and connections passed through by name |
 //! | both | `GET /status` | name, build, TLS (provider, post-quantum), proxy URLs for web services, numbers |
 //! | control | `GET /info` | name, instance, CA file and pin, TLS, proxy URLs for web services |
 //! | control | `GET /tenants` | all tenants, without keys |
@@ -40,7 +40,7 @@ use serde_json::{Value, json};
 use crate::fair::Way;
 use crate::identity::Identity;
 use crate::lane;
-use crate::pass::Pass;
+use crate::pass::{Asked, Pass};
 use crate::probe::Probe;
 use crate::registry::Live;
 use crate::state::Relay;
@@ -120,17 +120,22 @@ enum Session {
         age_s: u64,
     },
     /// A connection passed through by server name.
-    Name {
-        id: String,
-        tenant: String,
-        origin: &'static str,
-        name: String,
-        address: String,
-        rtt_ms: Option<f64>,
-        bytes_up: u64,
-        bytes_down: u64,
-        age_s: u64,
-    },
+    Name(Passed),
+    /// A tunnel by CONNECT; its name is the authority.
+    Connect(Passed),
+}
+
+#[derive(Debug, Serialize)]
+struct Passed {
+    id: String,
+    tenant: String,
+    origin: &'static str,
+    name: String,
+    address: String,
+    rtt_ms: Option<f64>,
+    bytes_up: u64,
+    bytes_down: u64,
+    age_s: u64,
 }
 
 async fn sessions(State(relay): Shared) -> Json<Vec<Session>> {
@@ -205,7 +210,7 @@ fn lane_entry(lane: &lane::Live, now: UnixTime) -> Session {
 }
 
 fn pass_entry(pass: &Pass, now: UnixTime) -> Session {
-    Session::Name {
+    let passed = Passed {
         id: pass.id.to_string(),
         tenant: pass.to.tenant.to_string(),
         origin: pass.to.origin.as_str(),
@@ -215,6 +220,10 @@ fn pass_entry(pass: &Pass, now: UnixTime) -> Session {
         bytes_up: pass.meter.moved(Way::Up),
         bytes_down: pass.meter.moved(Way::Down),
         age_s: now.since(pass.since),
+    };
+    match pass.asked {
+        Asked::Name => Session::Name(passed),
+        Asked::Connect => Session::Connect(passed),
     }
 }
 

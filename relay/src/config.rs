@@ -201,7 +201,7 @@ impl Default for Drain {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {why}")]
 pub struct ConfigError {
-    key: &'static str,
+    key: String,
     why: String,
 }
 
@@ -211,7 +211,7 @@ impl RelayConfig {
     /// # Errors
     /// The first key that is wrong.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let bad = |key, why: &str| Err(ConfigError { key, why: why.to_owned() });
+        let bad = |key, why: &str| Err(ConfigError { key: String::from(key), why: why.to_owned() });
         let name = hedgerow_shared::verify::policy::normal_name(&self.name);
         // Room for `<ticket>.lane.` in front.
         if name.is_none_or(|n| n.len() > 253 - 38) || self.name.parse::<std::net::IpAddr>().is_ok() {
@@ -229,7 +229,7 @@ impl RelayConfig {
             return bad("tls", "certificate and key_file belong together: give both, or neither for a self-made CA");
         }
         if let Some((key, why)) = self.admin.problem().or_else(|| self.timers.problem()) {
-            return Err(ConfigError { key, why });
+            return Err(ConfigError { key: key.to_owned(), why });
         }
         let l = &self.limits;
         if [l.connections, l.handshakes, l.handshakes_per_client, l.tunnels_per_client].contains(&0) {
@@ -243,9 +243,7 @@ impl RelayConfig {
         {
             return bad("limits", "rates must be above 0 and bursts at least 1");
         }
-        let b = &self.bandwidth;
-        for (key, flow) in [("bandwidth.device", b.device), ("bandwidth.node", b.node), ("bandwidth.tenant", b.tenant)]
-        {
+        for (key, flow) in self.bandwidth.flows() {
             flow.check().map_err(|why| ConfigError { key, why })?;
         }
         Ok(())
@@ -334,6 +332,10 @@ mod tests {
             ("limits", |c| c.limits.lookup_per_client = f64::NAN),
             ("bandwidth.node", |c| c.bandwidth.node.bytes_per_second = 100),
             ("bandwidth.tenant", |c| c.bandwidth.tenant.burst_bytes = 100),
+            ("bandwidth.tenants.S12345678", |c| {
+                let slow = crate::fair::Flow { bytes_per_second: 1, burst_bytes: 0 };
+                c.bandwidth.tenants.insert("S12345678".parse().unwrap(), slow);
+            }),
             ("timers.scale", |c| c.timers.scale = 0.0),
         ];
         for (key, damage) in cases {

@@ -5,9 +5,11 @@
 //!   accept: ClientHello read, name found --> limits --> stream over a link --> bytes both ways, as they came
 //! ```
 //! Such a connection lives as long as its name: when the tenant is blocked or removed, or the name withdrawn, it is cut.
+//! Tunnels by CONNECT stand in the same table, so that an operator sees and cuts them too.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -33,7 +35,7 @@ use crate::state::{Relay, count_refusal};
 /// Where a connection goes by the name that it asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
-    /// The server name, lower case.
+    /// The server name, lower case; of a CONNECT the authority.
     pub name: String,
     /// Who registered it.
     pub tenant: TenantId,
@@ -50,11 +52,22 @@ pub struct From {
     pub probe: Option<Probe>,
 }
 
+/// How a connection said where it wants to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// By the server name of its TLS.
+    Name,
+    /// By CONNECT: the name is the authority, which nothing depends on.
+    Connect,
+}
+
 /// One connection that is passed through.
 #[derive(Debug)]
 pub struct Pass {
     /// For `GET /sessions` and for cutting it.
     pub id: SessionId,
+    /// How it asked.
+    pub asked: Asked,
     /// Where it goes.
     pub to: Named,
     /// Where it came from.
@@ -70,6 +83,17 @@ impl Pass {
     /// Ends it now.
     pub fn cut(&self) {
         self.end.cancel();
+    }
+
+    /// Moves its bytes until it ends or is cut.
+    pub(crate) async fn carry(&self, io: impl AsyncRead + AsyncWrite + Unpin, stream: Stream, by: &Live<Channel>) {
+        tokio::select! {
+            () = pump::client(io, (stream, &by.stalls), &self.meter) => {}
+            () = self.end.cancelled() => {
+                count_refusal(&Fault::new(Code::Forbidden, ""));
+                tracing::info!(tenant = %self.to.tenant, origin = %self.to.origin, "a connection passed through was cut");
+            }
+        }
     }
 }
 
@@ -93,6 +117,14 @@ impl Passes {
         self.live.lock().get(&id).cloned()
     }
 
+    /// Puts a connection into the table; dropping what comes back takes it out.
+    pub(crate) fn enter(&self, asked: Asked, to: Named, from: From, meter: Meter) -> Entered<'_> {
+        let id = SessionId::from_random(clock::random());
+        let pass = Arc::new(Pass { id, asked, to, from, meter, since: clock::now(), end: CancellationToken::new() });
+        self.live.lock().insert(id, pass.clone());
+        Entered { passes: self, pass }
+    }
+
     /// Ends those for which `which` holds; how many.
     pub fn cut(&self, which: impl Fn(&Pass) -> bool) -> usize {
         let cut: Vec<_> = self.live().into_iter().filter(|pass| which(pass)).collect();
@@ -102,17 +134,16 @@ impl Passes {
 }
 
 /// A pass in the table; dropping it takes it out.
-struct Entered<'a> {
+pub(crate) struct Entered<'a> {
     passes: &'a Passes,
     pass: Arc<Pass>,
 }
 
-impl<'a> Entered<'a> {
-    fn new(passes: &'a Passes, to: Named, from: From, meter: Meter) -> Self {
-        let id = SessionId::from_random(clock::random());
-        let pass = Arc::new(Pass { id, to, from, meter, since: clock::now(), end: CancellationToken::new() });
-        passes.live.lock().insert(id, pass.clone());
-        Self { passes, pass }
+impl Deref for Entered<'_> {
+    type Target = Pass;
+
+    fn deref(&self) -> &Pass {
+        &self.pass
     }
 }
 
@@ -132,14 +163,20 @@ impl Relay {
 
     /// Cuts what is passed through under a name that does not lead there any more. How many.
     pub fn cut_lost_names(&self) -> usize {
-        self.passes.cut(|pass| self.named(&pass.to.name).as_ref() != Some(&pass.to))
+        self.passes.cut(|pass| pass.asked == Asked::Name && self.named(&pass.to.name).as_ref() != Some(&pass.to))
     }
 }
 
 /// Serves one connection to its end. `io` yields everything the client sent, its ClientHello first. The place among
 /// those that are not known yet is kept until an endpoint has answered.
-pub(crate) async fn serve<IO>(relay: &Relay, io: IO, to: Named, from: From, place: Place, permit: OwnedSemaphorePermit)
-where
+pub(crate) async fn serve<IO>(
+    relay: &Arc<Relay>,
+    io: IO,
+    to: Named,
+    from: From,
+    place: Place,
+    permit: OwnedSemaphorePermit,
+) where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let _permit = permit;
@@ -157,25 +194,18 @@ where
         }
     };
     let meter = relay.fair.meter(&to.tenant, &[by.facts.holder()]);
-    let entered = Entered::new(&relay.passes, to, from, meter);
-    let pass = &entered.pass;
+    let pass = relay.passes.enter(Asked::Name, to, from, meter);
     // Whoever was blocked, and a name that was withdrawn, between the look-up and this line.
     if relay.named(&pass.to.name).as_ref() != Some(&pass.to) {
         return dropped(DropReason::UnknownName);
     }
     metrics::counter!("hedgerow_relay_passed_total", "origin" => pass.to.origin.as_str()).increment(1);
-    tokio::select! {
-        () = pump::client(io, (stream, &by.stalls), &pass.meter) => {}
-        () = pass.end.cancelled() => {
-            count_refusal(&Fault::new(Code::Forbidden, ""));
-            tracing::info!(tenant = %pass.to.tenant, origin = %pass.to.origin, "a connection passed through by name was cut");
-        }
-    }
+    pass.carry(io, stream, &by).await;
 }
 
 /// The limits of anonymous CONNECT, then a stream.
 async fn open(
-    relay: &Relay,
+    relay: &Arc<Relay>,
     to: &Named,
     address: SocketAddr,
 ) -> Result<(Stream, Arc<Live<Channel>>, Share<IpAddr>), Fault> {

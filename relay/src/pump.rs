@@ -9,7 +9,7 @@ use hedgerow_shared::fault::{Code, Fault};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::fair::{Meter, Way};
-use crate::stall::{Relieved, Stalls};
+use crate::stall::{Relieved, Stalls, Streaming};
 use crate::state::count_refusal;
 
 /// What is read from a client at once.
@@ -20,8 +20,8 @@ const BUFFER: usize = 16 * 1024;
 pub async fn streams((a, a_stalls): (Stream, &Stalls), (b, b_stalls): (Stream, &Stalls), meter: &Meter) {
     let ((mut a_read, mut a_write), (mut b_read, mut b_write)) = (a.into_split(), b.into_split());
     let result = tokio::try_join!(
-        one_way(&mut a_read, &mut b_write, meter, Way::Up, a_stalls),
-        one_way(&mut b_read, &mut a_write, meter, Way::Down, b_stalls)
+        one_way(&mut a_read, &mut b_write, meter, Way::Up, Streaming::new(Some(a_stalls), Some(b_stalls))),
+        one_way(&mut b_read, &mut a_write, meter, Way::Down, Streaming::new(Some(b_stalls), Some(a_stalls)))
     );
     if let Err(fault) = result {
         a_write.reset(fault.clone());
@@ -34,9 +34,8 @@ async fn one_way(
     to: &mut WriteHalf,
     meter: &Meter,
     way: Way,
-    stalls: &Stalls,
+    streaming: Streaming<'_>,
 ) -> Result<(), Fault> {
-    let stream = stalls.stream();
     loop {
         let reading = async {
             let grant = meter.admit(way).await;
@@ -51,7 +50,7 @@ async fn one_way(
             Some(chunk) => {
                 grant.spend(chunk.len() as u64);
                 drop(grant);
-                if let Err(fault) = stream.deliver(to.write_chunk(chunk)).await.map_err(relieved)? {
+                if let Err(fault) = streaming.deliver(to.write_chunk(chunk)).await.map_err(relieved)? {
                     return unwanted(fault);
                 }
             }
@@ -68,6 +67,7 @@ pub async fn client(io: impl AsyncRead + AsyncWrite + Unpin, (stream, stalls): (
     let (mut io_read, mut io_write) = tokio::io::split(io);
     let (mut read, mut write) = stream.into_split();
     let upwards = async {
+        let streaming = Streaming::new(None, Some(stalls));
         let mut buffer = BytesMut::new();
         loop {
             let reading = async {
@@ -88,13 +88,13 @@ pub async fn client(io: impl AsyncRead + AsyncWrite + Unpin, (stream, stalls): (
                 return Ok(());
             }
             let chunk: Bytes = buffer.split().freeze();
-            if let Err(fault) = write.write_chunk(chunk).await {
+            if let Err(fault) = streaming.deliver(write.write_chunk(chunk)).await.map_err(relieved)? {
                 return unwanted(fault);
             }
         }
     };
     let downwards = async {
-        let streaming = stalls.stream();
+        let streaming = Streaming::new(Some(stalls), None);
         loop {
             let mut grant = meter.admit(Way::Down).await;
             let Some(chunk) = read.read_chunk().await? else { break };

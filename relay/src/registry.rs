@@ -7,8 +7,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use hedgerow_shared::wire::message::Destination;
@@ -22,6 +22,11 @@ use crate::stall::Stalls;
 const DISPLACEMENT_WINDOW: Duration = Duration::from_secs(60);
 /// A process whose last link was lost so long ago is gone: it would have been back.
 const GONE_AFTER: Duration = Duration::from_secs(3);
+/// The same for one whose link over UDP fell silent while nothing showed that UDP passes at all: it says something every 5 s,
+/// finds its link dead within 3 s and a bit, and is back over TLS.
+const GONE_WITHOUT_UDP: Duration = Duration::from_secs(10);
+/// How many links over UDP are asked whether it passes, when another one is silent.
+const WITNESSES: usize = 4;
 /// How long it is remembered that a process was here: longer than any session waits to be resumed.
 const REMEMBERED: Duration = Duration::from_secs(120);
 /// Processes that are remembered at most; one that is forgotten counts as one that may still come.
@@ -74,6 +79,27 @@ pub trait Load {
     fn load(&self) -> usize;
 }
 
+/// Why nothing was heard from a link that is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Silence {
+    /// Others were heard over UDP when it was not: its process, or the way to its machine, has ended.
+    Alone,
+    /// Nobody else was heard over UDP: UDP may be dead for everybody, and the process alive.
+    Shared,
+}
+
+impl Silence {
+    /// How long a process may stay away before it is gone. That a link fell silent alone took as long as a process takes
+    /// to be called gone.
+    fn allows(silence: Option<Self>) -> Duration {
+        match silence {
+            None => GONE_AFTER,
+            Some(Self::Alone) => Duration::ZERO,
+            Some(Self::Shared) => GONE_WITHOUT_UDP,
+        }
+    }
+}
+
 /// A session that is registered.
 #[derive(Debug)]
 pub struct Live<H> {
@@ -84,8 +110,8 @@ pub struct Live<H> {
     /// Its streams whose other ends do not read.
     pub stalls: Stalls,
     draining: AtomicBool,
-    /// It ended by silence, which takes as long as a process takes to be called gone.
-    silent: AtomicBool,
+    /// It ended by silence.
+    silent: OnceLock<Silence>,
     /// Somebody asks it for a sign of life.
     checked: AtomicBool,
     /// A core may say so after its link has come up.
@@ -99,8 +125,9 @@ impl<H> Live<H> {
     }
 
     /// It does not answer any more.
-    pub fn silent(&self) {
-        self.silent.store(true, Ordering::Relaxed);
+    pub fn silent(&self, silence: Silence) {
+        // The first to notice knows best.
+        let _ = self.silent.set(silence);
     }
 
     /// Whether the caller may ask it for a sign of life: one at a time.
@@ -178,7 +205,7 @@ struct Displacements {
 struct Inner<H> {
     tenants: HashMap<TenantId, OfTenant<H>>,
     displacements: HashMap<(TenantId, EntityId), Displacements>,
-    /// Processes that served something and have no link now, and since when.
+    /// Processes that served something and have no link now, and from when on they are gone.
     departed: HashMap<(TenantId, InstanceId), Instant>,
 }
 
@@ -234,7 +261,7 @@ impl<H: Load> Registry<H> {
             handle,
             stalls: Stalls::default(),
             draining: AtomicBool::new(false),
-            silent: AtomicBool::new(false),
+            silent: OnceLock::new(),
             checked: AtomicBool::new(false),
             serves_mdm: AtomicBool::new(false),
         });
@@ -287,8 +314,8 @@ impl<H: Load> Registry<H> {
             inner.tenants.remove(tenant);
         }
         if departs && inner.departed.len() < MAX_DEPARTED {
-            let silent = if live.silent.load(Ordering::Relaxed) { GONE_AFTER } else { Duration::ZERO };
-            inner.departed.insert((tenant.clone(), live.facts.instance), now.checked_sub(silent).unwrap_or(now));
+            let gone = now + Silence::allows(live.silent.get().copied());
+            inner.departed.insert((tenant.clone(), live.facts.instance), gone);
         }
         true
     }
@@ -326,12 +353,27 @@ impl<H: Load> Registry<H> {
         if of_tenant.is_some_and(|t| t.instances.contains_key(&instance)) {
             return false;
         }
-        let left = inner.departed.get(&(to.tenant.clone(), instance));
+        let gone = inner.departed.get(&(to.tenant.clone(), instance));
         let replaced = || {
             let holders = of_tenant.zip(to.node).and_then(|(t, node)| t.holders.get(&node));
             holders.is_some_and(|ids| !ids.is_empty())
         };
-        left.is_some_and(|at| now.saturating_duration_since(*at) >= GONE_AFTER) || replaced()
+        gone.is_some_and(|at| now >= *at) || replaced()
+    }
+
+    /// A few links of others over the same transport as a silent one's, its own tenant's first: when one of them answers,
+    /// silence is the silent one's own.
+    #[must_use]
+    pub fn witnesses(&self, silent: &Facts, which: impl Fn(&H) -> bool) -> Vec<Arc<Live<H>>> {
+        let inner = self.inner.read();
+        let own = inner.tenants.get(&silent.tenant).into_iter();
+        let others = inner.tenants.iter().filter(|(id, _)| **id != silent.tenant).map(|(_, t)| t);
+        let is_other = |live: &&Arc<Live<H>>| {
+            let facts = &live.facts;
+            let same_holder = facts.entity.is_some() && facts.entity == silent.entity;
+            facts.id != silent.id && facts.instance != silent.instance && !same_holder && which(&live.handle)
+        };
+        own.chain(others).flat_map(|t| t.all.values()).filter(is_other).take(WITNESSES).cloned().collect()
     }
 
     /// The sessions for which `which` holds, of one tenant or of all.
@@ -484,6 +526,44 @@ mod tests {
         assert!(registry.is_gone(&asked(9), now), "another process has the certificate");
         registry.tidy(now + REMEMBERED);
         assert!(!registry.is_gone(&asked(1), now + REMEMBERED));
+    }
+
+    #[test]
+    fn a_process_that_fell_silent_is_gone_at_once_only_where_others_were_heard() {
+        let now = Instant::now();
+        let after = |silence: Silence, away: Duration| {
+            let registry = Registry::default();
+            let live = registry.insert(facts(1, Some(1), 1, &[Origin::Proxy]), Fixed(0), now).live;
+            live.silent(silence);
+            registry.remove(&live.facts.tenant, live.facts.id, now);
+            let to = Destination { instance: Some(live.facts.instance), ..to(Origin::Proxy) };
+            registry.is_gone(&to, now + away)
+        };
+        assert!(after(Silence::Alone, Duration::ZERO));
+        assert!(!after(Silence::Shared, GONE_WITHOUT_UDP - Duration::from_millis(1)), "it may be on its way over TLS");
+        assert!(after(Silence::Shared, GONE_WITHOUT_UDP));
+    }
+
+    #[test]
+    fn those_who_are_asked_whether_udp_passes_are_others_and_the_own_tenants_first() {
+        let (registry, now) = (Registry::default(), Instant::now());
+        let silent = registry.insert(facts(1, Some(1), 1, &[Origin::Proxy]), Fixed(1), now).live;
+        let numbers = |which: usize| {
+            let asked = registry.witnesses(&silent.facts, |load: &Fixed| load.0 == which);
+            asked.iter().map(|l| l.facts.id.as_bytes()[0]).collect::<std::collections::BTreeSet<_>>()
+        };
+        registry.insert(facts(2, Some(1), 2, &[]), Fixed(1), now);
+        registry.insert(facts(3, Some(3), 1, &[]), Fixed(1), now);
+        assert!(numbers(1).is_empty(), "neither itself nor its holder nor its process");
+        for n in 10..20 {
+            let tenant = "S87654321".parse().unwrap();
+            registry.insert(Facts { tenant, ..facts(n, Some(n), n, &[]) }, Fixed(1), now);
+        }
+        registry.insert(facts(4, Some(4), 4, &[]), Fixed(1), now);
+        registry.insert(facts(5, Some(5), 5, &[]), Fixed(2), now);
+        let asked = numbers(1);
+        assert!(asked.len() == WITNESSES && asked.contains(&4) && !asked.contains(&5), "{asked:?}");
+        assert_eq!(numbers(2), [5].into());
     }
 
     #[test]

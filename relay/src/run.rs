@@ -4,7 +4,7 @@
 //! ready, doors closed, every peer told when and where to come back, streams and lanes given their time, then closed.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -199,9 +199,20 @@ const TRIES: usize = 16;
 
 fn bind(addresses: &[SocketAddr], udp: bool) -> Result<(Vec<Bound>, Vec<SocketAddr>), StartError> {
     let (mut listeners, mut bound) = (Vec::new(), Vec::new());
+    let both_families = ipv6_exists();
     for address in addresses.iter().copied() {
         // `[::]:443` serves IPv4 too, unless the list gives IPv4 an address of its own.
         let beside = addresses.iter().any(|a| a.is_ipv4() && a.port() == address.port() && a.port() != 0);
+        let address = match address {
+            SocketAddr::V6(v6) if v6.ip().is_unspecified() && !both_families => {
+                tracing::warn!(%address, "this system has no IPv6: only IPv4 is served there");
+                if beside {
+                    continue;
+                }
+                SocketAddr::from((Ipv4Addr::UNSPECIFIED, v6.port()))
+            }
+            given => given,
+        };
         let tries = if address.port() == 0 { TRIES } else { 1 };
         let mut both = bind_both(address, beside, udp);
         for _ in 1..tries {
@@ -215,6 +226,12 @@ fn bind(addresses: &[SocketAddr], udp: bool) -> Result<(Vec<Bound>, Vec<SocketAd
         listeners.push(both);
     }
     Ok((listeners, bound))
+}
+
+/// Whether this system knows IPv6 at all (`ipv6.disable=1` and some sandboxes take it away).
+fn ipv6_exists() -> bool {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None);
+    !socket.is_err_and(|e| e.raw_os_error() == Some(libc::EAFNOSUPPORT))
 }
 
 fn bind_both(address: SocketAddr, only_v6: bool, udp: bool) -> Result<(Bound, SocketAddr), StartError> {
@@ -322,6 +339,7 @@ fn describe_metrics() {
     );
     counter!("hedgerow_relay_tls_failures_total", "TLS hand-shakes with the relay's own name that failed");
     counter!("hedgerow_relay_tls_handshakes_total", "TLS hand-shakes that the relay ended, by key exchange group");
+    counter!("hedgerow_tls_tickets_taken_total", "TLS and QUIC hand-shakes that the relay resumed by a ticket");
     counter!("hedgerow_relay_passed_total", "Connections passed through by server name, by origin");
     counter!("hedgerow_relay_refused_total", "Links, streams, lanes and CONNECTs refused or cut, by code");
     counter!("hedgerow_relay_http_total", "HTTP answers by status");

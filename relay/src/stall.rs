@@ -1,6 +1,7 @@
-//! Streams of one link whose far end does not take what came for it. What they hold counts against the link's window,
-//! which all its streams share: were there enough of them, nobody else could be served on that link. So when they are
-//! too many, those that have stood still longest are reset. Whoever reads, however slowly, is not standing still.
+//! Streams whose far end does not take what came for it. What they hold counts against the window of the link that it
+//! came by, and against the queue of the link that it is to leave by, which all streams of these links share: were there
+//! enough of them, nobody else could be served. So when they are too many, those that have stood still longest are reset.
+//! Whoever reads, however slowly, is not standing still.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +16,23 @@ const STILL: Duration = Duration::from_secs(2);
 /// Of one link.
 #[derive(Debug, Default)]
 pub struct Stalls {
+    /// Streams whose bytes came by it and wait in its window.
+    pub unread: Still,
+    /// Streams whose bytes are to leave by it and wait for room in its queue.
+    pub unsent: Still,
+}
+
+impl Stalls {
+    /// How many streams stand still here, in whichever direction has more of them.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.unread.len().max(self.unsent.len())
+    }
+}
+
+/// One direction of a link.
+#[derive(Debug, Default)]
+pub struct Still {
     /// Short critical sections without await: a stream stops or goes on.
     inner: Mutex<Inner>,
 }
@@ -25,12 +43,7 @@ struct Inner {
     still: BTreeMap<u64, (Instant, Arc<Notify>)>,
 }
 
-impl Stalls {
-    /// A stream that may stall now and then.
-    pub fn stream(&self) -> Streaming<'_> {
-        Streaming { stalls: self, told: Arc::default() }
-    }
-
+impl Still {
     /// Resets those that have stood still longest until no more than `most` do. How many.
     pub fn relieve(&self, most: usize, now: Instant) -> usize {
         let mut inner = self.inner.lock();
@@ -58,11 +71,20 @@ impl Stalls {
     }
 }
 
-/// One direction of one stream.
+/// One direction of one stream: where its bytes come from, and where they go to if that is a link.
 #[derive(Debug)]
 pub struct Streaming<'a> {
-    stalls: &'a Stalls,
+    from: Option<&'a Still>,
+    to: Option<&'a Still>,
     told: Arc<Notify>,
+}
+
+impl<'a> Streaming<'a> {
+    /// Between links, or between one and something that stands for itself.
+    #[must_use]
+    pub fn new(from: Option<&'a Stalls>, to: Option<&'a Stalls>) -> Self {
+        Self { from: from.map(|s| &s.unread), to: to.map(|s| &s.unsent), told: Arc::default() }
+    }
 }
 
 /// The stream was reset to make room.
@@ -82,7 +104,8 @@ impl Streaming<'_> {
             done = &mut writing => return Ok(done),
             () = std::future::ready(()) => {}
         }
-        let _stands = Stands::new(self);
+        let stands = |still| Stands::new(still, &self.told);
+        let _stands = (self.from.map(stands), self.to.map(stands));
         tokio::select! {
             done = writing => Ok(done),
             () = self.told.notified() => Err(Relieved),
@@ -92,23 +115,23 @@ impl Streaming<'_> {
 
 /// A stream that stands still; dropping it means that it moves again.
 struct Stands<'a> {
-    stalls: &'a Stalls,
+    still: &'a Still,
     number: u64,
 }
 
 impl<'a> Stands<'a> {
-    fn new(streaming: &Streaming<'a>) -> Self {
-        let mut inner = streaming.stalls.inner.lock();
+    fn new(still: &'a Still, told: &Arc<Notify>) -> Self {
+        let mut inner = still.inner.lock();
         inner.counter += 1;
         let number = inner.counter;
-        inner.still.insert(number, (Instant::now(), streaming.told.clone()));
-        Self { stalls: streaming.stalls, number }
+        inner.still.insert(number, (Instant::now(), told.clone()));
+        Self { still, number }
     }
 }
 
 impl Drop for Stands<'_> {
     fn drop(&mut self) {
-        self.stalls.inner.lock().still.remove(&self.number);
+        self.still.inner.lock().still.remove(&self.number);
     }
 }
 
@@ -118,22 +141,26 @@ mod tests {
 
     #[tokio::test]
     async fn those_that_stand_still_longest_make_room_and_those_that_move_do_not_count() {
-        let stalls = Stalls::default();
-        let streams: Vec<_> = (0..4).map(|_| stalls.stream()).collect();
+        let (from, to) = (Stalls::default(), Stalls::default());
+        let streams: Vec<_> = (0..4).map(|_| Streaming::new(Some(&from), Some(&to))).collect();
         assert_eq!(streams[0].deliver(async { 7 }).await, Ok(7));
-        assert!(stalls.is_empty());
+        assert_eq!((from.most(), to.most()), (0, 0));
         let mut waiting: Vec<_> = streams.iter().map(|s| Box::pin(s.deliver(std::future::pending::<()>()))).collect();
         for one in &mut waiting {
             assert!(futures_now(one.as_mut()).await.is_none());
         }
         let now = Instant::now();
-        assert_eq!((stalls.len(), stalls.relieve(2, now)), (4, 0), "a moment is no standstill");
-        assert_eq!(stalls.relieve(2, now + STILL), 2);
+        assert_eq!((from.unread.len(), from.unsent.len(), to.unread.len(), to.unsent.len()), (4, 0, 0, 4));
+        assert_eq!(from.unread.relieve(2, now), 0, "a moment is no standstill");
+        assert_eq!(from.unread.relieve(2, now + STILL), 2);
         let ended = [waiting.remove(0).await, waiting.remove(0).await];
         assert_eq!(ended, [Err(Relieved); 2]);
         assert!(futures_now(waiting[0].as_mut()).await.is_none());
+        assert_eq!((from.most(), to.most()), (2, 2), "who was reset stands still nowhere");
+        assert_eq!(to.unsent.relieve(1, now + STILL), 1);
+        assert_eq!(waiting.remove(0).await, Err(Relieved));
         drop(waiting);
-        assert!(stalls.is_empty());
+        assert_eq!((from.most(), to.most()), (0, 0));
     }
 
     /// What a future has now.

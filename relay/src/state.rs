@@ -21,7 +21,7 @@ use crate::fair::Fairness;
 use crate::lane::{End, Lanes};
 use crate::limit::{Limiter, Shares};
 use crate::pass::Passes;
-use crate::registry::{Facts, Live, Load, Registry};
+use crate::registry::{Facts, Live, Load, Registry, Silence};
 use crate::store::{Store, Tenant, TenantState};
 
 /// Links that a draining relay lets come back a second: half of what a processor core can do beside other work.
@@ -29,11 +29,22 @@ pub const RETURNS: u64 = 500;
 /// Sessions tried for one stream before it is refused.
 const ATTEMPTS: usize = 3;
 
+/// Streams that may stand still on a link that they fill. Of those whose bytes wait in a TLS link's window: half of it
+/// may have gone into windows that grew, and a quarter is left for who moves.
+const FRAMED_UNREAD: usize = (limits::CONNECTION_WINDOW / 4 / limits::INITIAL_STREAM_WINDOW) as usize;
+/// The same over QUIC.
+const QUIC_UNREAD: usize = (limits::CONNECTION_WINDOW / 2 / quic::STREAM_WINDOW as u64) as usize;
+/// Of those that wait for room in a TLS link's queue: with as many, a quarter of it is free.
+const FRAMED_UNSENT: usize = 96;
+
 /// For how long the lanes of a holder whose link was lost are asked for signs of life.
 const LANES_ASKED: Duration = Duration::from_secs(6);
 
 /// An endpoint that takes longer to answer is asked whether it is there.
 const SLOW_ANSWER: Duration = Duration::from_millis(500);
+
+/// How long those may take to answer who are asked whether UDP passes.
+const WITNESS: Duration = Duration::from_secs(1);
 
 /// One relay.
 pub struct Relay {
@@ -95,7 +106,7 @@ impl Relay {
     #[must_use]
     pub fn new(config: RelayConfig, store: Store, work: Scope) -> Arc<Self> {
         let (timers, rates) = (config.timers(), &config.limits);
-        let fair = Fairness::new(config.bandwidth);
+        let fair = Fairness::new(config.bandwidth.clone());
         Arc::new(Self {
             timers,
             registry: Registry::default(),
@@ -122,7 +133,7 @@ impl Relay {
     /// # Errors
     /// `NoRoute`, `TimedOut`, or the endpoint's refusal.
     pub async fn open(
-        &self,
+        self: &Arc<Self>,
         to: &Destination,
         vouched: Vouched,
         trace: Option<String>,
@@ -145,7 +156,7 @@ impl Relay {
     }
 
     /// Opens a stream on a link; when the answer takes its time, the peer is asked whether it is still there.
-    async fn opened(&self, live: &Arc<Live<Channel>>, header: &LinkOpen) -> Result<Stream, Fault> {
+    async fn opened(self: &Arc<Self>, live: &Arc<Live<Channel>>, header: &LinkOpen) -> Result<Stream, Fault> {
         let mut opening = std::pin::pin!(live.handle.open(header));
         match timeout(SLOW_ANSWER, &mut opening).await {
             Ok(opened) => opened,
@@ -158,17 +169,34 @@ impl Relay {
 
     /// Whoever is called must be there: one that vanished without a word is noticed by nothing but silence, and others
     /// wait for it.
-    pub fn check_alive(&self, live: Arc<Live<Channel>>) {
+    pub fn check_alive(self: &Arc<Self>, live: Arc<Live<Channel>>) {
         if !live.begin_check() {
             return;
         }
+        let relay = self.clone();
         self.work.spawn(async move {
             if !live.handle.is_alive().await {
-                live.silent();
+                let silence = relay.silence(&live.facts).await;
+                live.silent(silence);
                 live.handle.close(Fault::new(Code::Lost, "the peer does not answer any more"));
             }
             live.end_check();
         });
+    }
+
+    /// Over UDP a process that has ended and UDP that has died look the same; others who are heard over UDP tell them apart.
+    async fn silence(&self, silent: &Facts) -> Silence {
+        let others = self.registry.witnesses(silent, |channel| matches!(channel, Channel::Quic(_)));
+        let asked = others
+            .iter()
+            .map(|live| Box::pin(async move { if live.handle.is_alive().await { Ok(()) } else { Err(()) } }));
+        if others.is_empty() {
+            return Silence::Shared;
+        }
+        match timeout(WITNESS, futures_util::future::select_ok(asked)).await {
+            Ok(Ok(_)) => Silence::Alone,
+            Ok(Err(())) | Err(_) => Silence::Shared,
+        }
     }
 
     /// A link was lost without a word: its holder's lanes are asked whether anybody is there. Those of a holder that has
@@ -230,7 +258,7 @@ impl Relay {
     /// The first key that is wrong.
     pub fn reload(&self, new: &RelayConfig) -> Result<Vec<&'static str>, ConfigError> {
         new.check()?;
-        self.fair.set(new.bandwidth);
+        self.fair.set(new.bandwidth.clone());
         let rates = &new.limits;
         self.handshakes.set(rates.pace());
         self.connect_client.set(rates.connect_client());
@@ -287,16 +315,21 @@ impl Relay {
     /// Makes room on links where too many streams wait for ends that do not read: a good part of the link's window stays
     /// for the others.
     fn relieve(&self, now: Instant) {
+        const MANY: usize = usize::MAX;
         for live in self.registry.select(None, |_| true) {
-            let room = match &live.handle {
-                // Streams that stand still and hold little harm nobody. What QUIC holds is not known.
-                Channel::Framed(mux) if mux.stats().held < limits::CONNECTION_WINDOW / 2 => continue,
-                // Half of the window may have gone into windows that grew.
-                Channel::Framed(_) => limits::CONNECTION_WINDOW / 4 / limits::INITIAL_STREAM_WINDOW,
-                Channel::Quic(_) => limits::CONNECTION_WINDOW / 2 / u64::from(quic::STREAM_WINDOW),
+            let (unread, unsent) = match &live.handle {
+                Channel::Framed(mux) => {
+                    // Streams that stand still and hold little harm nobody.
+                    let stats = mux.stats();
+                    (
+                        if stats.held - stats.unsent < limits::CONNECTION_WINDOW / 2 { MANY } else { FRAMED_UNREAD },
+                        if stats.unsent < limits::CONNECTION_QUEUE * 3 / 4 { MANY } else { FRAMED_UNSENT },
+                    )
+                }
+                // What QUIC holds is not known; it keeps nothing to send for whom the peer gives no room.
+                Channel::Quic(_) => (QUIC_UNREAD, MANY),
             };
-            let most = usize::try_from(room).unwrap_or(usize::MAX);
-            let reset = live.stalls.relieve(most, now);
+            let reset = live.stalls.unread.relieve(unread, now) + live.stalls.unsent.relieve(unsent, now);
             if reset > 0 {
                 let facts = &live.facts;
                 tracing::warn!(tenant = %facts.tenant, session = %facts.id, reset, "streams whose other ends do not read were reset to make room");
@@ -308,7 +341,7 @@ impl Relay {
     fn show_bounds(&self) {
         let (mut streams, mut held, mut most_held, mut stalled) = (0, 0, 0, 0);
         for live in self.registry.select(None, |_| true) {
-            stalled = stalled.max(live.stalls.len());
+            stalled = stalled.max(live.stalls.most());
             let stats = live.handle.stats();
             streams = streams.max(stats.streams);
             held += stats.held;

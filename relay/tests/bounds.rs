@@ -4,6 +4,8 @@
 mod common;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +16,7 @@ use hedgerow_shared::Origin;
 use hedgerow_shared::fault::Code;
 use hedgerow_shared::limits;
 use hedgerow_shared::wire::message::{Control, Destination, LaneRequest, LinkOpen};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -139,12 +142,13 @@ async fn p01_bytes_held_for_streams_are_bounded_for_each_stream_and_each_link() 
     let _core = world.core().await;
     let (node, device) = (world.node(5).await, world.device(6).await);
     let most = || metric("hedgerow_relay_link_held_bytes_max", "");
+    eventually("nothing is held of the test before", || most() == 0.0).await;
     let mut unread = Vec::new();
-    // What was received waits within the link's window; what is to be sent, in a queue of 512 KiB a stream and a chunk.
-    let queues = 150 * (576 << 10);
+    // What was received waits within the link's window; what is to be sent, in the link's queue, and a chunk more.
+    const { assert!(limits::CONNECTION_QUEUE == limits::CONNECTION_WINDOW) };
     for (streams, least, bound) in [
         (1, limits::INITIAL_STREAM_WINDOW / 2, limits::MAX_STREAM_WINDOW),
-        (150, limits::CONNECTION_WINDOW / 2, limits::CONNECTION_WINDOW.max(queues)),
+        (150, limits::CONNECTION_WINDOW / 2, limits::CONNECTION_QUEUE + (64 << 10)),
     ] {
         while unread.len() < streams {
             let (at_device, mut at_node) = stream(&world, &device, &node).await;
@@ -170,6 +174,52 @@ async fn p01_bytes_held_for_streams_are_bounded_for_each_stream_and_each_link() 
     let stalled = || metric("hedgerow_relay_link_stalled_streams_max", "");
     eventually("those that stand still longest have made room", || stalled() > 0.0 && stalled() <= 32.0).await;
 }
+
+/// REST clients that send to a core which reads nothing: what they sent waits in the queue of the core's link.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p01_bytes_of_strangers_that_a_core_does_not_read_are_bounded_and_the_longest_stuck_make_room() {
+    let _alone = ALONE.lock().await;
+    let world = World::with(|c| (c.timers.scale, c.limits.connect_burst_per_client) = (1.0, 1000.0)).await;
+    let core = world.core().await;
+    let mux = core.mux.clone();
+    world.scope.spawn(async move {
+        let mut unread = Vec::new();
+        while let Some(incoming) = mux.accept().await {
+            unread.push(incoming.accept());
+        }
+    });
+    let client = || async {
+        let mut tcp = TcpStream::connect(world.relay.http[0]).await.unwrap();
+        let head = "CONNECT bws:1 HTTP/1.1\r\nTenant-Id: S12345678\r\nOrigin-Server-Id: bws\r\n\r\n";
+        tcp.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        timeout(LONG, tcp.read_exact(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        tcp
+    };
+    let (ended, count) = (Arc::new(AtomicUsize::new(0)), 400);
+    for _ in 0..count {
+        let (mut tcp, ended) = (client().await, ended.clone());
+        world.scope.spawn(async move {
+            while tcp.write_all(&[7; 65_536]).await.is_ok() {}
+            ended.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+    let most = || metric("hedgerow_relay_link_held_bytes_max", "");
+    let mut highest = 0.0_f64;
+    eventually("as many are stuck as may be, and the rest has ended", || {
+        highest = highest.max(most());
+        let stuck = metric("hedgerow_relay_link_stalled_streams_max", "");
+        let gone = ended.load(Ordering::Relaxed);
+        gone > 0 && stuck > 0.0 && gone as f64 + stuck == f64::from(count) && most() < QUEUE * 0.75
+    })
+    .await;
+    assert!((QUEUE * 0.75..=QUEUE + 65_536.0).contains(&highest), "{highest}");
+    // Nobody is kept out by those who are stuck.
+    client().await;
+}
+
+const QUEUE: f64 = limits::CONNECTION_QUEUE as f64;
 
 #[tokio::test]
 async fn p01_datagrams_that_nobody_takes_are_bounded_for_each_link() {

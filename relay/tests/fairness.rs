@@ -15,7 +15,7 @@ use hedgerow_runtime::clock;
 use hedgerow_runtime::link::Link;
 use hedgerow_shared::wire::lane as wire;
 use hedgerow_shared::wire::message::{Destination, LinkOpen};
-use hedgerow_shared::{Origin, TenantId};
+use hedgerow_shared::{Origin, Role, TenantId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -104,6 +104,36 @@ async fn p01_eight_lanes_of_one_tenant_get_no_more_than_one_of_another_by_splice
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p01_eight_lanes_of_one_tenant_get_no_more_than_one_of_another_by_copy() {
     tenants_side_by_side(false).await;
+}
+
+/// Whoever is named has a limit of its own; the others have the common one, or none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p01_a_limit_for_one_tenant_slows_that_one_and_nobody_else() {
+    let world = World::with(|c| {
+        c.bandwidth.tenants.insert("S12345678".parse().unwrap(), LIMIT);
+    })
+    .await;
+    assert_eq!(world.tenant.as_str(), "S12345678");
+    let other: TenantId = "S87654321".parse().unwrap();
+    known(&world, &other);
+    let _core = world.core().await;
+    let (slow, free) = (Counted::default(), Counted::default());
+    flood(&world, lane(&world, &world.tenant, 10, 5).await, &slow);
+    flood(&world, lane(&world, &other, 30, 31).await, &free);
+    until(&slow, MIB).await;
+    // What the slow one has left of its limit takes seconds; the free one moves more meanwhile than it could in all.
+    let before = free.load(Ordering::Relaxed);
+    until(&free, before + 64 * MIB).await;
+    let moved = slow.load(Ordering::Relaxed);
+    assert!(moved < 32 * MIB, "{moved}");
+
+    // An exception also lifts what holds for all.
+    let mut config = world.relay.relay().config.clone();
+    config.bandwidth.tenant = LIMIT;
+    config.bandwidth.tenants.insert(world.tenant.clone(), Flow::default());
+    world.relay.relay().reload(&config).unwrap();
+    let before = slow.load(Ordering::Relaxed);
+    until(&slow, before + 64 * MIB).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -200,19 +230,58 @@ async fn p01_a_device_that_does_not_read_holds_up_neither_its_own_other_streams_
         assert!(before > 0);
     }
     for device in [&slow, &quick] {
-        let (mut at_device, mut at_node) = stream(&world, device, &node).await;
-        let send = async {
-            for _ in 0..512 {
-                at_node.write_chunk(Bytes::from(vec![1; 16_384])).await.unwrap();
-            }
-        };
-        let receive = async {
-            let mut got = 0;
-            while got < 512 * 16_384 {
-                got += at_device.read_chunk().await.unwrap().unwrap().len();
-            }
-        };
-        timeout(LONG, async { tokio::join!(send, receive) }).await.unwrap();
+        serves(&world, device, &node).await;
     }
     drop(stalled);
+}
+
+/// A device gets 8 MiB of a node.
+async fn serves(world: &World, device: &Link, node: &Link) {
+    let (mut at_device, mut at_node) = stream(world, device, node).await;
+    let send = async {
+        for _ in 0..512 {
+            at_node.write_chunk(Bytes::from(vec![1; 16_384])).await.unwrap();
+        }
+    };
+    let receive = async {
+        let mut got = 0;
+        while got < 512 * 16_384 {
+            got += at_device.read_chunk().await.unwrap().unwrap().len();
+        }
+    };
+    let served = timeout(LONG, async { tokio::join!(send, receive) }).await;
+    let links = world.relay.relay().registry.select(None, |_| true);
+    let stand = links.iter().map(|l| (l.facts.role, l.handle.stats(), l.stalls.unread.len(), l.stalls.unsent.len()));
+    assert!(served.is_ok(), "{:#?}", stand.collect::<Vec<_>>());
+}
+
+/// As many streams stand still as would fill the whole window of the node's link: those that stand still longest make
+/// room, and another device is served.
+async fn crowded(world: &World, node: &Link, streams: usize) {
+    let (slow, quick) = (world.device(6).await, world.device(7).await);
+    let mut stalled = Vec::new();
+    for _ in 0..streams {
+        let (at_device, mut at_node) = stream(world, &slow, node).await;
+        stalled.push(at_device);
+        world.scope.spawn(async move {
+            let piece = Bytes::from(vec![7; 16_384]);
+            while at_node.write_chunk(piece.clone()).await.is_ok() {}
+        });
+    }
+    serves(world, &quick, node).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p01_so_many_stalled_streams_of_one_device_that_they_fill_the_nodes_link_make_room_for_another() {
+    let world = World::new().await;
+    let _core = world.core().await;
+    crowded(&world, &world.node(5).await, 160).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p01_so_many_stalled_streams_that_they_fill_a_nodes_link_over_quic_make_room_for_another_device() {
+    let world = World::new().await;
+    let _core = world.core().await;
+    let node = world.dial_quic(&world.credentials(Role::Node, 5), 5).await.unwrap();
+    crowded(&world, &node, 80).await;
 }

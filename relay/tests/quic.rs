@@ -15,7 +15,7 @@ use bytes::Bytes;
 use common::{LONG, NAME, World, entity, eventually, service};
 use hedgerow_relay::config::Listen;
 use hedgerow_relay::udp::{Forwarder, Port, TUNNEL};
-use hedgerow_runtime::link::{Channel, Credentials, Link, Transport, connect_quic};
+use hedgerow_runtime::link::{Channel, Transport, connect_quic};
 use hedgerow_runtime::quic;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
@@ -27,17 +27,11 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use tokio::time::timeout;
 
-async fn by_quic(world: &World, credentials: &Credentials, instance: u8) -> Link {
-    let timers = world.relay.relay().timers;
-    let instance = InstanceId::from_random([instance; 16]);
-    connect_quic(&world.target(), credentials, instance, &timers, &world.scope).await.unwrap()
-}
-
 #[tokio::test]
 async fn p01_a_node_on_quic_and_a_device_on_tls_reach_each_other() {
     let world = World::new().await;
     let core = world.core().await;
-    let node = by_quic(&world, &world.credentials(Role::Node, 5), 5).await;
+    let node = world.dial_quic(&world.credentials(Role::Node, 5), 5).await.unwrap();
     assert_eq!(node.transport, Transport::Quic);
     let device = world.device(6).await;
     let to =
@@ -77,7 +71,7 @@ async fn p01_a_node_on_quic_and_a_device_on_tls_reach_each_other() {
 async fn n02_the_list_of_sessions_follows_a_link_to_its_new_address() {
     let world = World::new().await;
     let _core = world.core().await;
-    let node = by_quic(&world, &world.credentials(Role::Node, 5), 5).await;
+    let node = world.dial_quic(&world.credentials(Role::Node, 5), 5).await.unwrap();
     let shown = async || {
         let sessions = world.control(http::Method::GET, "/sessions", None).await;
         let node = sessions.as_array().unwrap().iter().find(|s| s["role"] == "node").unwrap().clone();
@@ -105,7 +99,7 @@ async fn n02_changing_the_transport_displaces_without_a_penalty() {
     let mut last = world.dial(&credentials, 5).await.unwrap();
     for n in 0..12 {
         let next = match n % 2 {
-            0 => by_quic(&world, &credentials, 5).await,
+            0 => world.dial_quic(&credentials, 5).await.unwrap(),
             _ => world.dial(&credentials, 5).await.unwrap(),
         };
         let away = timeout(LONG, last.mux.peer_going_away()).await.unwrap();
@@ -121,7 +115,7 @@ async fn n02_changing_the_transport_displaces_without_a_penalty() {
 async fn a_drain_reaches_links_over_quic() {
     let world = World::new().await;
     let _core = world.core().await;
-    let node = by_quic(&world, &world.credentials(Role::Node, 5), 5).await;
+    let node = world.dial_quic(&world.credentials(Role::Node, 5), 5).await.unwrap();
     let ended = async { timeout(LONG, node.mux.peer_going_away()).await.unwrap() };
     let (away, ()) = tokio::join!(ended, world.relay.drain());
     assert_eq!(away.fault.code, Code::Draining);

@@ -10,6 +10,8 @@ pub const INITIAL_STREAM_WINDOW: u64 = 256 * 1024;
 pub const MAX_STREAM_WINDOW: u64 = 4 * 1024 * 1024;
 /// Unread data over all streams of one link or session: what one peer can make us hold.
 pub const CONNECTION_WINDOW: u64 = 32 * 1024 * 1024;
+/// Unsent data over all streams of one link or session: what a peer that reads nothing can make us hold.
+pub const CONNECTION_QUEUE: u64 = 32 * 1024 * 1024;
 /// A stream that has carried so much is bulk: it leaves a session's first lane when there is another.
 pub const BULK: u64 = 4 * 1024 * 1024;
 /// Bytes that all sessions of a process together keep until acknowledged.

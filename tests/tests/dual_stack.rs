@@ -2,6 +2,7 @@
 //! namespace of its own, where `relay.corp.test` has the addresses that the network gives it.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -81,6 +82,91 @@ fn n02_everything_works_where_there_is_only_ipv4() {
     let office = working_office(&["127.0.0.1"]);
     let peers = peers(&office);
     assert!(peers.len() >= 5 && peers.iter().all(|a| a.starts_with("192.0.2.1:")), "{peers:?}");
+}
+
+/// Answers every question for an IPv4 address, and swallows every other one, as some firewalls do.
+fn half_a_resolver(address: [u8; 4]) {
+    let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
+    std::thread::spawn(move || {
+        let mut question = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut question) {
+            // RFC 1035, 4.1: a header of 12 bytes, the name up to its empty label, its type (1 is A) and class.
+            let name = question[12..length].iter().position(|b| *b == 0).unwrap() + 13;
+            if question[name..name + 2] != [0, 1] {
+                continue;
+            }
+            let mut answer = question[..2].to_vec();
+            answer.extend([0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
+            answer.extend(&question[12..name + 4]);
+            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+            answer.extend(address);
+            socket.send_to(&answer, from).unwrap();
+        }
+    });
+}
+
+#[test]
+fn n02_a_resolver_that_swallows_questions_for_ipv6_costs_less_than_a_second() {
+    const NAME: &str = "n02_a_resolver_that_swallows_questions_for_ipv6_costs_less_than_a_second";
+    let setup = "ip addr add 192.0.2.1/24 dev d0; echo nameserver 127.0.0.1 >/run/resolv.$$\n\
+                 mount --bind /run/resolv.$$ /etc/resolv.conf; rm /run/resolv.$$";
+    if !in_network(NAME, setup, "") {
+        return;
+    }
+    half_a_resolver([192, 0, 2, 1]);
+    let since = Instant::now();
+    let found = std::net::ToSocketAddrs::to_socket_addrs(&(RELAY, PORT));
+    assert!(since.elapsed() > Duration::from_secs(2), "the system's own look-up does not mind: {found:?}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let since = Instant::now();
+    let found = runtime.block_on(dial::resolve(&format!("{RELAY}:{PORT}"))).unwrap();
+    assert_eq!(found, [SocketAddr::from(([192, 0, 2, 1], PORT))]);
+    assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+    runtime.shutdown_background();
+    // Everything that has a relay's name in its configuration.
+    let peers = peers(&working_office(&["127.0.0.1"]));
+    assert!(peers.len() >= 5 && peers.iter().all(|a| a.starts_with("192.0.2.1:")), "{peers:?}");
+}
+
+/// From here on this thread and the processes that it starts are told that the system knows no IPv6, as with
+/// `ipv6.disable=1` on the kernel's command line.
+fn take_ipv6_away() {
+    let op = |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k };
+    let (load, equal, give) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
+    // struct seccomp_data: the number of the call at 0, its first argument at 16.
+    let mut program = [
+        op(load, 0, 0, 0),
+        op(equal, 0, 3, u32::try_from(libc::SYS_socket).unwrap()),
+        op(load, 0, 0, 16),
+        op(equal, 0, 1, u32::try_from(libc::AF_INET6).unwrap()),
+        op(give, 0, 0, libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EAFNOSUPPORT).unwrap()),
+        op(give, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog { len: u16::try_from(program.len()).unwrap(), filter: program.as_mut_ptr() };
+    // SAFETY: `filter` and the program that it points to live until the call returns; the kernel copies both.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter, 0, 0), 0);
+    }
+}
+
+#[test]
+fn n02_everything_works_where_the_system_knows_no_ipv6() {
+    let setup = "ip addr add 192.0.2.1/24 dev d0";
+    if !in_network("n02_everything_works_where_the_system_knows_no_ipv6", setup, &format!("192.0.2.1 {RELAY}\n")) {
+        return;
+    }
+    take_ipv6_away();
+    let refused = std::net::TcpListener::bind("[::]:0").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EAFNOSUPPORT));
+    let office = working_office(&["127.0.0.1"]);
+    let peers = peers(&office);
+    assert!(peers.len() >= 5 && peers.iter().all(|a| a.starts_with("192.0.2.1:")), "{peers:?}");
+    assert!(office.log("relay").contains("this system has no IPv6"));
 }
 
 #[test]

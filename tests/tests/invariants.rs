@@ -198,7 +198,7 @@ fn the_coverage_table_and_the_invariants_name_tests_that_exist() {
             Some(line.trim_start().trim_start_matches("async ").strip_prefix("fn ")?.split('(').next()?.to_owned())
         })
         .collect();
-    for document in ["docs/coverage.md", "ARCHITECTURE.md"] {
+    for document in ["docs/coverage.md", "docs/attacks.md", "ARCHITECTURE.md"] {
         let text = std::fs::read_to_string(root().join(document)).unwrap();
         // A test's name is a sentence: at least three words joined by underscores.
         let is_test = |q: &&str| {

@@ -197,6 +197,17 @@ const PASSED: &[Column] = &[
     ("DOWN", "bytes_down", Show::Bytes),
     ("SECONDS", "age_s", Show::Plain),
 ];
+const TUNNELS: &[Column] = &[
+    ("TUNNEL", "id", Show::Plain),
+    ("TENANT", "tenant", Show::Plain),
+    ("ORIGIN", "origin", Show::Plain),
+    ("AUTHORITY", "name", Show::Plain),
+    ("ADDRESS", "address", Show::Plain),
+    ("RTT MS", "rtt_ms", Show::Plain),
+    ("UP", "bytes_up", Show::Bytes),
+    ("DOWN", "bytes_down", Show::Bytes),
+    ("SECONDS", "age_s", Show::Plain),
+];
 const LINKS: &[Column] = &[
     ("LINK", "id", Show::Plain),
     ("TENANT", "tenant", Show::Plain),
@@ -349,7 +360,8 @@ async fn sessions(relay: AtRelay, core: PathBuf, command: Option<SessionCommand>
     let human = |_: &Value| {
         let links = output::table(&of("link"), LINKS, "no links");
         let lanes = output::table(&of("lane"), LANES, "no lanes");
-        format!("{links}\n{lanes}\n{}", output::table(&of("name"), PASSED, "nothing passed through by name"))
+        let names = output::table(&of("name"), PASSED, "nothing passed through by name");
+        format!("{links}\n{lanes}\n{names}\n{}", output::table(&of("connect"), TUNNELS, "no CONNECT tunnels"))
     };
     output::answer(relay.json, &all, human)
 }

@@ -140,6 +140,39 @@ async fn read_until(tcp: &mut TcpStream, end: &str) -> String {
 }
 
 #[tokio::test]
+async fn a_silent_client_and_a_slow_head_are_closed_and_room_is_kept() {
+    let scope = Scope::new();
+    let listener = crate::listen::bind_loopback("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let proxy = listener.local_addr().unwrap();
+    let limits = ServeLimits {
+        connections: Arc::new(tokio::sync::Semaphore::new(1)),
+        handshake: Duration::from_millis(400),
+        ..ServeLimits::default()
+    };
+    let connector = Arc::new(ToEcho { echo: echo_server(&scope).await });
+    scope.spawn(serve(listener, connector, limits, scope.clone()));
+    for head in ["", "CONNECT echo.test:80 HTTP/1.1\r\nHost: echo.test:80\r\nX: 0123456789"] {
+        let mut tcp = TcpStream::connect(proxy).await.unwrap();
+        let mut closed = false;
+        for byte in head.bytes() {
+            // Far less than the limit apart: what counts is the whole.
+            if tcp.write_all(&[byte]).await.is_err() {
+                closed = true;
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(closed || head.is_empty(), "a head may take its time");
+        let ended = async { while tcp.read(&mut [0; 64]).await.is_ok_and(|n| n > 0) {} };
+        timeout(SOON, ended).await.expect("it is closed");
+    }
+    let mut tcp = TcpStream::connect(proxy).await.unwrap();
+    tcp.write_all(b"CONNECT echo.test:80 HTTP/1.1\r\nHost: echo.test:80\r\n\r\n").await.unwrap();
+    assert!(read_until(&mut tcp, "\r\n\r\n").await.starts_with("HTTP/1.1 200"), "the place is free again");
+    scope.cancel();
+}
+
+#[tokio::test]
 async fn connect_splices_what_was_sent_early_too() {
     let world = world().await;
     let mut tcp = TcpStream::connect(world.proxy).await.unwrap();

@@ -20,6 +20,7 @@ use tokio_rustls::server::TlsStream;
 use super::{Doors, preamble};
 use crate::connect::{self, Version};
 use crate::lane::{Carrier, Leg};
+use crate::pass::From;
 use crate::serve;
 
 type Io = TlsStream<ByteStream<TokioIo<Upgraded>>>;
@@ -93,7 +94,7 @@ pub fn serve(
         match opened {
             Opened::Link(tls) => {
                 let _outer = outer;
-                serve::link(&doors.relay, *tls, address, None, place).await;
+                serve::link(&doors.relay, tls, address, None, place).await;
             }
             Opened::Lane(tls) => {
                 let mut tls = *tls;
@@ -110,7 +111,8 @@ pub fn serve(
                     return dropped(DropReason::RateLimited);
                 };
                 let binding = connect::binding(tls.get_ref().1);
-                connect::serve(&doors.relay, *tls, Version::One, address, permit, None, binding).await;
+                let from = From { address, probe: None };
+                connect::serve(&doors.relay, *tls, Version::One, from, permit, None, binding).await;
             }
         }
     })

@@ -100,7 +100,8 @@ impl Doors {
                         doors.relay.work.spawn(async move {
                             match door {
                                 Door::Any => greeter.greet(tcp, address, place, permit).await,
-                                Door::Web => greeter.greet_web(tcp, address, place, permit).await,
+                                // Boxed: the others need no room for it.
+                                Door::Web => Box::pin(greeter.greet_web(tcp, address, place, permit)).await,
                             }
                         });
                     }
@@ -145,10 +146,11 @@ impl Doors {
         let probe = Probe::of(&tcp);
         // One deadline for everything that comes before a peer is known, however many steps it takes.
         let until = tokio::time::Instant::now() + self.relay.timers.handshake;
-        let sorting = async {
+        // Boxed: a link or a tunnel that comes of it must not keep room for what came before it.
+        let sorting = Box::pin(async {
             let (address, first) = self.client(&tcp, address, &place).await?;
             Some((address, self.sort(tcp, first).await?))
-        };
+        });
         let greeted = tokio::select! {
             greeted = tokio::time::timeout_at(until, sorting) => greeted,
             () = place.shown_out() => return,
@@ -160,6 +162,7 @@ impl Doors {
         };
         metrics::counter!("hedgerow_relay_connections_total", "kind" => kind).increment(1);
         // Each is boxed, so that a peer that says nothing holds no room for what it might become: 45 KB a peer otherwise.
+        let from = pass::From { address, probe };
         match sorted {
             Sorted::Lane(ticket, carrier, first) => {
                 let leg = Leg { carrier, first, address, probe, permit: Box::new(permit) };
@@ -167,16 +170,15 @@ impl Doors {
             }
             Sorted::Link(tls) => {
                 let _permit = permit;
-                Box::pin(serve::link(&self.relay, *tls, address, probe, place)).await;
+                Box::pin(serve::link(&self.relay, tls, address, probe, place)).await;
             }
             Sorted::Http(tls, version) => {
                 drop(place);
                 let binding = connect::binding(tls.get_ref().1);
                 let doors = Some(&self);
-                Box::pin(connect::serve(&self.relay, *tls, version, address, permit, doors, binding)).await;
+                Box::pin(connect::serve(&self.relay, *tls, version, from, permit, doors, binding)).await;
             }
             Sorted::Name(to, tcp, first) => {
-                let from = pass::From { address, probe };
                 Box::pin(pass::serve(&self.relay, Prefixed::new(first, tcp), to, from, place, permit)).await;
             }
         }
@@ -203,8 +205,9 @@ impl Doors {
         };
         drop(place);
         metrics::counter!("hedgerow_relay_connections_total", "kind" => "web").increment(1);
+        let from = pass::From { address, probe: Probe::of(&tcp) };
         let io = Prefixed::new(first.freeze(), tcp);
-        Box::pin(connect::serve(&self.relay, io, Version::Plain, address, permit, None, None)).await;
+        Box::pin(connect::serve(&self.relay, io, Version::Plain, from, permit, None, None)).await;
     }
 
     /// Whose connection it is, and what has been read of it beyond the header that said so. `None` when it was closed;

@@ -28,7 +28,7 @@ use hedgerow_shared::fault::{Code, DropReason, Fault};
 use hedgerow_shared::limits::MAX_FIRST_BYTES;
 use hedgerow_shared::wire::message::{Destination, Vouched};
 use hedgerow_shared::{Origin, TenantId};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -39,11 +39,13 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::accept::{Doors, inside};
 use crate::limit::client_key;
+use crate::pass::{Asked, From, Named};
 use crate::route::{self, Asker};
-use crate::state::Relay;
+use crate::state::{self, Relay};
 use crate::store::TenantState;
-use crate::{pump, state};
 
+/// Of an authority, what is shown: a name of full length and a port.
+const MAX_AUTHORITY: usize = 260;
 /// CONNECTs at once on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
 /// Streams that a client may reset before their answer, at once (rapid reset).
@@ -98,7 +100,7 @@ pub async fn serve<IO>(
     relay: &Arc<Relay>,
     io: IO,
     version: Version,
-    address: SocketAddr,
+    from: From,
     permit: OwnedSemaphorePermit,
     doors: Option<&Doors>,
     binding: Option<HeaderValue>,
@@ -130,8 +132,8 @@ pub async fn serve<IO>(
         let binding = binding.clone();
         async move {
             let mut answer = match doors {
-                Some(doors) if inside::is_asked_for(&request) => websocket(doors, request, address, busy),
-                _ => answer(&relay, request, version, address, busy).await,
+                Some(doors) if inside::is_asked_for(&request) => websocket(doors, request, from.address, busy),
+                _ => answer(&relay, request, version, from, busy).await,
             };
             if let Some(binding) = binding {
                 answer.headers_mut().insert(dial::BINDING, binding);
@@ -167,15 +169,9 @@ async fn until_idle(activity: &Activity, limit: Duration) {
     }
 }
 
-async fn answer(
-    relay: &Arc<Relay>,
-    request: Request<Incoming>,
-    version: Version,
-    address: SocketAddr,
-    busy: Busy,
-) -> Answer {
+async fn answer(relay: &Arc<Relay>, request: Request<Incoming>, version: Version, from: From, busy: Busy) -> Answer {
     let answer = match (request.method(), request.uri().path()) {
-        (&Method::CONNECT, _) => connect(relay, request, version, address, busy).await,
+        (&Method::CONNECT, _) => connect(relay, request, version, from, busy).await,
         _ if version == Version::Plain => {
             let mut answer = text(
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -184,7 +180,7 @@ async fn answer(
             answer.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("CONNECT"));
             answer
         }
-        (&Method::POST, "/lookup") => lookup::answer(relay, request, address).await,
+        (&Method::POST, "/lookup") => lookup::answer(relay, request, from.address).await,
         (_, "/lookup") => {
             let mut answer =
                 text(StatusCode::METHOD_NOT_ALLOWED, "ask by POST with the JSON body {\"email\": \"...\"}");
@@ -227,14 +223,15 @@ async fn connect(
     relay: &Arc<Relay>,
     mut request: Request<Incoming>,
     version: Version,
-    address: SocketAddr,
+    from: From,
     busy: Busy,
 ) -> Answer {
     let to = match destination(request.headers()) {
         Ok(to) => to,
         Err(why) => return text(StatusCode::BAD_REQUEST, why),
     };
-    if let Err(wait) = relay.connect_client.take(client_key(address.ip()), Instant::now()) {
+    let client = client_key(from.address.ip());
+    if let Err(wait) = relay.connect_client.take(client, Instant::now()) {
         return too_fast(wait);
     }
     if version == Version::Plain && to.origin != Origin::Bws {
@@ -247,30 +244,41 @@ async fn connect(
     if let Err(wait) = relay.connect_tenant.take(to.tenant.clone(), Instant::now()) {
         return too_fast(wait);
     }
-    let Some(share) = relay.tunnels.take(client_key(address.ip())) else {
+    let Some(share) = relay.tunnels.take(client) else {
         dropped(DropReason::RateLimited);
         return text(StatusCode::TOO_MANY_REQUESTS, "too many tunnels are open from this address: close some first");
     };
-    let vouched = Vouched { role: None, id: None, address: address.to_string() };
+    let vouched = Vouched { role: None, id: None, address: from.address.to_string() };
     let (stream, by) = match relay.open(&to, vouched, None, None).await {
         Ok(opened) => opened,
         Err(fault) => return refused(&fault, status(&fault)),
     };
-    tracing::debug!(tenant = %to.tenant, origin = %to.origin, authority = ?request.uri().authority(), "CONNECT");
+    let to = Named { name: authority(request.uri()), tenant: to.tenant, origin: to.origin };
+    tracing::debug!(tenant = %to.tenant, origin = %to.origin, authority = to.name, "CONNECT");
     let upgrade = hyper::upgrade::on(&mut request);
     let limit = relay.timers.handshake;
     let meter = relay.fair.meter(&to.tenant, &[by.facts.holder()]);
+    let own = relay.clone();
     relay.work.spawn(async move {
         let _open = (busy, share);
         if let Ok(Ok(io)) = tokio::time::timeout(limit, upgrade).await {
-            pump::client(TokioIo::new(io), (stream, &by.stalls), &meter).await;
+            let tunnel = own.passes.enter(Asked::Connect, to, from, meter);
+            tunnel.carry(TokioIo::new(io), stream, &by).await;
         }
     });
     Response::new(Full::default())
 }
 
+/// What the client wrote behind CONNECT, for logs and lists.
+fn authority(uri: &Uri) -> String {
+    uri.authority().map_or_else(String::new, |a| a.as_str().chars().take(MAX_AUTHORITY).collect())
+}
+
 /// What the two headers ask for.
-fn destination(headers: &HeaderMap) -> Result<Destination, &'static str> {
+///
+/// # Errors
+/// One line that says what to send instead.
+pub fn destination(headers: &HeaderMap) -> Result<Destination, &'static str> {
     if headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING) {
         return Err("CONNECT has no body: leave out Content-Length and Transfer-Encoding");
     }

@@ -9,7 +9,7 @@
 
 mod bucket;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ const PIECE: std::ops::RangeInclusive<u64> = 4 * 1024..=256 * 1024;
 const PIECES_A_SECOND: u64 = 512;
 
 /// What each may move, both directions for themselves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Bandwidth {
     /// One device, over all its lanes and streams.
@@ -37,6 +37,17 @@ pub struct Bandwidth {
     pub node: Flow,
     /// One tenant, over everything.
     pub tenant: Flow,
+    /// Certain tenants, in place of `tenant`.
+    pub tenants: BTreeMap<TenantId, Flow>,
+}
+
+impl Bandwidth {
+    /// Every limit, with the key of the configuration that it stands under.
+    pub fn flows(&self) -> impl Iterator<Item = (String, Flow)> {
+        let all = [("device", self.device), ("node", self.node), ("tenant", self.tenant)];
+        let one = self.tenants.iter().map(|(id, flow)| (format!("bandwidth.tenants.{id}"), *flow));
+        all.into_iter().map(|(key, flow)| (format!("bandwidth.{key}"), flow)).chain(one)
+    }
 }
 
 /// A rate. No limit by default: the relay does not know what its network carries.
@@ -94,14 +105,6 @@ enum Kind {
 }
 
 impl Kind {
-    fn of(self, bandwidth: &Bandwidth) -> Flow {
-        match self {
-            Self::Device => bandwidth.device,
-            Self::Node => bandwidth.node,
-            Self::Tenant => bandwidth.tenant,
-        }
-    }
-
     fn label(self) -> &'static str {
         match self {
             Self::Device => "device",
@@ -117,9 +120,20 @@ type Key = (TenantId, Option<EntityId>);
 #[derive(Debug)]
 struct Account {
     kind: Kind,
+    tenant: TenantId,
     /// By way. Short critical sections without await: every piece of every flow of the account asks. Empty until
     /// somebody is limited.
     buckets: Mutex<[Option<Bucket>; 2]>,
+}
+
+impl Account {
+    fn flow(&self, bandwidth: &Bandwidth) -> Flow {
+        match self.kind {
+            Kind::Device => bandwidth.device,
+            Kind::Node => bandwidth.node,
+            Kind::Tenant => bandwidth.tenants.get(&self.tenant).copied().unwrap_or(bandwidth.tenant),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -127,7 +141,7 @@ struct Inner {
     /// Whether anybody is limited: without it no flow asks further.
     limited: AtomicBool,
     /// Read by every piece of a limited flow, written by a reload.
-    bandwidth: parking_lot::RwLock<Bandwidth>,
+    bandwidth: parking_lot::RwLock<Arc<Bandwidth>>,
     /// Short critical sections: a flow begins, accounts are tidied. It holds live holders, and those who left
     /// until what they owe is forgotten: nobody gets a new burst by coming back.
     accounts: Mutex<HashMap<Key, Arc<Account>>>,
@@ -152,14 +166,14 @@ impl Fairness {
     /// Other limits from now on. Whoever waits goes on; debts are forgiven and bursts are new.
     pub fn set(&self, bandwidth: Bandwidth) {
         let mut now = self.inner.bandwidth.write();
-        if *now == bandwidth {
+        if **now == bandwidth {
             return;
         }
-        *now = bandwidth;
         for account in self.inner.accounts.lock().values() {
             *account.buckets.lock() = [None, None];
         }
-        let limited = [bandwidth.device, bandwidth.node, bandwidth.tenant].iter().any(|f| f.rate().is_some());
+        let limited = bandwidth.flows().any(|(_, flow)| flow.rate().is_some());
+        *now = Arc::new(bandwidth);
         self.inner.limited.store(limited, Ordering::Relaxed);
         drop(now);
         self.inner.changed.notify_waiters();
@@ -171,7 +185,7 @@ impl Fairness {
     pub fn meter(&self, tenant: &TenantId, holders: &[Option<(Role, EntityId)>]) -> Meter {
         let mut accounts = self.inner.accounts.lock();
         let mut account = |holder: Option<EntityId>, kind: Kind| {
-            let made = || Arc::new(Account { kind, buckets: Mutex::new([None, None]) });
+            let made = || Arc::new(Account { kind, tenant: tenant.clone(), buckets: Mutex::new([None, None]) });
             accounts.entry((tenant.clone(), holder)).or_insert_with(made).clone()
         };
         let mut payers = vec![account(None, Kind::Tenant)];
@@ -188,10 +202,10 @@ impl Fairness {
 
     /// Forgets accounts that nobody uses and that owe nothing. How many are left.
     pub fn tidy(&self, now: Instant) -> usize {
-        let bandwidth = *self.inner.bandwidth.read();
+        let bandwidth = self.inner.bandwidth.read().clone();
         let mut accounts = self.inner.accounts.lock();
         accounts.retain(|_, account| {
-            let rate = account.kind.of(&bandwidth).rate();
+            let rate = account.flow(&bandwidth).rate();
             let mut buckets = account.buckets.lock();
             let owes = |b: &mut Bucket| rate.is_some_and(|rate| !b.is_full(rate, now));
             Arc::strong_count(account) > 1 || buckets.iter_mut().flatten().any(owes)
@@ -243,8 +257,8 @@ impl Meter {
         if !self.inner.limited.load(Ordering::Relaxed) {
             return (Grant { meter: self, way, left: None }, Duration::ZERO, None);
         }
-        let bandwidth = *self.inner.bandwidth.read();
-        let flows = self.payers.iter().map(|p| (p, p.kind.of(&bandwidth)));
+        let bandwidth = self.inner.bandwidth.read().clone();
+        let flows = self.payers.iter().map(|p| (p, p.flow(&bandwidth)));
         let limited: Vec<_> = flows.filter_map(|(p, flow)| Some((p, flow, flow.rate()?))).collect();
         let Some(piece) = limited.iter().map(|(_, flow, _)| flow.piece()).min() else {
             return (Grant { meter: self, way, left: None }, Duration::ZERO, None);
@@ -262,9 +276,9 @@ impl Meter {
     }
 
     fn give_back(&self, way: Way, bytes: u64) {
-        let bandwidth = *self.inner.bandwidth.read();
+        let bandwidth = self.inner.bandwidth.read().clone();
         for account in &self.payers {
-            if let Some(rate) = account.kind.of(&bandwidth).rate()
+            if let Some(rate) = account.flow(&bandwidth).rate()
                 && let Some(bucket) = account.buckets.lock()[way as usize].as_mut()
             {
                 bucket.give_back(bytes, rate);
@@ -305,9 +319,9 @@ impl Grant<'_> {
 impl Meter {
     /// Takes bytes that were read already.
     fn charge(&self, way: Way, bytes: u64, now: Instant) {
-        let bandwidth = *self.inner.bandwidth.read();
+        let bandwidth = self.inner.bandwidth.read().clone();
         for account in &self.payers {
-            if let Some(rate) = account.kind.of(&bandwidth).rate() {
+            if let Some(rate) = account.flow(&bandwidth).rate() {
                 let mut buckets = account.buckets.lock();
                 buckets[way as usize].get_or_insert_with(|| Bucket::new(rate, now)).take(bytes, rate, now);
             }
@@ -394,7 +408,8 @@ mod tests {
 
     #[test]
     fn the_tightest_of_device_node_and_tenant_counts() {
-        let bandwidth = Bandwidth { device: flow(MIB), node: flow(2 * MIB), tenant: flow(8 * MIB) };
+        let bandwidth =
+            Bandwidth { device: flow(MIB), node: flow(2 * MIB), tenant: flow(8 * MIB), ..Bandwidth::default() };
         let fair = Fairness::new(bandwidth);
         let meters: Vec<_> = (1..=4).map(|n| fair.meter(&tenant(1), &[device(n), node(9)])).collect();
         let start = Instant::now();

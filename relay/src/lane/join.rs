@@ -7,7 +7,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
@@ -65,28 +65,44 @@ pub fn path(device: &Carrier, node: &Carrier) -> &'static str {
 
 /// Moves bytes both ways until a leg ends, counting what was written: `up` towards the node. Each leg is read no faster
 /// than the meter allows. Dropping the future closes both legs at once.
-pub async fn run(device: Leg, node: Leg, up: &AtomicU64, down: &AtomicU64, meter: &Meter) -> End {
-    let up = Toll { count: up, meter, way: Way::Up };
-    let down = Toll { count: down, meter, way: Way::Down };
-    match (device.carrier, node.carrier) {
-        #[cfg(target_os = "linux")]
-        (Carrier::Plain(mut d), Carrier::Plain(mut n)) => {
-            let first = async {
-                write_first(&mut n, &device.first, up.count).await?;
-                write_first(&mut d, &node.first, down.count).await
-            };
-            if first.await.is_err() {
-                return End::Device;
+pub fn run<'a>(
+    device: Leg,
+    node: Leg,
+    up: &'a AtomicU64,
+    down: &'a AtomicU64,
+    meter: &'a Meter,
+) -> impl Future<Output = End> + Send + 'a {
+    // Of the legs only what is still needed: it is kept as long as the lane.
+    let permits = (device.permit, node.permit);
+    let (device, node) = ((device.carrier, device.first), (node.carrier, node.first));
+    async move {
+        let _permits = permits;
+        let up = Toll { count: up, meter, way: Way::Up };
+        let down = Toll { count: down, meter, way: Way::Down };
+        match (device.0, node.0) {
+            #[cfg(target_os = "linux")]
+            (Carrier::Plain(mut d), Carrier::Plain(mut n)) => {
+                let (device_first, node_first) = (device.1, node.1);
+                let first = async {
+                    write_first(&mut n, &device_first, up.count).await?;
+                    write_first(&mut d, &node_first, down.count).await
+                };
+                if first.await.is_err() {
+                    return End::Device;
+                }
+                // An idle lane keeps no buffer: these would be there as long as the lane.
+                drop((device_first, node_first));
+                let (stop, d, n) = (CancellationToken::new(), &d, &n);
+                let upwards = pin!(super::splice::direction(d, n, up, &stop));
+                let downwards = pin!(super::splice::direction(n, d, down, &stop));
+                let end = both(&stop, upwards, downwards).await;
+                super::splice::shut(d);
+                super::splice::shut(n);
+                end
             }
-            let (stop, d, n) = (CancellationToken::new(), &d, &n);
-            let end =
-                both(&stop, super::splice::direction(d, n, up, &stop), super::splice::direction(n, d, down, &stop))
-                    .await;
-            super::splice::shut(d);
-            super::splice::shut(n);
-            end
+            // Boxed: it is larger, and most lanes need no room for it.
+            (d, n) => Box::pin(copy(boxed(d), device.1, boxed(n), node.1, up, down)).await,
         }
-        (d, n) => copy(boxed(d), device.first, boxed(n), node.first, up, down).await,
     }
 }
 
@@ -117,16 +133,15 @@ async fn copy(
         write_first(&mut device_write, &node_first, down.count).await?;
         direction(&mut node_read, &mut device_write, down, &stop).await
     };
-    both(&stop, upwards, downwards).await
+    both(&stop, pin!(upwards), pin!(downwards)).await
 }
 
 /// Runs both directions until one ends, then gives the other the time to write what it holds.
 async fn both(
     stop: &CancellationToken,
-    upwards: impl Future<Output = io::Result<()>>,
-    downwards: impl Future<Output = io::Result<()>>,
+    mut upwards: Pin<&mut impl Future<Output = io::Result<()>>>,
+    mut downwards: Pin<&mut impl Future<Output = io::Result<()>>>,
 ) -> End {
-    tokio::pin!(upwards, downwards);
     let end = tokio::select! {
         _ = &mut upwards => End::Device,
         _ = &mut downwards => End::Node,

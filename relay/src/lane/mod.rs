@@ -246,10 +246,17 @@ impl Lanes {
         let facts = &live.facts;
         let holders = [Some((Role::Device, facts.device.entity)), Some((Role::Node, facts.node.entity))];
         let meter = self.fair.meter(&facts.tenant, &holders);
+        // Boxed, so that the task has no room of its own for what `run` takes over.
+        let legs = Box::new((device, node));
         self.scope.spawn(async move {
             let _entry = entry;
+            let moving = {
+                let legs = legs;
+                let (device, node) = *legs;
+                join::run(device, node, &live.up, &live.down, &meter)
+            };
             tokio::select! {
-                end = join::run(device, node, &live.up, &live.down, &meter) => tracing::debug!(lane = %live.id, %end, "lane ended"),
+                end = moving => tracing::debug!(lane = %live.id, %end, "lane ended"),
                 () = live.cut.cancelled() => {
                     metrics::counter!("hedgerow_relay_lanes_cut_total").increment(1);
                     tracing::info!(lane = %live.id, tenant = %live.facts.tenant, device = %live.facts.device.entity, "lane cut");

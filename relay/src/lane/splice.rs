@@ -77,12 +77,13 @@ pub(super) async fn direction(
             () = stop.cancelled() => return Ok(()),
             grant = reading => grant?,
         };
+        // Boxed: an idle lane has no burst.
         let open = match Pipe::take() {
-            Ok(pipe) => burst(pipe, from, to, toll, grant, stop).await?,
+            Ok(pipe) => Box::pin(burst(pipe, from, to, toll, grant, stop)).await?,
             Err(error) => {
                 tracing::debug!(%error, "no pipe: copying");
                 metrics::counter!("hedgerow_relay_splice_fallbacks_total").increment(1);
-                copy_burst(from, to, toll, grant).await?
+                Box::pin(copy_burst(from, to, toll, grant)).await?
             }
         };
         if !open {

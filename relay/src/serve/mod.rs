@@ -41,15 +41,22 @@ const RETRY_LATER_MS: u64 = 30_000;
 const RETRY_DISPLACED_MS: u64 = 5_000;
 
 /// Serves one connection whose TLS agreed on the link protocol. `probe` is of the connection below it, where it is known.
-pub async fn link<IO>(relay: &Arc<Relay>, tls: TlsStream<IO>, address: SocketAddr, probe: Option<Probe>, place: Place)
-where
+pub async fn link<IO>(
+    relay: &Arc<Relay>,
+    tls: Box<TlsStream<IO>>,
+    address: SocketAddr,
+    probe: Option<Probe>,
+    place: Place,
+) where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     // The link's own tasks end with it.
     let scope = relay.work.child();
     let _end = scope.guard();
     let door = Door { relay };
-    let shake = link::answer(tls, address.to_string(), &door, Limits::default(), relay.instance, &relay.timers, &scope);
+    let limits = Limits::default();
+    // Boxed, as below: what only the hand-shake needs must not be kept as long as the link.
+    let shake = Box::pin(link::answer(tls, address.to_string(), &door, limits, relay.instance, &relay.timers, &scope));
     admitted(relay, shake, address, probe, place).await;
 }
 
@@ -58,7 +65,8 @@ pub async fn quic_link(relay: &Arc<Relay>, connection: quinn::Connection, addres
     let scope = relay.work.child();
     let _end = scope.guard();
     let door = Door { relay };
-    let shake = link::answer_quic(connection, &door, Limits::default(), relay.instance, &relay.timers, &scope);
+    let limits = Limits::default();
+    let shake = Box::pin(link::answer_quic(connection, &door, limits, relay.instance, &relay.timers, &scope));
     // One socket serves both families where the operator listens on [::].
     admitted(relay, shake, canonical(address), None, place).await;
 }
@@ -75,8 +83,23 @@ async fn admitted(
         () = place.shown_out() => return,
     };
     drop(place);
+    if let Some(registered) = entered(relay, opened, address, probe) {
+        run(relay, registered).await;
+    }
+}
+
+/// Registers a link that has come up; a failed hand-shake is counted. Not a part of what waits while the link is up, which
+/// would keep room for all this.
+fn entered(
+    relay: &Arc<Relay>,
+    opened: Result<(Link, Peer), LinkError>,
+    address: SocketAddr,
+    probe: Option<Probe>,
+) -> Option<Registered> {
     match opened {
-        Ok((link, peer)) => run(relay, link, peer, address, probe).await,
+        Ok((link, peer)) => {
+            return Some(register(relay, &link.mux, link.transport.label(), facts(peer, address, probe)));
+        }
         Err(LinkError::Refused { fault, .. }) => {
             count_refusal(&fault);
             tracing::info!(%address, reason = %fault, "link refused");
@@ -88,6 +111,7 @@ async fn admitted(
             tracing::debug!(%address, reason = %fault, "link hand-shake failed");
         }
     }
+    None
 }
 
 /// What the hand-shake asks.
@@ -159,31 +183,35 @@ impl Drop for Registered {
     }
 }
 
-async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr, probe: Option<Probe>) {
-    let (mux, transport) = (link.mux, link.transport.label());
-    let certificate = peer.certificate.as_ref();
-    let facts = Facts {
+/// What the registry keeps of a peer; the rest is let go of.
+fn facts(peer: Peer, address: SocketAddr, probe: Option<Probe>) -> Facts {
+    let certificate = peer.certificate;
+    Facts {
         id: peer.session,
         tenant: peer.tenant,
         role: peer.role,
-        entity: certificate.map(|c| c.identity.id),
-        serial: certificate.map(|c| c.serial.clone()),
-        not_after: certificate.map(|c| c.not_after),
-        group: certificate.and_then(|c| c.identity.group.clone()),
+        entity: certificate.as_ref().map(|c| c.identity.id),
+        not_after: certificate.as_ref().map(|c| c.not_after),
+        group: certificate.as_ref().and_then(|c| c.identity.group.clone()),
+        serial: certificate.map(|c| c.serial),
         origins: peer.origins,
         instance: peer.hello.instance,
         address,
         probe,
         build: peer.hello.build.chars().filter(|c| c.is_ascii_graphic()).take(64).collect(),
         since: clock::now(),
-    };
+    }
+}
+
+/// Puts a link that has come up into the registry.
+fn register(relay: &Arc<Relay>, mux: &Channel, transport: &'static str, facts: Facts) -> Registered {
     tracing::info!(tenant = %facts.tenant, role = %facts.role, id = ?facts.entity, session = %facts.id, transport, "link is up");
     metrics::gauge!("hedgerow_relay_links", "role" => facts.role.as_str()).increment(1.0);
     let inserted = relay.registry.insert(facts, mux.clone(), clock::monotonic());
     let registered = Registered { relay: relay.clone(), live: inserted.live };
     let live = &registered.live;
     for old in inserted.displaced {
-        displace(relay, &old, registered.live.facts.instance);
+        displace(relay, &old, live.facts.instance);
     }
     // Whoever was revoked, and a relay that began to drain, between the hand-shake's questions and this line.
     if let Err(fault) = relay.may_stay(&live.facts) {
@@ -194,6 +222,13 @@ async fn run(relay: &Arc<Relay>, link: Link, peer: Peer, address: SocketAddr, pr
         live.drain();
         mux.go_away(&relay.farewell());
     }
+    registered
+}
+
+/// Serves a link until it ends.
+async fn run(relay: &Arc<Relay>, registered: Registered) {
+    let live = &registered.live;
+    let mux = &live.handle;
     let opening = Arc::new(Semaphore::new(MAX_OPENING));
     let requests = relay.work.child();
     let _end = requests.guard();
@@ -259,7 +294,7 @@ async fn stream(relay: &Arc<Relay>, live: &Arc<Live<Channel>>, incoming: Incomin
 }
 
 async fn through(
-    relay: &Relay,
+    relay: &Arc<Relay>,
     live: &Live<Channel>,
     incoming: Incoming,
     opening: OwnedSemaphorePermit,
@@ -292,7 +327,7 @@ impl<'a> Asker<'a> {
     }
 }
 
-fn control(relay: &Relay, live: &Live<Channel>, message: Control) {
+fn control(relay: &Arc<Relay>, live: &Live<Channel>, message: Control) {
     match message {
         Control::LaneRequest(request) => {
             let id = request.request;
@@ -309,7 +344,7 @@ fn control(relay: &Relay, live: &Live<Channel>, message: Control) {
     }
 }
 
-fn offer_lane(relay: &Relay, live: &Live<Channel>, LaneRequest { request, to }: LaneRequest) -> Result<(), Fault> {
+fn offer_lane(relay: &Arc<Relay>, live: &Live<Channel>, LaneRequest { request, to }: LaneRequest) -> Result<(), Fault> {
     route::lane(Asker::of(&live.facts), &to)?;
     let node = relay.registry.pick(&to, &[live.facts.id]).ok_or_else(|| relay.no_route(&to))?;
     let uncertified = || Fault::new(Code::Forbidden, "lanes join devices and nodes, which have certificates");

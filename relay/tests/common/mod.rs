@@ -16,7 +16,7 @@ use hedgerow_runtime::boot::Context;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::config::sections::{Admin, TimerScale};
 use hedgerow_runtime::dial::RelayTarget;
-use hedgerow_runtime::link::{Credentials, Link, LinkError, connect};
+use hedgerow_runtime::link::{Credentials, Link, LinkError, connect, connect_quic};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls::{self, RelayRoots, SigningKey};
 use hedgerow_shared::secret::Secret;
@@ -103,6 +103,11 @@ impl World {
     pub async fn dial(&self, credentials: &Credentials, instance: u8) -> Result<Link, LinkError> {
         let timers = self.relay.relay().timers;
         connect(&self.target(), credentials, InstanceId::from_random([instance; 16]), &timers, &self.scope).await
+    }
+
+    pub async fn dial_quic(&self, credentials: &Credentials, instance: u8) -> Result<Link, LinkError> {
+        let timers = self.relay.relay().timers;
+        connect_quic(&self.target(), credentials, InstanceId::from_random([instance; 16]), &timers, &self.scope).await
     }
 
     /// A core's link that has registered its CA and a configuration without revocations.

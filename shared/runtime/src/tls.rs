@@ -7,6 +7,7 @@
 
 mod key;
 mod key_log;
+mod resume;
 mod verifiers;
 
 use std::sync::{Arc, OnceLock};
@@ -24,6 +25,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 pub use key::{KeyError, SigningKey, read_certificates};
 pub use key_log::{KeyLogFile, SESSION_KEY_LOG};
+pub use resume::{Below, RelaySessions};
 use verifiers::Watched;
 pub use verifiers::{Anyone, Foreign, PinnedRelay, TenantClient, TenantPin, TenantServer};
 
@@ -92,7 +94,7 @@ pub fn status() -> TlsStatus {
 }
 
 /// How a dialler knows the relay.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RelayRoots {
     /// The system's CA certificates.
     System,
@@ -212,6 +214,8 @@ pub fn as_relay(
         .with_single_cert(chain, key)
         .map_err(|e| Fault::new(Code::Internal, format!("the relay's certificate and key cannot be used: {e}")))?;
     config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
+    // A new certificate comes with new tickets: what was resumed without looking at it is looked at again.
+    config.ticketer = resume::tickets()?;
     Ok(Arc::new(config))
 }
 

@@ -29,6 +29,8 @@ const QUANTUM: u64 = 4 * frame::MAX_DATA as u64;
 const DATAGRAMS_PER_TURN: usize = 32;
 /// Refusals of streams beyond the limit that may wait to be sent.
 const MAX_REFUSALS: usize = 1024;
+/// The least that is granted to a peer that is about to stand still, in bytes.
+pub(super) const GAIN: u64 = 64 * 1024;
 /// A window used up faster than this is too small, whatever the round-trip time.
 const QUICK: Duration = Duration::from_millis(20);
 
@@ -167,6 +169,10 @@ pub struct Mux {
     outbox: VecDeque<StreamId>,
     datagrams: VecDeque<Bytes>,
 
+    /// Bytes of all streams that are not yet sent.
+    unsent: u64,
+    /// Streams wait for room that the others have taken.
+    crowded: bool,
     sent: u64,
     send_limit: u64,
     retained: Retained,
@@ -212,6 +218,8 @@ impl Mux {
             refusals: VecDeque::new(),
             outbox: VecDeque::new(),
             datagrams: VecDeque::new(),
+            unsent: 0,
+            crowded: false,
             sent: 0,
             send_limit,
             retained,
@@ -272,9 +280,16 @@ impl Mux {
 
     fn consume(&mut self, bytes: u64) {
         self.consumed += bytes;
-        if self.receive_limit - self.consumed <= self.config.ours.connection_window / 2 {
-            self.grant_due = true;
-        }
+        self.consider_grant();
+    }
+
+    /// Grants for the whole connection when half its window was read; sooner when the peer is about to stand still
+    /// because much of what it sent waits in streams that nobody reads.
+    fn consider_grant(&mut self) {
+        let window = self.config.ours.connection_window;
+        let gain = (self.consumed + window).saturating_sub(self.receive_limit);
+        let left = self.receive_limit.saturating_sub(self.received);
+        self.grant_due |= gain >= window / 2 || (left < window / 8 && gain >= GAIN.min(window / 2));
     }
 
     fn grant(&mut self, id: StreamId, now: Duration) {
@@ -316,6 +331,8 @@ impl Mux {
     fn drop_contents(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let waiting = stream.receiving.clear();
+        // While RESUME is read, streams have gone back that are not counted again yet.
+        self.unsent = self.unsent.saturating_sub(stream.sending.held_unsent());
         let unacknowledged = stream.sending.clear();
         self.retained.give_back(unacknowledged);
         self.consume(waiting);
@@ -344,9 +361,16 @@ impl Mux {
         }
     }
 
-    /// Counts anew what is kept, after streams went back.
-    fn recount_retained(&mut self) {
+    /// Counts anew what is kept and what is to be sent, after streams went back.
+    fn recount(&mut self) {
         self.retained.set(self.streams.values().map(|s| s.sending.unacknowledged()).sum());
+        self.unsent = self.streams.values().map(|s| s.sending.held_unsent()).sum();
+    }
+
+    /// Bytes of all streams that are not yet sent.
+    #[must_use]
+    pub fn unsent(&self) -> u64 {
+        self.unsent
     }
 
     /// Bytes kept for a replay.

@@ -6,9 +6,14 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::fault::Fault;
+use crate::limits;
 
 /// Unsent bytes a stream takes from its application before `Room::Full`: two batches of a lane.
 const SEND_QUEUE: u64 = 512 * 1024;
+/// The same while the connection's queue is half full, of streams that are stuck or simply many: a turn's worth.
+const SMALL_QUEUE: u64 = 64 * 1024;
+/// When the queue counts as half full.
+const HALF: u64 = limits::CONNECTION_QUEUE / 2;
 /// Pieces below this size are copied together while they wait. Each keeps the whole buffer it arrived in: a peer that
 /// puts one byte of data into every buffer of noise would have us keep many times its window.
 const SMALL: usize = 8 * 1024;
@@ -80,8 +85,15 @@ impl Sending {
         Self { limit, ..Self::default() }
     }
 
-    pub(super) fn has_room(&self) -> bool {
-        self.end - self.sent < SEND_QUEUE
+    /// Whether it takes bytes while so many of all streams wait to be sent. Long queues have one half of the room, so
+    /// that those who are stuck leave the other to those who are not.
+    pub(super) fn has_room(&self, of_all: u64) -> bool {
+        let most = match of_all {
+            0..HALF => SEND_QUEUE,
+            HALF..limits::CONNECTION_QUEUE => SMALL_QUEUE,
+            limits::CONNECTION_QUEUE.. => 0,
+        };
+        self.held_unsent() < most
     }
 
     pub(super) fn push(&mut self, bytes: Bytes) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::mux::GAIN;
 use super::{Event, Mux, MuxConfig, Read, Room, Side};
 use crate::fault::{Code, DropReason, Fault};
 use crate::limits::{self, Timers};
@@ -139,6 +140,81 @@ fn a_stream_that_is_not_read_leaves_room_for_the_others() {
     a.write(good, Bytes::from_static(b"hello"));
     settle(&mut a, &mut b);
     assert_eq!(read_all(&mut b, good).0, b"hello");
+}
+
+/// Whatever is left of the connection's window is enough for those who read: here an eighth, then 64 KiB.
+#[test]
+fn streams_that_are_not_read_leave_the_rest_of_the_window_to_the_others() {
+    let (mut a, mut b) = pair();
+    let most = limits::CONNECTION_WINDOW - GAIN;
+    for stuck in [limits::CONNECTION_WINDOW * 7 / 8, most] {
+        while b.held() < stuck {
+            let id = open(&mut a, &mut b);
+            let part = (stuck - b.held()).min(limits::INITIAL_STREAM_WINDOW);
+            a.write(id, Bytes::from(vec![0; usize::try_from(part).unwrap()]));
+            settle(&mut a, &mut b);
+        }
+        let live = open(&mut a, &mut b);
+        let mut arrived = 0;
+        for _ in 0..1024 {
+            a.write(live, Bytes::from(vec![1; 64 * 1024]));
+            settle(&mut a, &mut b);
+            arrived += read_all(&mut b, live).0.len();
+        }
+        settle(&mut a, &mut b);
+        arrived += read_all(&mut b, live).0.len();
+        assert_eq!(arrived, 64 << 20, "beside {stuck} bytes");
+        a.reset(live, Fault::new(Code::Ok, ""));
+        settle(&mut a, &mut b);
+    }
+}
+
+/// Streams that are stuck fill a queue that has an end, and leave room in it to many that are not.
+#[test]
+fn streams_that_are_stuck_queue_no_more_than_the_connection_may_and_leave_room_for_the_next() {
+    for retain in [false, true] {
+        let (mut a, mut b) = pair_with(Limits::default(), retain);
+        let piece = Bytes::from(vec![0; 16 * 1024]);
+        let fill = |a: &mut Mux, id| {
+            while a.room(id) == Room::Some {
+                a.write(id, piece.clone());
+            }
+        };
+        let mut ids = Vec::new();
+        for n in 0..200 {
+            let id = open(&mut a, &mut b);
+            assert_eq!(a.room(id), Room::Some, "stream {n} finds room");
+            // The wire takes what the peer allows; the peer reads nothing.
+            for _ in 0..10 {
+                fill(&mut a, id);
+                carry(&mut a, &mut b).unwrap();
+            }
+            ids.push(id);
+        }
+        assert!(a.unsent() > limits::CONNECTION_QUEUE / 2, "long queues have their half: {}", a.unsent());
+        // Many times as many: now the queue is full, and not a piece more.
+        for _ in 0..2000 {
+            let id = open(&mut a, &mut b);
+            fill(&mut a, id);
+            ids.push(id);
+        }
+        let full = limits::CONNECTION_QUEUE..limits::CONNECTION_QUEUE + piece.len() as u64;
+        assert!(full.contains(&a.unsent()), "{}", a.unsent());
+        assert_eq!(a.room(ids[2199]), Room::Full);
+        events(&mut a);
+
+        // Room that one makes is offered to those who wait for it, once.
+        a.reset(ids[0], Fault::new(Code::Limited, "stuck"));
+        settle(&mut a, &mut b);
+        let writable = |e: &Event| matches!(e, Event::Writable(_));
+        assert!(events(&mut a).contains(&Event::Writable(ids[2199])));
+        assert_eq!(a.room(ids[2199]), Room::Some);
+        settle(&mut a, &mut b);
+        assert!(!events(&mut a).iter().any(writable));
+        ids.iter().for_each(|id| a.release(*id));
+        settle(&mut a, &mut b);
+        assert_eq!((a.held(), a.unsent()), (0, 0));
+    }
 }
 
 #[test]

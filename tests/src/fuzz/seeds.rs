@@ -257,6 +257,24 @@ fn first_bytes(all: &mut Collected) {
     more[15] += 5;
     more.extend_from_slice(b"\x01\x00\x02h2");
     all.add("proxy_header", "v2-more", more);
+    for (name, head) in [
+        ("bws", "Host: server01:18084\nTenant-Id: S12345678\nOrigin-Server-Id: bws"),
+        ("core", "tenant-id:s12345678\norigin-server-id: CORE \nX: y"),
+        ("twice", "Tenant-Id: S12345678\nTenant-Id: S87654321\nOrigin-Server-Id: bws"),
+        ("body", "Tenant-Id: S12345678\nOrigin-Server-Id: bws\nContent-Length: 5"),
+    ] {
+        all.add("connect_head", name, head.as_bytes());
+    }
+    for (name, request) in [
+        ("name", &b"\x05\x01\x00\x05\x01\x00\x03\x0cserver.corp.\x01\xbb"[..]),
+        ("four", b"\x05\x02\x00\x02\x05\x01\x00\x01\x0a\x01\x02\x03\x00\x50"),
+        ("six", b"\x05\x01\x00\x05\x01\x00\x04\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x07\x00\x50"),
+        ("bind", b"\x05\x01\x00\x05\x02\x00\x01\x0a\x01\x02\x03\x00\x50"),
+        ("password", b"\x05\x01\x02"),
+        ("four-of-old", b"\x04\x01\x00\x50\x0a\x01\x02\x03\x00"),
+    ] {
+        all.add("socks", name, request);
+    }
     let word = [0, 0, 0, 0, 0, 0, 0, 7];
     for (name, first, rest) in
         [("data", kind::DATAGRAM, &b"a record"[..]), ("ping", kind::PING, &word), ("pong", kind::PONG, &word)]

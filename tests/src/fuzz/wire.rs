@@ -2,7 +2,11 @@
 
 use bytes::{Bytes, BytesMut};
 use data_encoding::BASE64URL_NOPAD;
+use futures_util::FutureExt;
+use hedgerow_proxy::socks::read_target;
+use hedgerow_proxy::target::Target;
 use hedgerow_relay::accept::client_hello as hello;
+use hedgerow_relay::connect::destination;
 use hedgerow_relay::udp;
 use hedgerow_runtime::dial;
 use hedgerow_runtime::proxy_protocol;
@@ -20,6 +24,7 @@ use hedgerow_shared::wire::message::{
 };
 use hedgerow_shared::wire::token::EnrolmentToken;
 use hedgerow_shared::{EntityId, GroupName, InstanceId, Origin, Role, SessionId, TenantId, Ticket};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
 
 use super::{Input, cbor_round_trip, text_round_trip};
@@ -177,6 +182,41 @@ pub fn proxy_header(data: &[u8]) {
         let read = Parsed::Header(proxy_protocol::Header { length: again.len(), ..header });
         assert_eq!(parse(&again), read);
     }
+}
+
+/// The headers of a CONNECT at the relay, as lines `name: value`: what passes names one tenant and one origin, once each,
+/// and no body.
+pub fn connect_head(data: &[u8]) {
+    let mut headers = HeaderMap::new();
+    for line in data.split(|b| *b == b'\n').take(64) {
+        let Some(colon) = line.iter().position(|b| *b == b':') else { continue };
+        let (name, value) = (HeaderName::from_bytes(&line[..colon]), HeaderValue::from_bytes(&line[colon + 1..]));
+        if let (Ok(name), Ok(value)) = (name, value) {
+            headers.append(name, value);
+        }
+    }
+    match destination(&headers) {
+        Ok(to) => {
+            assert_eq!(to.tenant.to_string().parse::<TenantId>().as_ref(), Ok(&to.tenant));
+            assert_eq!(to.origin.to_string().parse::<Origin>().as_ref(), Ok(&to.origin));
+            assert_eq!((to.group, to.instance, to.node), (None, None, None), "only links choose among nodes");
+            for name in ["tenant-id", "origin-server-id"] {
+                assert_eq!(headers.get_all(name).iter().count(), 1);
+            }
+            assert!(!headers.contains_key("content-length") && !headers.contains_key("transfer-encoding"));
+        }
+        Err(why) => assert!(why.len() < 200 && !why.contains('\n')),
+    }
+}
+
+/// Greeting and request at the device's SOCKS5 proxy: what comes out has one spelling, and every answer is one of SOCKS5.
+pub fn socks(data: &[u8]) {
+    let mut said = Vec::new();
+    let target = read_target(tokio::io::join(data, &mut said)).now_or_never().expect("all bytes are there");
+    assert!(said.is_empty() || matches!(said[..], [5, 0 | 0xff, ..]), "{said:?}");
+    let Some(target) = target else { return };
+    assert_eq!(said, [5, 0], "a request was read without a greeting");
+    assert_eq!(Target::new(&target.host_text(), target.port).as_ref(), Ok(&target));
 }
 
 /// What a core registers with a relay: a name that passes the check is one that a ClientHello can ask for, in the same

@@ -25,14 +25,20 @@ use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::wire::lane as wire;
-use hedgerow_shared::wire::message::{ALPN_LANE, ALPN_LINK};
-use hedgerow_shared::{InstanceId, Origin, Role};
+use hedgerow_shared::wire::message::{ALPN_LANE, ALPN_LINK, Wake};
+use hedgerow_shared::{EntityId, InstanceId, Origin, Role};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 
 use super::fixture::{self, Fixture};
 use super::net::{HostId, Net, Stream, udp};
+use super::trace;
+
+/// The relays that run now: what the core asks of one of them is carried out there.
+pub(crate) type Running = Arc<Mutex<[Option<Arc<Relay>>; fixture::RELAYS]>>;
 
 /// A relay on its host.
 pub(crate) struct RelayActor {
@@ -42,6 +48,7 @@ pub(crate) struct RelayActor {
     folder: tempfile::TempDir,
     runs: usize,
     lanes: bool,
+    running: Running,
     pub(crate) run: Option<RelayRun>,
 }
 
@@ -53,15 +60,19 @@ pub(crate) struct RelayRun {
 
 impl RelayActor {
     /// Without `lanes` whatever would be a leg of a lane is cut on the way, as some firewalls do.
-    pub(crate) fn new(net: &Net, n: usize, lanes: bool) -> Self {
+    pub(crate) fn new(net: &Net, n: usize, lanes: bool, running: &Running) -> Self {
         let host = net.add_host(["relay-a", "relay-b"][n], fixture::relay_address(n).ip());
-        Self { n, host, net: net.clone(), folder: tempfile::tempdir().unwrap(), runs: 0, lanes, run: None }
+        let folder = tempfile::tempdir().unwrap();
+        Self { n, host, net: net.clone(), folder, runs: 0, lanes, running: running.clone(), run: None }
     }
 
     pub(crate) fn start(&mut self, fixture: &'static Fixture) {
-        self.runs += 1;
         let kit = &fixture.relays[self.n];
-        let config = fixture::copy_state(kit, &self.folder.path().join(self.runs.to_string()));
+        let state = |run: usize| self.folder.path().join(run.to_string());
+        // Its disk outlives it.
+        let from = if self.runs == 0 { kit.config.state.clone() } else { state(self.runs) };
+        let config = fixture::copy_state(kit, &from, &state(self.runs + 1));
+        self.runs += 1;
         let store = Store::open(&config.state).unwrap();
         let work = Scope::new();
         let doors = work.child();
@@ -101,12 +112,14 @@ impl RelayActor {
                 });
             }
         });
+        self.running.lock()[self.n] = Some(relay.clone());
         self.run = Some(RelayRun { relay, work, doors });
     }
 
     /// Gone at once.
     pub(crate) fn crash(&mut self) {
         self.net.crash(self.host);
+        self.running.lock()[self.n] = None;
         if let Some(run) = self.run.take() {
             run.work.cancel();
         }
@@ -118,6 +131,7 @@ impl RelayActor {
         run.doors.cancel();
         self.net.stop_listening(self.host);
         run.relay.drain().await;
+        self.running.lock()[self.n] = None;
         run.work.cancel();
         // The process ends.
         self.net.crash(self.host);
@@ -173,7 +187,7 @@ impl Door {
         if tls.get_ref().1.alpn_protocol() == Some(ALPN_LINK) {
             // From here on the link's own deadlines count.
             let relay = self.relay.clone();
-            self.relay.work.spawn(async move { serve::link(&relay, tls, address, None, place).await });
+            self.relay.work.spawn(async move { serve::link(&relay, Box::new(tls), address, None, place).await });
         } else if tls.get_ref().1.alpn_protocol() == Some(ALPN_LANE)
             && let Some((ticket, rest)) = preamble(&mut tls).await
         {
@@ -304,16 +318,44 @@ impl DeviceActor {
     }
 }
 
-/// The core: its links are the product's own, what it answers there is that nothing is new.
+/// What the core has decided.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Decided {
+    pub(crate) version: u64,
+    revoked: Vec<EntityId>,
+}
+
+/// The core: its links are the product's own, what it answers there is that nothing is new. What it has decided it puts
+/// at every relay that has an older configuration, as often as a link comes up; what it has decided outlives it.
 pub(crate) struct CoreActor {
     pub(crate) host: HostId,
-    pub(crate) uplinks: Option<(Uplinks, Scope)>,
+    pub(crate) decided: watch::Sender<Decided>,
+    uplinks: Option<(Uplinks, Scope)>,
     net: Net,
+    transport: Choice,
+    running: Running,
 }
 
 impl CoreActor {
-    pub(crate) fn new(net: &Net, address: IpAddr) -> Self {
-        Self { host: net.add_host("core", address), uplinks: None, net: net.clone() }
+    pub(crate) fn new(net: &Net, address: IpAddr, transport: Choice, running: &Running) -> Self {
+        let decided = watch::Sender::new(Decided { version: 1, revoked: Vec::new() });
+        let host = net.add_host("core", address);
+        Self { host, decided, uplinks: None, net: net.clone(), transport, running: running.clone() }
+    }
+
+    /// Decides something: that a device is revoked, or nothing that matters here.
+    pub(crate) fn decide(&self, revoked: Option<EntityId>) {
+        self.decided.send_modify(|decided| {
+            decided.version += 1;
+            decided.revoked.extend(revoked);
+        });
+    }
+
+    /// Whether every relay that runs has the newest configuration.
+    pub(crate) fn is_heard(&self, fixture: &Fixture) -> bool {
+        let newest = self.decided.borrow().version;
+        let has = |relay: &Arc<Relay>| relay.store.tenant(&fixture.tenant).and_then(|t| t.seen).map(|v| v.version);
+        self.running.lock().iter().flatten().all(|relay| has(relay) == Some(newest))
     }
 
     pub(crate) fn start(&mut self, fixture: &'static Fixture) {
@@ -328,14 +370,23 @@ impl CoreActor {
             credentials: Credentials::Srp { tenant: fixture.tenant.clone(), key: fixture.core_key.clone() },
             instance: InstanceId::from_random(clock::random()),
             timers: Timers::default(),
-            transport: Choice::Tls,
+            transport: self.transport,
             twins: Default::default(),
         };
         let uplinks = Uplinks::start(&config, &scope);
         let tls = tls::as_tenant(fixture.ca.clone(), &[Role::Node, Role::Device], true, &fixture.core, &[b"http/1.1"])
             .unwrap();
-        for uplink in uplinks.iter() {
-            scope.spawn(serve_links(uplink.clone(), TlsAcceptor::from(tls.clone()), scope.clone()));
+        for (n, uplink) in uplinks.iter().enumerate() {
+            let desk = Desk {
+                relay: n,
+                tls: TlsAcceptor::from(tls.clone()),
+                decided: self.decided.subscribe(),
+                running: self.running.clone(),
+                way: (self.net.clone(), self.host),
+                fixture,
+                scope: scope.clone(),
+            };
+            scope.spawn(desk.serve(uplink.clone()));
         }
         self.uplinks = Some((uplinks, scope));
     }
@@ -348,18 +399,70 @@ impl CoreActor {
     }
 }
 
-async fn serve_links(uplink: Uplink, tls: TlsAcceptor, scope: Scope) {
-    let mut status = uplink.status();
-    loop {
-        let link = match &*status.borrow_and_update() {
-            UplinkStatus::Up(link) => Some(link.clone()),
-            UplinkStatus::Connecting(_) | UplinkStatus::Stopped => None,
-        };
-        if let Some(link) = link {
-            scope.spawn(serve_link(link, tls.clone(), scope.clone()));
+/// What the core does with one of its uplinks.
+#[derive(Clone)]
+struct Desk {
+    relay: usize,
+    tls: TlsAcceptor,
+    decided: watch::Receiver<Decided>,
+    running: Running,
+    way: (Net, HostId),
+    fixture: &'static Fixture,
+    scope: Scope,
+}
+
+impl Desk {
+    async fn serve(self, uplink: Uplink) {
+        let mut status = uplink.status();
+        loop {
+            let link = match &*status.borrow_and_update() {
+                UplinkStatus::Up(link) => Some(link.clone()),
+                UplinkStatus::Connecting(_) | UplinkStatus::Stopped => None,
+            };
+            if let Some(link) = link {
+                self.scope.spawn(serve_link(link.clone(), self.tls.clone(), self.scope.clone()));
+                self.scope.spawn(self.clone().publish(link));
+            }
+            if status.changed().await.is_err() {
+                return;
+            }
         }
-        if status.changed().await.is_err() {
-            return;
+    }
+
+    /// Puts configurations at the relay for as long as the link stands. What the relay does with one is the product's
+    /// own; only its way there is not the link's stream, because the product waits for its disk on a thread of its own.
+    async fn publish(mut self, link: Link) {
+        let mut told = link.accept.config.map(|v| v.version);
+        loop {
+            let decided = self.decided.borrow_and_update().clone();
+            if told < Some(decided.version) {
+                sleep(Duration::from_millis(50)).await;
+                let relay = self.running.lock()[self.relay].clone();
+                let ends_here = |relay: &Arc<Relay>| {
+                    let own = relay.registry.select(Some(&self.fixture.tenant), |f| f.id == link.accept.session);
+                    !own.is_empty()
+                };
+                let Some(relay) = relay.filter(ends_here).filter(|_| !link.mux.is_closed()) else { return };
+                if !self.way.0.passes_between(self.way.1, self.relay) {
+                    sleep(Duration::from_secs(1)).await;
+                    continue;
+                }
+                let signed = self.fixture.configuration(decided.version, &decided.revoked);
+                let put = relay.store.put_config(&self.fixture.tenant, signed, clock::now());
+                let cut = relay.enforce(Some(&self.fixture.tenant));
+                trace::line(&format!(
+                    "core: version {} at relay {}: {}, {cut} cut",
+                    decided.version,
+                    self.relay,
+                    put.is_ok()
+                ));
+                told = Some(decided.version);
+                let _ = link.mux.send_control(&Wake { roles: vec![Role::Node, Role::Device], ids: Vec::new() }.into());
+            }
+            tokio::select! {
+                changed = self.decided.changed() => if changed.is_err() { return },
+                _ = link.mux.closed() => return,
+            }
         }
     }
 }

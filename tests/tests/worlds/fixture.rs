@@ -2,7 +2,7 @@
 //! know it, nodes and devices that have theirs. Worlds only read it.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use hedgerow_connectivity_node::{Enrolled, Record, State};
@@ -15,7 +15,7 @@ use hedgerow_runtime::clock;
 use hedgerow_runtime::tls::{self, Own, RelayRoots, SigningKey};
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::certificate::read_leaf;
-use hedgerow_shared::verify::config::{Document, Head, RelayConfig as SignedRelayConfig};
+use hedgerow_shared::verify::config::{Head, RelayConfig as SignedRelayConfig, SignedConfig};
 use hedgerow_shared::verify::{Audience, DeviceConfig, Identity, NodeConfig, Revoked, TenantCa, Version, Via};
 use hedgerow_shared::{EntityId, GroupName, Origin, Role, TenantId};
 use hedgerow_uem_core::ca::{Authority, ConfigKey, Key};
@@ -45,6 +45,7 @@ pub(crate) struct NodeKit {
 }
 
 pub(crate) struct DeviceKit {
+    pub(crate) id: EntityId,
     pub(crate) state: DeviceState,
     pub(crate) file: DeviceConfigFile,
 }
@@ -56,6 +57,7 @@ pub(crate) struct Fixture {
     pub(crate) roots: RelayRoots,
     pub(crate) core_key: Secret,
     pub(crate) core: Own,
+    config_key: ConfigKey,
     pub(crate) nodes: Vec<NodeKit>,
     pub(crate) devices: Vec<DeviceKit>,
     _folder: tempfile::TempDir,
@@ -116,7 +118,8 @@ fn make() -> Fixture {
     };
 
     let core_key = Secret::new(vec![9; 32]);
-    let signed = config_key.sign(&document(&head)).unwrap();
+    let first = SignedRelayConfig { head: head(Audience::Relay), revoked: Revoked::default() };
+    let signed = config_key.sign(&first).unwrap();
     let mut cas = String::new();
     let relays: Vec<RelayKit> = (0..RELAYS)
         .map(|n| {
@@ -163,7 +166,7 @@ fn make() -> Fixture {
     let device_config = config_key.sign(&device_config).unwrap();
     let devices = (0..DEVICES)
         .map(|n| {
-            let (own, _) = issue(Role::Device, u8::try_from(n).unwrap());
+            let (own, identity) = issue(Role::Device, u8::try_from(n).unwrap());
             let dir = folder.path().join(format!("device-{n}"));
             std::fs::create_dir(&dir).unwrap();
             let certificate = read_leaf(&own.chain[0]).unwrap();
@@ -171,17 +174,29 @@ fn make() -> Fixture {
             let state = DeviceState { dir: dir.clone(), own, certificate, ca: ca.clone(), relay };
             state.write_config(&device_config).unwrap();
             let file = serde_json::from_value(json!({ "state": dir })).unwrap();
-            DeviceKit { state, file }
+            DeviceKit { id: identity.id, state, file }
         })
         .collect();
     let (core, _) = issue(Role::Core, 0);
     let parsed = pem::parse_many(&cas).unwrap();
     let roots = RelayRoots::Ca(parsed.into_iter().map(|p| p.into_contents().into()).collect());
-    Fixture { tenant, ca, relays, roots, core_key, core, nodes, devices, _folder: folder }
+    Fixture { tenant, ca, relays, roots, core_key, core, config_key, nodes, devices, _folder: folder }
 }
 
-fn document(head: &impl Fn(Audience) -> Head) -> impl Document {
-    SignedRelayConfig { head: head(Audience::Relay), revoked: Revoked::default() }
+impl Fixture {
+    /// What the core puts at a relay.
+    pub(crate) fn configuration(&self, version: u64, revoked: &[EntityId]) -> SignedConfig {
+        let now = clock::now();
+        let head = Head {
+            tenant: self.tenant.clone(),
+            audience: Audience::Relay,
+            version: Version { epoch: 1, version },
+            issued: now,
+            expires: now.plus(LIFETIME),
+        };
+        let revoked = Revoked { ids: revoked.to_vec(), serials: Vec::new() };
+        self.config_key.sign(&SignedRelayConfig { head, revoked }).unwrap()
+    }
 }
 
 fn relay_config(state: PathBuf, n: usize) -> RelayConfig {
@@ -224,18 +239,14 @@ fn relay_identity() -> (Arc<rustls::ServerConfig>, String) {
 }
 
 /// A copy of a relay's state for one run of it: two must not share a folder, and one that crashed may not have let go.
-pub(crate) fn copy_state(kit: &RelayKit, to: &std::path::Path) -> RelayConfig {
-    let copy = |from: &std::path::Path, to: &std::path::Path| {
-        std::fs::copy(from, to).unwrap();
-    };
+pub(crate) fn copy_state(kit: &RelayKit, from: &Path, to: &Path) -> RelayConfig {
     std::fs::create_dir_all(to.join("tenants")).unwrap();
-    for entry in std::fs::read_dir(&kit.config.state).unwrap().flatten() {
-        if entry.file_type().unwrap().is_file() && entry.file_name() != "lock" {
-            copy(&entry.path(), &to.join(entry.file_name()));
+    for folder in ["", "tenants"] {
+        for entry in std::fs::read_dir(from.join(folder)).unwrap().flatten() {
+            if entry.file_type().unwrap().is_file() && entry.file_name() != "lock" {
+                std::fs::copy(entry.path(), to.join(folder).join(entry.file_name())).unwrap();
+            }
         }
-    }
-    for entry in std::fs::read_dir(kit.config.state.join("tenants")).unwrap().flatten() {
-        copy(&entry.path(), &to.join("tenants").join(entry.file_name()));
     }
     use std::os::unix::fs::PermissionsExt;
     for folder in [to.to_owned(), to.join("tenants")] {

@@ -62,6 +62,9 @@ struct State {
     connections: BTreeMap<u64, Connection>,
     next: u64,
     udp: udp::Udp,
+    /// Connections asked for within the last second, by who asked whom; and the most there ever were.
+    dials: BTreeMap<(HostId, HostId), VecDeque<Instant>>,
+    busiest: usize,
 }
 
 struct Host {
@@ -114,6 +117,8 @@ impl Net {
             connections: BTreeMap::new(),
             next: 0,
             udp: udp::Udp::default(),
+            dials: BTreeMap::new(),
+            busiest: 0,
         };
         Self(Arc::new(Mutex::new(state)))
     }
@@ -227,6 +232,16 @@ impl Net {
         change(&mut self.0.lock().weather);
     }
 
+    /// Whether anything passes between two hosts.
+    pub(crate) fn passes_between(&self, a: HostId, b: HostId) -> bool {
+        self.0.lock().reaches(a, b)
+    }
+
+    /// The most connections that a host asked another one for within a second.
+    pub(crate) fn busiest(&self) -> usize {
+        self.0.lock().busiest
+    }
+
     pub(crate) fn name(&self, host: HostId) -> String {
         self.0.lock().hosts[host].name.clone()
     }
@@ -237,6 +252,15 @@ fn delay(dice: &mut Dice, weather: &Weather) -> Duration {
 }
 
 impl State {
+    fn dialled(&mut self, from: HostId, to: HostId) {
+        let (now, of_pair) = (Instant::now(), self.dials.entry((from, to)).or_default());
+        of_pair.push_back(now);
+        while of_pair.front().is_some_and(|first| now - *first >= Duration::from_secs(1)) {
+            of_pair.pop_front();
+        }
+        self.busiest = self.busiest.max(of_pair.len());
+    }
+
     fn reaches(&self, a: HostId, b: HostId) -> bool {
         !self.apart.contains(&(a.min(b), a.max(b)))
     }
@@ -276,6 +300,7 @@ impl Sockets for From {
                 (delay(dice, weather) * 2, hosts.iter().position(|h| h.address == to.ip()))
             };
             let Some(to_host) = found else { return std::future::pending().await };
+            self.net.0.lock().dialled(self.host, to_host);
             sleep(there).await;
             // A lost SYN is sent again.
             while !self.net.0.lock().reaches(self.host, to_host) {

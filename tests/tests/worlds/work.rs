@@ -62,6 +62,14 @@ struct Inner {
     wrong: Vec<String>,
     is_broken: bool,
     mended: Option<Instant>,
+    /// Devices that are revoked, since every relay knows.
+    revoked: BTreeMap<usize, Instant>,
+    last_id: u64,
+    slowest: Duration,
+    quic: usize,
+    is_narrow: bool,
+    /// The only relay drains, or when it last did: nobody has a new session before it is back.
+    alone: (bool, Option<Instant>),
 }
 
 /// The byte that a connection carries at an offset of one direction: a reader needs nobody to check it.
@@ -96,9 +104,58 @@ impl Model {
         (inner.is_broken, inner.mended) = (false, Some(Instant::now()));
     }
 
+    /// Every relay knows that a device is revoked.
+    pub(crate) fn revoke(&self, device: usize) {
+        self.0.lock().revoked.insert(device, Instant::now());
+    }
+
+    pub(crate) fn is_revoked(&self, device: usize) -> bool {
+        self.0.lock().revoked.contains_key(&device)
+    }
+
+    /// Whether a device must have nothing any more.
+    fn is_cut(&self, device: usize) -> bool {
+        self.0.lock().revoked.get(&device).is_some_and(|at| at.elapsed() > CUT)
+    }
+
+    /// A number for a connection.
+    pub(crate) fn next_id(&self) -> u64 {
+        let mut inner = self.0.lock();
+        inner.last_id += 1;
+        inner.last_id
+    }
+
+    /// The longest that a connection took to open while there was a relay.
+    pub(crate) fn slowest(&self) -> Duration {
+        self.0.lock().slowest
+    }
+
+    pub(crate) fn count_quic(&self, links: usize) {
+        self.0.lock().quic = links;
+    }
+
+    /// Links over QUIC at the beginning.
+    pub(crate) fn quic(&self) -> usize {
+        self.0.lock().quic
+    }
+
+    pub(crate) fn is_narrow(&self) -> bool {
+        self.0.lock().is_narrow
+    }
+
+    /// The only relay drains, or does no more.
+    pub(crate) fn alone(&self, drains: bool) {
+        self.0.lock().alone = (drains, Some(Instant::now()));
+    }
+
+    /// Links over QUIC may stand on which only small packets pass: nobody notices before more is sent.
+    pub(crate) fn narrow(&self) {
+        self.0.lock().is_narrow = true;
+    }
+
     fn is_quiet_for(&self, time: Duration) -> bool {
         let inner = self.0.lock();
-        !inner.is_broken && inner.mended.is_none_or(|at| at.elapsed() > time)
+        !inner.is_broken && !inner.is_narrow && inner.mended.is_none_or(|at| at.elapsed() > time)
     }
 
     pub(crate) fn seen(&self) -> BTreeMap<u64, Seen> {
@@ -110,6 +167,10 @@ impl Model {
     }
 
     fn check(&self, id: u64, direction: u64, at: u64, chunk: &[u8]) -> bool {
+        let device = self.0.lock().seen.get(&id).map(|s| s.device);
+        if device.is_some_and(|d| self.is_cut(d)) {
+            self.wrong(format!("connection {id}, direction {direction}: bytes of a revoked device still arrive"));
+        }
         let odd = chunk.iter().zip(at..).find(|(byte, offset)| **byte != byte_at(id, direction, *offset));
         if let Some((_, offset)) = odd {
             self.wrong(format!("connection {id}, direction {direction}: another byte at {offset} than was written"));
@@ -244,20 +305,31 @@ fn shown(ending: &Ending) -> String {
 const MENDED: Duration = Duration::from_secs(45);
 /// The longest that opening a connection may take, whatever is broken.
 const PATIENCE: Duration = Duration::from_secs(31);
+/// A revoked device has nothing any more so long after the relays know.
+const CUT: Duration = Duration::from_secs(5);
 
-/// One connection of an application, to its end; tried again while it is refused for a reason. `strict` allows no
-/// refusal without one.
+/// One connection of an application, to its end; tried again while it is refused for a reason.
 pub(crate) async fn connection(agent: Agent, device: usize, model: Model, order: Order, dice: Dice) {
     let target = Target::new("127.0.0.1", PORT).unwrap();
     for _ in 0..12 {
         let since = Instant::now();
         let opened = agent.connect(&target).await;
-        if since.elapsed() > PATIENCE {
+        let took = since.elapsed();
+        if !model.is_revoked(device) {
+            let mut inner = model.0.lock();
+            if !inner.alone.0 && inner.alone.1.is_none_or(|at| at < since) {
+                inner.slowest = inner.slowest.max(took);
+            }
+        }
+        if opened.is_ok() && model.is_cut(device) {
+            model.wrong(format!("connection {} was opened by a device that is revoked", order.id));
+        }
+        if took > PATIENCE {
             model.wrong(format!("connection {}: {:?} to open", order.id, since.elapsed()));
         }
         let fault = match opened {
             Ok(Path::Tunnel(stream)) => {
-                trace::line(&format!("opened  {} on device {device}: {order:?}", order.id));
+                trace::line(&format!("opened  {} on device {device} after {took:?}: {order:?}", order.id));
                 model.note(order.id, |s| {
                     (s.device, s.wanted, s.refused) = (device, (order.up, order.down), None);
                 });
@@ -271,11 +343,11 @@ pub(crate) async fn connection(agent: Agent, device: usize, model: Model, order:
             Ok(Path::Direct) => Fault::new(Code::Internal, "the routes say direct"),
             Err(fault) => fault,
         };
-        trace::line(&format!("refused {} on device {device}: {fault}", order.id));
+        trace::line(&format!("refused {} on device {device} after {took:?}: {fault}", order.id));
         if fault.text.is_empty() {
             model.wrong(format!("connection {} was refused without a word", order.id));
         }
-        if model.is_quiet_for(MENDED) {
+        if model.is_quiet_for(MENDED) && !model.is_revoked(device) {
             model.wrong(format!("connection {} was refused although nothing is broken: {fault}", order.id));
         }
         model.note(order.id, |s| (s.device, s.refused) = (device, Some(fault)));

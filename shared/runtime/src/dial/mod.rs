@@ -10,6 +10,7 @@ mod http_proxy;
 mod inspected;
 mod network;
 mod origin;
+mod resolve;
 mod sockets;
 mod socks;
 mod tcp;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
+use hedgerow_shared::wire::message::ALPN_LINK;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::time::timeout;
@@ -26,7 +28,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
-use crate::tls::{self, RelayRoots};
+use crate::tls::{self, Below, RelayRoots, RelaySessions};
 use crate::websocket::ByteStream;
 use way::Way;
 
@@ -35,6 +37,7 @@ pub use http_proxy::{Head, Parsed, parse as parse_proxy_answer};
 pub use inspected::{BINDING, binding};
 pub use network::{Kind, Network, Outbound, Proxy};
 pub use origin::{OriginStream, origin};
+pub use resolve::resolve;
 pub use sockets::{Given, Socket, Sockets, heard};
 pub use tcp::{connect_fault, prepare, tcp};
 
@@ -49,13 +52,15 @@ pub struct RelayTarget {
     pub roots: RelayRoots,
     /// How to get out of the network we are in.
     pub network: Network,
+    /// What links to it resume.
+    pub sessions: RelaySessions,
 }
 
 impl RelayTarget {
     /// A relay that is dialled directly.
     #[must_use]
     pub fn new(addresses: Vec<String>, name: impl Into<String>, roots: RelayRoots) -> Self {
-        Self { addresses, name: name.into(), roots, network: Network::default() }
+        Self { addresses, name: name.into(), roots, network: Network::default(), sessions: RelaySessions::default() }
     }
 
     /// The same relay, reached by this network.
@@ -155,7 +160,10 @@ pub async fn relay_tls(target: &RelayTarget, alpn: &[&[u8]], timers: &Timers) ->
 
 async fn by(way: &Way, target: &RelayTarget, alpn: &[&[u8]], timers: &Timers) -> Result<Reached, Fault> {
     let name = server_name(&target.name)?;
-    let (config, foreign) = tls::to_relay_watched(&target.roots, alpn)?;
+    let (config, foreign) = match alpn {
+        [alpn] if *alpn == ALPN_LINK => target.sessions.link(Below::Tcp, &target.roots)?,
+        _ => tls::to_relay_watched(&target.roots, alpn)?,
+    };
     if !target.network.is_inspected() {
         let (tcp, address) = way.connect(timers).await?;
         let fault = match client_tls(config.clone(), name.clone(), Wire::Left(tcp), timers).await {

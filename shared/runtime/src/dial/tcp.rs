@@ -1,15 +1,15 @@
 //! From `host:port` to a TCP connection: names resolved, both address families tried.
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use hedgerow_shared::fault::{Code, Fault};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::eyeballs::first_to_connect;
+use super::resolve::resolve;
 
 /// Connects to the first of `host:port` addresses that answers; both address families are tried, interleaved.
 ///
@@ -28,8 +28,8 @@ pub async fn tcp(addresses: &[String], limit: Duration) -> Result<TcpStream, Fau
 
 /// Connects to one `host:port`; resolving and connecting may take `limit` each.
 pub(super) async fn connect(address: &str, limit: Duration) -> Result<TcpStream, Fault> {
-    let found: Vec<SocketAddr> = match timeout(limit, lookup_host(address)).await {
-        Ok(Ok(found)) => found.collect(),
+    let found = match timeout(limit, resolve(address)).await {
+        Ok(Ok(found)) => found,
         Ok(Err(error)) => return Err(Fault::new(Code::NameNotFound, format!("{address}: {error}"))),
         Err(_) => {
             return Err(Fault::new(Code::TimedOut, format!("{address}: the name did not resolve in time")));

@@ -65,12 +65,13 @@ pub struct Peer {
     pub address: String,
 }
 
-/// Answers a link's hand-shake on a TLS connection whose ALPN is `ALPN_LINK`. Cancel safe: dropping closes.
+/// Answers a link's hand-shake on a TLS connection whose ALPN is `ALPN_LINK`. Cancel safe: dropping closes. The connection
+/// is boxed because it is passed on from task to task, and each step would keep room for it.
 ///
 /// # Errors
 /// `Refused` when the peer was refused (it has been told), otherwise what failed.
 pub async fn answer<IO>(
-    stream: TlsStream<IO>,
+    stream: impl Into<Box<TlsStream<IO>>>,
     address: String,
     admit: &dyn Admit,
     limits: Limits,
@@ -81,14 +82,15 @@ pub async fn answer<IO>(
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let stream = stream.into();
     let exporter = tls::exporter(stream.get_ref().1)?;
     let mut shaking = Shaking::new(stream);
     let hello = Hello::new(instance, random(), limits);
     let until = Instant::now() + timers.handshake;
     let (peer, accept) = shake_or_refuse(&mut shaking, &hello, address.clone(), admit, &exporter, until).await?;
     let config = MuxConfig::link(limits, peer.hello.limits, *timers);
-    let Shaking { io, input } = shaking;
-    let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Acceptor, config, input.freeze(), scope));
+    let (io, leftover) = shaking.end();
+    let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Acceptor, config, leftover, scope));
     Ok((
         Link {
             mux,
@@ -140,7 +142,7 @@ pub async fn answer_quic(
     let mut shaking = Shaking::new(tokio::io::join(receive, send));
     let hello = Hello::new(instance, random(), limits);
     let shaken = shake_or_refuse(&mut shaking, &hello, address.clone(), admit, &exporter, until).await;
-    let Shaking { io, input } = shaking;
+    let (io, leftover) = shaking.end();
     let (receive, send) = io.into_inner();
     let (peer, accept) = match shaken {
         Ok(opened) => opened,
@@ -155,7 +157,7 @@ pub async fn answer_quic(
     let opened = quic::Opened {
         send,
         receive,
-        leftover: input.freeze(),
+        leftover,
         ours: limits,
         theirs: peer.hello.limits,
         handshake: timers.handshake,

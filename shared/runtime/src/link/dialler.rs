@@ -19,7 +19,6 @@ use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint};
 use rustls::pki_types::CertificateDer;
 use subtle::ConstantTimeEq;
-use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use super::twins::{Entry, Hold};
@@ -29,7 +28,7 @@ use crate::dial::{self, Reached, RelayTarget};
 use crate::mux::{Mux, Plain};
 use crate::quic;
 use crate::scope::Scope;
-use crate::tls::{self, SigningKey};
+use crate::tls::{self, Below, SigningKey};
 
 /// The next address is tried over UDP this long after the one before (RFC 8305).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -147,7 +146,7 @@ impl Dialling<'_> {
         let exporter = tls::exporter(connection)?;
         let leaf = connection.peer_certificates().and_then(<[_]>::first).cloned();
         let limits = Limits::default();
-        let mut shaking = Shaking::new(stream);
+        let mut shaking = Shaking::new(Box::new(stream));
         let shaken = self.shake(&mut shaking, limits, &exporter, leaf.as_ref()).await;
         let (peer, accept, hold) = shaken.inspect_err(|error| {
             if error.fault().code == Code::Unauthenticated {
@@ -155,8 +154,8 @@ impl Dialling<'_> {
             }
         })?;
         let config = MuxConfig::link(limits, peer.limits, *self.timers);
-        let Shaking { io, input } = shaking;
-        let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Dialler, config, input.freeze(), self.scope));
+        let (io, leftover) = shaking.end();
+        let mux = Channel::Framed(Mux::start(Plain::new(io), Side::Dialler, config, leftover, self.scope));
         self.keep(&mux, hold);
         Ok(Link {
             mux,
@@ -172,13 +171,13 @@ impl Dialling<'_> {
     /// QUIC's own hand-shake with the first of the relay's addresses that answers; each begins a moment after the one
     /// before. Bounded by the caller.
     pub(super) async fn quic(&self) -> Result<(Connection, Endpoint), LinkError> {
-        let tls = tls::to_relay(&self.target.roots, &[ALPN_LINK])?;
+        let (tls, _) = self.target.sessions.link(Below::Quic, &self.target.roots)?;
         let config = quic::client_config(tls, self.timers)?;
         let mut last = Fault::new(Code::Unreachable, "no relay address is configured");
         let mut waiting = VecDeque::new();
         for address in &self.target.addresses {
-            match lookup_host(address.as_str()).await {
-                Ok(found) => waiting.extend(found.take(ADDRESSES)),
+            match dial::resolve(address).await {
+                Ok(found) => waiting.extend(found.into_iter().take(ADDRESSES)),
                 Err(error) => last = Fault::new(Code::NameNotFound, format!("{address}: {error}")),
             }
         }
@@ -224,12 +223,12 @@ impl Dialling<'_> {
         let chain = connection.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
         let leaf = chain.as_ref().and_then(|chain| chain.first());
         let (peer, accept, hold) = self.shake(&mut shaking, limits, &exporter, leaf).await?;
-        let Shaking { io, input } = shaking;
+        let (io, leftover) = shaking.end();
         let (receive, send) = io.into_inner();
         let opened = quic::Opened {
             send,
             receive,
-            leftover: input.freeze(),
+            leftover,
             ours: limits,
             theirs: peer.limits,
             handshake: self.timers.handshake,

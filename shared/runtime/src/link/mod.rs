@@ -176,6 +176,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Shaking<IO> {
         Self { io, input: BytesMut::new() }
     }
 
+    /// The stream, and what was read beyond the hand-shake; no buffer when that is nothing.
+    fn end(self) -> (IO, Bytes) {
+        let leftover = if self.input.is_empty() { Bytes::new() } else { self.input.freeze() };
+        (self.io, leftover)
+    }
+
     async fn send(&mut self, frame: Bytes) -> Result<(), Fault> {
         self.io.write_all(&frame).await.map_err(lost)?;
         self.io.flush().await.map_err(lost)

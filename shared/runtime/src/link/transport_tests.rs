@@ -100,12 +100,7 @@ fn relay_at((listener, socket): (TcpListener, UdpSocket), limits: Limits, identi
         }
     });
     let roots = RelayRoots::Ca(vec![certificate]);
-    let target = RelayTarget {
-        addresses: vec![port.to_string()],
-        name: "relay.test".into(),
-        roots,
-        network: dial::Network::default(),
-    };
+    let target = RelayTarget::new(vec![port.to_string()], "relay.test", roots);
     Relay { target, port, links, identity, scope }
 }
 
@@ -296,6 +291,26 @@ async fn what_was_finished_arrives_although_the_link_closes_at_once() {
     assert_eq!(timeout(LONG, theirs.mux.closed()).await.unwrap(), Fault::new(Code::Draining, "done"));
     assert_eq!(timeout(LONG, ours.mux.closed()).await.unwrap().code, Code::Draining);
     assert!(theirs.mux.accept().await.is_none() && theirs.mux.next_control().await.is_none());
+}
+
+#[tokio::test]
+async fn as_many_streams_as_a_peer_was_promised_can_be_open_at_once_over_quic() {
+    const MANY: usize = 1000;
+    let mut relay = relay(Limits { streams: MANY as u32, ..Limits::default() }).await;
+    let (ours, theirs) = pair(&mut relay).await;
+    let (accepting, mut held) = (theirs.mux.clone(), Vec::new());
+    let serve = async {
+        let mut served = Vec::new();
+        while served.len() < MANY {
+            served.push(accepting.accept().await.unwrap().accept());
+        }
+        served
+    };
+    let open = futures_util::future::join_all((0..MANY).map(|_| ours.mux.open(&1u8)));
+    let (opened, served) = timeout(LONG, async { tokio::join!(open, serve) }).await.expect("there is room for all");
+    held.extend(opened.into_iter().map(Result::unwrap));
+    assert_eq!((held.len(), served.len()), (MANY, MANY));
+    assert_eq!(ours.mux.open(&1u8).await.unwrap_err().code, Code::Limited, "and for no more");
 }
 
 #[tokio::test]

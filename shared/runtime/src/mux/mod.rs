@@ -51,6 +51,8 @@ pub struct Stats {
     pub opened: u64,
     /// Bytes held for streams: unread, unsent, unacknowledged.
     pub held: u64,
+    /// Of these, not yet sent.
+    pub unsent: u64,
     /// Of these, sent and kept until acknowledged.
     pub retained: u64,
     /// Connections that carry it now; 0 while a session is suspended.
@@ -410,6 +412,7 @@ impl Mux {
             rtt: state.mux.rtt(),
             streams: state.mux.open_streams(),
             held: state.mux.held(),
+            unsent: state.mux.unsent(),
             retained: state.mux.retained(),
             lanes: if self.is_suspended() { 0 } else { state.mux.lanes() },
             ..state.stats

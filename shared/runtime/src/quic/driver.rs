@@ -10,12 +10,12 @@ use hedgerow_shared::limits;
 use hedgerow_shared::wire::frame::{self, Decoder, Frame, FrameError, kind};
 use hedgerow_shared::wire::message::{Control, GoAway};
 use quinn::{RecvStream, SendStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::datagram::Datagram;
 use super::incoming::Incoming;
 use super::inner::{INBOX, Inner, Lingering, Place};
-use super::{close, connection_fault, stream};
+use super::{FIRST_STREAMS, allow, allowance, close, connection_fault, stream};
 use crate::scope::Scope;
 use crate::telemetry::dropped;
 
@@ -153,10 +153,23 @@ fn take(inner: &Inner, frame: Frame) -> Result<(), Broken> {
 /// Takes new streams and reads their headers. QUIC bounds how many wait; each has a peer's time to say what it is.
 async fn streams(inner: &Arc<Inner>) -> Fault {
     let mut opening = FuturesUnordered::new();
+    let (mut allowed, most) = (inner.ours.streams.min(FIRST_STREAMS), inner.ours.streams);
+    // QUIC counts a stream until the peer knows of its end: those that came within a round trip may all count still.
+    let (mut since, mut lately) = (Instant::now(), 0);
     loop {
         tokio::select! {
             opened = inner.connection.accept_bi() => match opened {
-                Ok((send, receive)) => opening.push(header(inner.clone(), send, receive)),
+                Ok((send, receive)) => {
+                    opening.push(header(Place::new(inner.clone(), false), send, receive));
+                    if since.elapsed() > 2 * inner.connection.rtt() {
+                        (since, lately) = (Instant::now(), 0);
+                    }
+                    lately += 1;
+                    let more = allowance(inner.open_theirs().max(lately), allowed, most);
+                    if more > std::mem::replace(&mut allowed, more) {
+                        allow(&inner.connection, more);
+                    }
+                }
                 Err(error) => return told_or(inner, connection_fault(&error)),
             },
             Some(incoming) = opening.next() => {
@@ -168,8 +181,8 @@ async fn streams(inner: &Arc<Inner>) -> Fault {
     }
 }
 
-async fn header(inner: Arc<Inner>, send: SendStream, receive: RecvStream) -> Option<Incoming> {
-    let place = Place::new(inner.clone(), false);
+async fn header(place: Place, send: SendStream, receive: RecvStream) -> Option<Incoming> {
+    let inner = place.link().clone();
     let (mut read, mut write) = stream::halves(place, send, receive, Bytes::new());
     let fault = match timeout(inner.handshake, read.read_frame()).await {
         Ok(Ok(Frame::Open(_, header))) if header.len() <= limits::MAX_OPEN_HEADER => {

@@ -237,6 +237,11 @@ impl Inner {
         self.datagram.notify_waiters();
     }
 
+    /// Streams open that the peer opened.
+    pub(super) fn open_theirs(&self) -> usize {
+        self.open.load(Ordering::Relaxed).saturating_sub(self.open_ours.load(Ordering::Relaxed))
+    }
+
     pub(super) fn endpoint(&self) -> Option<Endpoint> {
         self.endpoint.lock().clone()
     }

@@ -79,8 +79,6 @@ pub fn server_config(tls: &rustls::ServerConfig, timers: &Timers) -> Result<Serv
     let mut tls = tls.clone();
     tls.alpn_protocols = vec![ALPN_LINK.to_vec()];
     tls.max_early_data_size = 0;
-    // A ticket would be of use only with a cache at the dialler, which has none.
-    tls.send_tls13_tickets = 0;
     let crypto = QuicServerConfig::try_from(tls).map_err(internal)?;
     let mut config = ServerConfig::new(Arc::new(crypto), keys::tokens());
     config.transport_config(Arc::new(transport(timers, 1)?));
@@ -127,11 +125,28 @@ fn transport(timers: &Timers, streams: u32) -> Result<TransportConfig, Fault> {
     Ok(config)
 }
 
+/// Streams that a peer may have open at first. quinn makes room for every stream that is allowed (1.4 MB for all of
+/// them), so that more are allowed only as they are used.
+const FIRST_STREAMS: u32 = 24;
+/// How much more are allowed when half of them are open.
+const MORE_STREAMS: u32 = 4;
+
 /// Opens the windows after the hand-shake of the link.
 fn open_up(connection: &quinn::Connection, ours: &Limits) {
-    // The control stream is one of them.
-    connection.set_max_concurrent_bi_streams(VarInt::from_u32(ours.streams.saturating_add(1)));
+    allow(connection, ours.streams.min(FIRST_STREAMS));
     connection.set_receive_window(VarInt::from_u64(ours.connection_window).unwrap_or(VarInt::MAX));
+}
+
+/// Lets the peer have so many streams open at once.
+fn allow(connection: &quinn::Connection, streams: u32) {
+    // The control stream is one of them.
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(streams.saturating_add(1)));
+}
+
+/// How many streams the peer may have open, when `open` of `allowed` are.
+fn allowance(open: usize, allowed: u32, most: u32) -> u32 {
+    let half = usize::try_from(allowed / 2).unwrap_or(usize::MAX);
+    if open < half { allowed } else { allowed.saturating_mul(MORE_STREAMS).min(most) }
 }
 
 /// The channel binding of RFC 9266.
@@ -231,6 +246,14 @@ fn any_port(peer: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_streams_are_allowed_when_half_are_open_and_never_more_than_the_limit() {
+        assert_eq!([0, 23, 24, 48].map(|open| allowance(open, 48, 1000)), [48, 48, 192, 192]);
+        assert_eq!([95, 96].map(|open| allowance(open, 192, 500)), [192, 500]);
+        assert_eq!(allowance(500, 500, 500), 500);
+        assert_eq!(allowance(0, 0, 0), 0);
+    }
 
     #[test]
     fn codes_travel_as_numbers() {

@@ -70,6 +70,7 @@ impl Mux {
 
     /// Whether the stream takes bytes; `Full` arms the `Writable` event.
     pub fn room(&mut self, id: StreamId) -> Room {
+        let of_all = self.unsent;
         let Some(stream) = self.streams.get_mut(&id) else {
             return Room::Ended(Fault::new(Code::Lost, "the connection ended"));
         };
@@ -79,10 +80,11 @@ impl Mux {
         if stream.sending.finish != Finish::Open {
             return Room::Ended(Fault::new(Code::Protocol, "the stream was finished"));
         }
-        if stream.sending.has_room() {
+        if stream.sending.has_room(of_all) {
             return Room::Some;
         }
         stream.sending.wants_room = true;
+        self.crowded |= stream.sending.has_room(0);
         Room::Full
     }
 
@@ -92,6 +94,7 @@ impl Mux {
         if bytes.is_empty() || stream.reset.is_some() || stream.sending.finish != Finish::Open {
             return;
         }
+        self.unsent += bytes.len() as u64;
         stream.sending.push(bytes);
         self.enqueue(id);
     }

@@ -44,7 +44,33 @@ impl Mux {
             }
             total += sent;
         }
+        if self.crowded {
+            self.share_room();
+        }
         total
+    }
+
+    /// What was sent or dropped has made room: those who wait for it are told.
+    fn share_room(&mut self) {
+        self.crowded = false;
+        for id in self.streams.keys().copied().collect::<Vec<_>>() {
+            self.offer_room(id);
+        }
+    }
+
+    /// Tells a stream that waits for room when there is some.
+    fn offer_room(&mut self, id: StreamId) {
+        let of_all = self.unsent;
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if !stream.sending.wants_room || !stream.sending.has_room(0) {
+            return;
+        }
+        if stream.sending.has_room(of_all) {
+            stream.sending.wants_room = false;
+            self.events.push_back(Event::Writable(id));
+        } else {
+            self.crowded = true;
+        }
     }
 
     fn transmit_pulse(&mut self, lane: Lane, each: &mut impl FnMut(&[&[u8]])) -> usize {
@@ -144,6 +170,7 @@ impl Mux {
                 total += prefix.len() + length;
             });
             self.sent += taken;
+            self.unsent -= taken;
             self.retained.add(taken);
             turn -= taken;
         }
@@ -152,10 +179,6 @@ impl Mux {
             let frame = frame::raw(kind::FINISH, id.0, &stream.sending.sent().to_be_bytes());
             each(&[&frame]);
             total += frame.len();
-        }
-        if stream.sending.wants_room && stream.sending.has_room() {
-            stream.sending.wants_room = false;
-            self.events.push_back(Event::Writable(id));
         }
         if stream.sending.ready() {
             stream.sending.queued = true;
@@ -169,6 +192,7 @@ impl Mux {
         } else {
             total = total.max(1);
         }
+        self.offer_room(id);
         self.consider_move(id);
         self.collect(id);
         total

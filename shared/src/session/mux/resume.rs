@@ -78,7 +78,7 @@ impl Mux {
             }
             self.collect(id);
         }
-        self.recount_retained();
+        self.recount();
         if let Some(message) = self.farewell.clone() {
             // The control queue was just emptied.
             let _ = self.queue_control(message);

@@ -25,7 +25,6 @@ impl Mux {
     /// The peer broke the protocol; the connection is over.
     pub fn handle_on(&mut self, lane: Lane, piece: Bytes, now: Duration) -> Result<(), Fault> {
         let Some(wire) = self.lanes.get_mut(usize::from(lane)) else { return Ok(()) };
-        wire.heard(now);
         let mut decoder = std::mem::take(&mut wire.decoder);
         let result = decoder.feed(piece, |f| self.handle_frame(lane, f, now));
         if let Some(wire) = self.lanes.get_mut(usize::from(lane)) {
@@ -35,6 +34,10 @@ impl Mux {
     }
 
     fn handle_frame(&mut self, lane: Lane, frame: Frame, now: Duration) -> Result<(), Broken> {
+        if let Some(wire) = self.lanes.get_mut(usize::from(lane)) {
+            // A whole frame is a sign of life; single bytes are not, or one frame could keep a link for hours.
+            wire.heard(now);
+        }
         match frame {
             Frame::Open(id, header) => self.handle_open(id, header, now),
             Frame::Answer(id, fault) => self.handle_answer(id, fault),
@@ -137,6 +140,7 @@ impl Mux {
         if self.received > self.receive_limit {
             return Err(broken("data beyond the connection's window"));
         }
+        self.consider_grant();
         let Some(stream) = self.known(id)? else {
             // It was on its way when the stream ended: its credit goes back at once.
             self.consume(length);
