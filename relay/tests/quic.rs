@@ -157,9 +157,10 @@ async fn a04_tunnel_datagrams_of_any_content_are_answered_by_nothing() {
         eventually("it is dropped", || counts.dropped.load(Ordering::Relaxed) == sent).await;
     }
     // Everything sent was looked at before this answer, which does come: a QUIC packet of an unknown version.
-    let mut unknown = vec![0xc0; 1200];
+    let mut unknown = vec![0; 1200];
+    unknown[0] = 0xc0;
     unknown[1..5].copy_from_slice(&[0x1a; 4]);
-    unknown[5..7].copy_from_slice(&[1, 9]);
+    unknown[5..14].copy_from_slice(&[8, 1, 2, 3, 4, 5, 6, 7, 8]);
     socket.send_to(&unknown, world.relay.link[0]).unwrap();
     let mut answer = [0; 2048];
     let mut length = 0;
