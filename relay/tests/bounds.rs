@@ -172,7 +172,8 @@ async fn p01_bytes_held_for_streams_are_bounded_for_each_stream_and_each_link() 
         assert!(highest <= bound, "{streams} streams: {highest} of {bound}");
     }
     let stalled = || metric("hedgerow_relay_link_stalled_streams_max", "");
-    eventually("those that stand still longest have made room", || stalled() > 0.0 && stalled() <= 32.0).await;
+    let made_room = || (1.0..150.0).contains(&stalled()) && most() < QUEUE * 0.75;
+    eventually("those that stand still longest have made room for others", made_room).await;
 }
 
 /// REST clients that send to a core which reads nothing: what they sent waits in the queue of the core's link.
