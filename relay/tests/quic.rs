@@ -175,8 +175,14 @@ async fn a04_tunnel_datagrams_of_any_content_are_answered_by_nothing() {
 
 #[tokio::test]
 async fn a_udp_port_that_is_taken_is_a_clear_start_error() {
-    let taken = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let holder = UdpSocket::bind(taken).unwrap();
+    // The port must be free for TCP, where it may be that of anybody's connection.
+    let holder = loop {
+        let holder = UdpSocket::bind("127.0.0.1:0").unwrap();
+        if std::net::TcpListener::bind(holder.local_addr().unwrap()).is_ok() {
+            break holder;
+        }
+    };
+    let taken = holder.local_addr().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let world = World::new().await;
     let config = hedgerow_relay::RelayConfig {
