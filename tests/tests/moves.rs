@@ -66,7 +66,7 @@ fn n09_a_relay_that_is_killed_in_the_middle_of_a_hand_over_costs_no_byte() {
         let mut office = Office::open();
         let _ = office.open_second();
         let relay = vec![format!("{}:443", office.address), format!("{}:3101", office.address)];
-        let mut work = at_work(&mut office, Ways { relay, lanes: "auto", ..Ways::default() }, 20);
+        let mut work = at_work(&mut office, Ways { relay, lanes: "auto", ..Ways::default() }, 150);
         office.hurry("relay", Duration::from_millis(moment), libc::SIGKILL, SOON);
         work.shell.answers();
         work.download.goes_on();
