@@ -272,7 +272,8 @@ pub(crate) async fn trouble(cast: &mut Cast, plan: &Plan, fixture: &'static Fixt
         }
         16 => {
             let device = cast.devices.len() - 1;
-            let revoked = (device > 0).then(|| fixture.devices[device].id);
+            // A relay that is away comes back with what it knew, and nodes have no configuration of the core's here.
+            let revoked = (device > 0 && plan.second_only.is_none()).then(|| fixture.devices[device].id);
             say(&format!(
                 "the core revokes {}",
                 revoked.map_or("nobody".into(), |_| cast.net.name(cast.devices[device].host))
