@@ -39,7 +39,8 @@ where
     let mut known = Vec::new();
     loop {
         tokio::select! {
-            answer = &mut both => return found(answer?),
+            // When the common question fails because of one family, the other's answer counts.
+            answer = &mut both => return if known.is_empty() { found(answer?) } else { Ok(answer.unwrap_or(known)) },
             () = sleep(GRACE), if !known.is_empty() => return Ok(known),
             // That one family has no addresses, or no answer, says nothing about the other.
             Some(answer) = families.next() => known.extend(answer.unwrap_or_default()),
@@ -114,6 +115,19 @@ mod tests {
         assert!(took < Duration::from_secs(3), "{took:?}");
         assert_eq!(asked(None, Some(20), None).await.0, addresses(&[V6]));
         assert_eq!(asked(None, Some(30), Some(20)).await.0, addresses(&[V4, V6]), "both that came");
+    }
+
+    #[tokio::test]
+    async fn what_one_family_has_counts_although_the_common_question_fails() {
+        let failing = async {
+            sleep(Duration::from_millis(450)).await;
+            Err(io::Error::other("no answer for one family"))
+        };
+        let each = |family| match family {
+            AddrFamily::Inet6 => after(None, Vec::new()),
+            _ => after(Some(10), addresses(&[V4])),
+        };
+        assert_eq!(first_answer(failing, each).await.unwrap(), addresses(&[V4]));
     }
 
     #[tokio::test]
