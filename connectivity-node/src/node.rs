@@ -184,7 +184,11 @@ async fn serve_links(service: Arc<Service>, uplink: Uplink) {
                     // News may have been missed while the link was down.
                     service.policies.wake.notify_one();
                     let (serving, scope) = (service.clone(), service.scope.clone());
-                    scope.spawn(async move { serving.link(link).await });
+                    scope.spawn(async move {
+                        serving.link(link).await;
+                        // What took the link may have taken lanes through the same relay.
+                        serving.sessions.probe();
+                    });
                 }
             }
             UplinkStatus::Connecting(_) => {}

@@ -22,7 +22,8 @@ use world::{Tenant, World, mode};
 const SOON: Duration = Duration::from_secs(10);
 
 async fn open(session: &Session, host: &str, port: u16) -> Result<Stream, Fault> {
-    let header = SessionOpen { host: host.into(), port, trace: Some("0123456789abcdef0123456789abcdef".into()) };
+    let header =
+        SessionOpen { host: host.into(), port, trace: Some("0123456789abcdef0123456789abcdef".into()), tunnel: None };
     timeout(SOON, session.mux.open(&header)).await.expect("an answer comes")
 }
 

@@ -237,6 +237,9 @@ impl Agent {
                             other => agent.inner.sessions.handle(other),
                         }
                     }
+                    // What took the link may have taken lanes through the same relay, and only the node's half of them
+                    // noticed: asked at once, a session is resumed while the node still waits for it.
+                    agent.inner.sessions.probe();
                 });
             }
             if status.changed().await.is_err() {

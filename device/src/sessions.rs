@@ -114,7 +114,7 @@ impl Sessions {
     }
 
     async fn connect_in_turn(&self, group: &GroupName, host: String, port: u16) -> Result<Stream, Fault> {
-        let header = SessionOpen { host, port, trace: None };
+        let header = SessionOpen { host, port, trace: None, tunnel: None };
         // A session that ends while we ask says nothing about the target: one more try, on a new session.
         for attempt in 0..2 {
             let carried = self.session(group).await?;

@@ -45,6 +45,30 @@ pub enum DropReason {
     QuicQueueFull,
     /// A connection that came while as many hand-shakes a second were made as may be; it comes again later.
     HandshakesPaced,
+    /// A tunnel datagram with an id that no pairing has.
+    TunnelUnknown,
+    /// A tunnel datagram from another address than the half's own, or on another's link.
+    TunnelAddress,
+    /// A tunnel datagram for an end that has not said where it is.
+    TunnelNotAttached,
+    /// A tunnel datagram that is malformed, or of a kind that this end does not take.
+    TunnelMalformed,
+    /// An ATTACH or CONFIRM whose MAC, counter or nonce does not hold.
+    TunnelForged,
+    /// A tunnel datagram that the socket had no room for.
+    TunnelSocketFull,
+    /// A DTLS record that is forged, replayed, or of no session.
+    TunnelRecord,
+    /// An IP packet that is malformed.
+    TunnelPacket,
+    /// An IP packet from another address than the device's.
+    TunnelSpoofed,
+    /// An IP packet to or from what no rule allows.
+    TunnelDenied,
+    /// An IP packet for an address that no device has now.
+    TunnelNoDevice,
+    /// An IP packet that came before its tunnel was up, or after it ended.
+    TunnelDown,
 }
 
 impl DropReason {
@@ -67,6 +91,18 @@ impl DropReason {
         Self::EmptyDatagram,
         Self::QuicQueueFull,
         Self::HandshakesPaced,
+        Self::TunnelUnknown,
+        Self::TunnelAddress,
+        Self::TunnelNotAttached,
+        Self::TunnelMalformed,
+        Self::TunnelForged,
+        Self::TunnelSocketFull,
+        Self::TunnelRecord,
+        Self::TunnelPacket,
+        Self::TunnelSpoofed,
+        Self::TunnelDenied,
+        Self::TunnelNoDevice,
+        Self::TunnelDown,
     ];
 
     /// The metric label.
@@ -90,6 +126,18 @@ impl DropReason {
             Self::EmptyDatagram => "empty_datagram",
             Self::QuicQueueFull => "quic_queue_full",
             Self::HandshakesPaced => "handshakes_paced",
+            Self::TunnelUnknown => "tunnel_unknown",
+            Self::TunnelAddress => "tunnel_address",
+            Self::TunnelNotAttached => "tunnel_not_attached",
+            Self::TunnelMalformed => "tunnel_malformed",
+            Self::TunnelForged => "tunnel_forged",
+            Self::TunnelSocketFull => "tunnel_socket_full",
+            Self::TunnelRecord => "tunnel_record",
+            Self::TunnelPacket => "tunnel_packet",
+            Self::TunnelSpoofed => "tunnel_spoofed",
+            Self::TunnelDenied => "tunnel_denied",
+            Self::TunnelNoDevice => "tunnel_no_device",
+            Self::TunnelDown => "tunnel_down",
         }
     }
 }

@@ -175,12 +175,22 @@ random_id! {
     SessionId, 16
 }
 random_id! {
+    /// One IP tunnel between a device and a node, as the node names it when it grants the lease.
+    TunnelId, 16
+}
+random_id! {
     /// Single-use permission to bring one leg of a lane: 160 random bits, 32 characters of lower-case base32
     /// (RFC 4648), so that it fits a DNS label.
     Ticket, 20
 }
 
 impl fmt::Debug for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for TunnelId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }

@@ -12,4 +12,4 @@ pub mod session;
 pub mod verify;
 pub mod wire;
 
-pub use id::{EntityId, GroupName, InstanceId, Origin, Role, SessionId, TenantId, Ticket, UnixTime};
+pub use id::{EntityId, GroupName, InstanceId, Origin, Role, SessionId, TenantId, Ticket, TunnelId, UnixTime};

@@ -441,7 +441,7 @@ fn through(scene: &Scene, vouched: Option<EntityId>) -> LinkOpen {
     let tenant = scene.tenant.id.clone();
     let to = Destination { tenant, origin: Origin::Proxy, group: None, instance: None, node: None };
     let vouched = Some(Vouched { role: Some(Role::Device), id: vouched, address: "192.0.2.1:1".into() });
-    LinkOpen::Through { to, vouched, trace: None }
+    LinkOpen::Through { to, vouched, trace: None, tunnel: None }
 }
 
 #[test]
@@ -451,7 +451,7 @@ fn n04_a_session_whose_id_and_secret_were_stolen_goes_on_for_its_own_device_only
     let mux = scene.link_of(id).link.mux;
     let (victim, thief) = (scene.tenant.issue(Role::Device, GROUP), scene.tenant.issue(Role::Device, GROUP));
     let (victim, thief) = (Played::new(&scene, &victim), Played::new(&scene, &thief));
-    let site = SessionOpen { host: "127.0.0.1".into(), port: scene.site.port, trace: None };
+    let site = SessionOpen { host: "127.0.0.1".into(), port: scene.site.port, trace: None, tunnel: None };
     scene.liar.block_on(async {
         let session = victim.open(&scene, &mux).await;
         let mut stream = session.mux.open(&site).await.unwrap();

@@ -210,7 +210,8 @@ impl Inner {
         let (request, answer) = match message {
             Control::LaneOffer(offer) => (offer.request, Ok(offer)),
             Control::LaneRefused(refused) => (refused.request, Err(refused.fault)),
-            Control::LaneRequest(_) | Control::LaneCall(_) | Control::Wake(_) => return,
+            // The agent gives us nothing else.
+            _ => return,
         };
         if let Some(waiting) = self.requests.lock().remove(&request) {
             // Whoever asked may have given up.

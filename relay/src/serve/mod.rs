@@ -268,6 +268,9 @@ fn displace(relay: &Arc<Relay>, old: &Arc<Live<Channel>>, by: InstanceId) {
     old.handle.go_away(&GoAway { fault: fault.clone(), return_after_ms, alternatives: vec![] });
     let (old, least, limit) = (old.clone(), relay.timers.lane_wait, relay.timers.drain);
     relay.work.spawn(async move {
+        // Its process may have moved because nothing passes any more. Who is at the other end of its streams learns that
+        // from us alone, and should while their sessions can still be resumed.
+        old.handle.probe().await;
         if moved {
             let _ = tokio::time::timeout(least, old.handle.closed()).await;
         }
@@ -338,7 +341,14 @@ fn control(relay: &Arc<Relay>, live: &Live<Channel>, message: Control) {
             }
         }
         Control::Wake(wake) => forward_wake(relay, live, wake),
-        Control::LaneOffer(_) | Control::LaneRefused(_) | Control::LaneCall(_) => {
+        // Until this relay forwards tunnels it does not know them.
+        Control::PairRequest(_) | Control::PairEnd(_) => dropped(DropReason::UnknownOptionalMessage),
+        Control::LaneOffer(_)
+        | Control::LaneRefused(_)
+        | Control::LaneCall(_)
+        | Control::PairOffer(_)
+        | Control::PairRefused(_)
+        | Control::PairCall(_) => {
             live.handle.close(Fault::new(Code::Protocol, "this message goes from the relay to its peers only"));
         }
     }

@@ -452,6 +452,8 @@ fn a_probe_finds_a_dead_peer_sooner_and_leaves_a_live_one() {
     assert!(!wire(&mut a).is_empty());
     assert_eq!(a.poll_timeout(), now + timers.probe);
     a.handle_timeout(now + timers.probe / 2).unwrap();
+    a.probe(now + timers.probe / 2);
+    assert_eq!(a.poll_timeout(), now + timers.probe, "asking again gives a dead peer no more time");
     assert_eq!(a.handle_timeout(now + timers.probe).unwrap_err().code, Code::Lost);
 
     let (mut a, mut b) = pair();

@@ -193,7 +193,7 @@ fn messages(all: &mut Collected) {
     );
     all.cbor("open-through", 6, &through());
     all.cbor("open-service", 6, &LinkOpen::Service { service: Service::PutConfig });
-    all.cbor("open-session", 7, &SessionOpen { host: "intranet.example".into(), port: 443, trace: None });
+    all.cbor("open-session", 7, &SessionOpen { host: "intranet.example".into(), port: 443, trace: None, tunnel: None });
     let name = |name: &str, origin| RegisteredName { name: name.into(), origin };
     let names = vec![name("mail.example.com", Origin::Gateway), name("mdm.example.com", Origin::Mdm)];
     // As cores wrote it that knew nothing of names: one field.
@@ -523,7 +523,7 @@ fn activations(all: &mut Collected) {
 }
 
 fn multiplexer(all: &mut Collected) {
-    let header = cbor(&SessionOpen { host: "intranet.example".into(), port: 80, trace: None });
+    let header = cbor(&SessionOpen { host: "intranet.example".into(), port: 80, trace: None, tunnel: None });
     let data = |stream: u32, offset: u64, bytes: &[u8]| {
         [&frame::data_prefix(StreamId(stream), offset, bytes.len())[..], bytes].concat()
     };

@@ -69,7 +69,7 @@ async fn open(scope: &Scope) -> (Session, Session) {
 }
 
 fn header() -> SessionOpen {
-    SessionOpen { host: "intranet.example".into(), port: 80, trace: None }
+    SessionOpen { host: "intranet.example".into(), port: 80, trace: None, tunnel: None }
 }
 
 /// Echoes every stream.

@@ -92,7 +92,11 @@ impl Wire {
     /// As `ping_now`, and the peer has less time to answer, also the ping under way.
     fn probe(&mut self, now: Duration, timers: &Timers) {
         match &mut self.ping {
-            Some(ping) => ping.patience = now.saturating_sub(ping.sent.max(self.heard)) + timers.probe,
+            Some(ping) => {
+                let patience = now.saturating_sub(ping.sent.max(self.heard)) + timers.probe;
+                // Never more time than it has: who asks again and again would else never hear that nobody answers.
+                ping.patience = ping.patience.min(patience);
+            }
             None => self.urgent = true,
         }
         self.ping_now();

@@ -6,7 +6,8 @@ use minicbor::{Decode, Encode};
 use super::link::{Destination, Vouched};
 use crate::fault::Fault;
 use crate::wire::frame;
-use crate::{EntityId, InstanceId, Origin, Role, Ticket};
+use crate::wire::tunnel::{Half, HalfId};
+use crate::{EntityId, InstanceId, Origin, Role, Ticket, TunnelId};
 
 /// Kinds of CONTROL from here on are optional: a reader that does not know one skips and counts it.
 pub const OPTIONAL_CONTROL: u16 = 0x8000;
@@ -96,6 +97,48 @@ controls! {
         /// and these.
         1 ids: Vec<EntityId>,
     },
+    /// Device to relay: let the tunnel's datagrams pass between me and this process of a node. Asked again on every new
+    /// link; the pairing made before for the same tunnel ends.
+    0x8001 PairRequest {
+        /// Repeated in the answer.
+        0 request: u32,
+        /// What the node calls it.
+        1 tunnel: TunnelId,
+        /// The node,
+        2 node: EntityId,
+        /// and its process.
+        3 instance: InstanceId,
+    },
+    /// Relay to device: the pairing stands.
+    0x8002 PairOffer {
+        /// Of the request.
+        0 request: u32,
+        /// The device's half.
+        1 half: Half,
+    },
+    /// Relay to device: no pairing.
+    0x8003 PairRefused {
+        /// Of the request.
+        0 request: u32,
+        /// Why.
+        1 fault: Fault,
+    },
+    /// Relay to node: the pairing stands.
+    0x8004 PairCall {
+        /// What the node calls it.
+        0 tunnel: TunnelId,
+        /// The node's half.
+        1 half: Half,
+        /// Who is at the other end, by the relay's word: for logs.
+        2 vouched: Vouched,
+    },
+    /// Either way: the pairing with this half of the receiver's, or of the sender's, is over.
+    0x8005 PairEnd {
+        /// The end's own half.
+        0 half: HalfId,
+        /// Why.
+        1 fault: Fault,
+    },
 }
 
 #[cfg(test)]
@@ -109,7 +152,7 @@ mod tests {
         let frame = wake.to_frame();
         let body = &frame[frame::HEADER + 2..];
         assert_eq!(Control::read(5, body).unwrap(), Some(wake));
-        assert_eq!(Control::read(0x8001, b"anything").unwrap(), None);
+        assert_eq!(Control::read(0xfff0, b"anything").unwrap(), None);
         assert_eq!(Control::read(0x7001, b"").unwrap_err().code, Code::Protocol);
         assert_eq!(Control::read(5, b"\xff").unwrap_err().code, Code::Protocol);
     }

@@ -9,15 +9,20 @@ mod proof;
 mod service;
 mod session;
 
-pub use control::{Control, LaneCall, LaneOffer, LaneRefused, LaneRequest, OPTIONAL_CONTROL, Wake};
+pub use control::{
+    Control, LaneCall, LaneOffer, LaneRefused, LaneRequest, OPTIONAL_CONTROL, PairCall, PairEnd, PairOffer,
+    PairRefused, PairRequest, Wake,
+};
 pub use hello::{ALPN_LANE, ALPN_LINK, ALPN_SESSION, Claim, EXPORTER_LABEL, Hello, Limits, MAGIC, Resumption};
 pub use link::{Accept, Destination, GoAway, LinkOpen, Refuse, Vouched};
 pub use proof::{Proof, Prover, srp_mac, transcript};
 pub use service::{CaRegistration, ConfigUpload, OpenActivation, Registrations, Service, ServiceReply, address_hash};
-pub use session::{Resume, ResumeStream, SessionOpen, resumption_mac, resumption_secret};
+pub use session::{
+    Resume, ResumeStream, SessionOpen, TUNNEL_HOST, TunnelAsk, TunnelGrant, resumption_mac, resumption_secret,
+};
 
 /// HMAC-SHA-256.
-fn keyed_hash(key: &[u8], message: &[u8]) -> [u8; 32] {
+pub(super) fn keyed_hash(key: &[u8], message: &[u8]) -> [u8; 32] {
     use hmac::{Hmac, KeyInit, Mac};
     let mut mac = Hmac::<sha2::Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
     mac.update(message);

@@ -1,11 +1,13 @@
 //! The end-to-end session of device and node: what a stream is for, and going on over another lane.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
 use super::keyed_hash;
 use crate::wire::frame;
-use crate::{Role, SessionId};
+use crate::{Role, SessionId, TunnelId};
 
 /// The header in OPEN inside an end-to-end session: a TCP connection from the node to a server inside.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -19,6 +21,61 @@ pub struct SessionOpen {
     /// Ties log lines of one request together.
     #[n(2)]
     pub trace: Option<String>,
+    /// Not a connection: an IP tunnel, please. The answer on the stream is one CBOR `TunnelGrant`, then FINISH; `host`
+    /// is `TUNNEL_HOST`, which a node that knows no tunnels refuses as a name.
+    #[n(3)]
+    pub tunnel: Option<TunnelAsk>,
+}
+
+/// `SessionOpen::host` of a request for a tunnel: no host name.
+pub const TUNNEL_HOST: &str = "(tunnel)";
+
+/// A device asks for an IP tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct TunnelAsk {
+    /// The tunnel it had, which this one replaces: the addresses stay, where they can.
+    #[n(0)]
+    pub replaces: Option<TunnelId>,
+    /// The largest IP packet it can take, bytes.
+    #[n(1)]
+    pub mtu: u16,
+}
+
+/// What a node gives for a tunnel. The pairing, and with it the way to each other, is the device's to ask of the relay.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct TunnelGrant {
+    /// What both call it.
+    #[n(0)]
+    pub tunnel: TunnelId,
+    /// The device's address inside; packets from any other are dropped.
+    #[n(1)]
+    pub v4: Ipv4Addr,
+    /// The same for IPv6, where the node has any.
+    #[n(2)]
+    pub v6: Option<Ipv6Addr>,
+    /// Name servers inside.
+    #[n(3)]
+    pub dns: Vec<IpAddr>,
+    /// The domains they are asked about: the domain itself and all below it. Empty: every name.
+    #[n(4)]
+    pub suffixes: Vec<String>,
+    /// What may be reached: address and number of leading bits.
+    #[n(5)]
+    pub routes: Vec<(IpAddr, u8)>,
+    /// The largest IP packet the node takes, bytes; the path may carry less.
+    #[n(6)]
+    pub mtu: u16,
+    /// Seconds without IP packets after which the node ends the tunnel; a device that needs it again asks again.
+    #[n(7)]
+    pub idle_s: u32,
+    /// Seconds after which a new tunnel takes this one's place, with new keys and a new check of both certificates.
+    #[n(8)]
+    pub lifetime_s: u32,
+}
+
+impl TunnelGrant {
+    /// The most that an answer may take, bytes: some thousand routes.
+    pub const MAX: usize = 64 * 1024;
 }
 
 /// Where one end stands on one stream when a session moves to a new lane.
