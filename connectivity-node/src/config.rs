@@ -19,6 +19,8 @@ use hedgerow_shared::Origin;
 use hedgerow_shared::limits::Timers;
 use serde::{Deserialize, Serialize};
 
+pub use crate::tunnel::config::{Mode, TunnelConfig};
+
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +46,9 @@ pub struct NodeConfigFile {
     /// PROXY header of version 1 or 2.
     #[serde(default)]
     pub proxy_protocol: BTreeMap<String, Version>,
+    /// IP tunnels of devices.
+    #[serde(default)]
+    pub tunnel: TunnelConfig,
     /// The operator's listener.
     #[serde(default)]
     pub admin: Admin<9103>,
@@ -136,6 +141,7 @@ impl NodeConfigFile {
             hosts: BTreeMap::new(),
             publish: Publish::default(),
             proxy_protocol: BTreeMap::new(),
+            tunnel: TunnelConfig::default(),
             admin: Admin::default(),
             limits: Limits::default(),
             timers: TimerConfig::default(),
@@ -150,6 +156,7 @@ impl NodeConfigFile {
     /// Every key that is wrong, and what to write there.
     pub fn check(&self) -> Result<(), ConfigFault> {
         let mut problems = self.outbound.network().err().map(|f| f.problems).unwrap_or_default();
+        problems.extend(self.tunnel.problems());
         problems.extend(self.admin.problem().map(|(key, why)| format!("{key}: {why}")));
         let l = &self.limits;
         if [l.sessions, l.sessions_per_device, l.handshakes, l.connections, l.connections_per_device].contains(&0) {

@@ -10,7 +10,8 @@ use hedgerow_proxy::target::{Host, Target};
 use hedgerow_runtime::mux::{Incoming, Stream};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::verify::VerifiedCertificate;
-use hedgerow_shared::wire::message::SessionOpen;
+use hedgerow_shared::wire::message::{SessionOpen, TunnelAsk};
+use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use crate::serve::Service;
@@ -42,6 +43,9 @@ pub(crate) async fn connection(
         Ok(open) => open,
         Err(fault) => return refuse(incoming, "malformed", fault),
     };
+    if let Some(ask) = &open.tunnel {
+        return tunnel(&service, &device, ask, incoming).await;
+    }
     let trace =
         open.trace.as_deref().filter(|t| t.len() == 32 && t.bytes().all(|b| b.is_ascii_hexdigit())).unwrap_or("");
     let device = device.identity.id;
@@ -126,5 +130,26 @@ impl Drop for Closing {
         let seconds = self.started.elapsed().as_secs_f64();
         let Self { device, trace, target, .. } = self;
         tracing::info!(target: "audit", device, trace, %target, result, to_server, to_device, seconds, "connection");
+    }
+}
+
+/// Answers a device that asks for an IP tunnel; the stream carries the answer and no more.
+async fn tunnel(service: &Service, device: &VerifiedCertificate, ask: &TunnelAsk, incoming: Incoming) {
+    let Some(tunnels) = &service.tunnels else {
+        let fault = Fault::new(Code::NoRoute, "this node has no IP tunnels: [tunnel] enabled in its configuration");
+        return refuse(incoming, "no_tunnels", fault);
+    };
+    match tunnels.grant(device, ask) {
+        Ok(grant) => {
+            let mut stream = incoming.accept();
+            let answer = minicbor::to_vec(&grant).unwrap_or_default();
+            // A device that does not read it asks again.
+            let _ = stream.write_all(&answer).await;
+            let _ = stream.shutdown().await;
+        }
+        Err(fault) => {
+            tracing::info!(target: "audit", device = %device.identity.id, result = "refused", reason = %fault, "tunnel");
+            refuse(incoming, "tunnel", fault);
+        }
     }
 }

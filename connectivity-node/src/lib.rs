@@ -10,6 +10,7 @@ mod policy;
 mod serve;
 mod sessions;
 mod state;
+mod tunnel;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,7 @@ pub use enroll::{enroll, enroll_over};
 pub use node::{Node, Parts};
 pub use sessions::SessionStatus;
 pub use state::{Enrolled, Record, State};
+pub use tunnel::Tunnels;
 
 use crate::policy::Policies;
 use crate::sessions::Sessions;
@@ -81,7 +83,7 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         state,
         enrolled: enrolled.clone(),
         instance,
-        own,
+        own: own.clone(),
         relays: relays.clone(),
         transport: config.transport,
         limits: config.limits,
@@ -90,13 +92,14 @@ pub async fn run(config: NodeConfigFile, context: &Context) -> anyhow::Result<()
         inside: Inside::Network(dialer),
         published: published.clone(),
         origins: origins.clone(),
+        tunnels: Tunnels::open(&config.tunnel, &enrolled, &own, &scope).await?,
     };
     let node = Node::start(parts, &scope)?;
-    let Node { uplinks, sessions, policies, .. } = node.clone();
+    let Node { uplinks, sessions, policies, tunnels, .. } = node.clone();
     admin.serve(
         context.metrics.clone(),
         context.readiness.clone(),
-        routes(&sessions, &policies, &uplinks, &enrolled, origins),
+        routes(&sessions, &policies, &uplinks, &enrolled, origins, tunnels),
         &scope,
     );
 
@@ -168,6 +171,7 @@ fn routes(
     uplinks: &Uplinks,
     enrolled: &Arc<Enrolled>,
     origins: Vec<Origin>,
+    tunnels: Option<Arc<Tunnels>>,
 ) -> Router {
     let listed = sessions.clone();
     let (policies, uplinks, record) = (policies.clone(), uplinks.clone(), enrolled.record.clone());
@@ -187,5 +191,9 @@ fn routes(
             "configuration": policy.version.map(|v| serde_json::json!({ "version": v.to_string(), "expires": policy.expires })),
         }))
     };
-    Router::new().route("/sessions", get(move || async move { Json(listed.status()) })).route("/node", get(node))
+    let tunnels = move || async move { Json(tunnels.map_or_else(|| serde_json::json!([]), |t| t.status())) };
+    Router::new()
+        .route("/sessions", get(move || async move { Json(listed.status()) }))
+        .route("/tunnels", get(tunnels))
+        .route("/node", get(node))
 }

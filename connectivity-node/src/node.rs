@@ -27,6 +27,7 @@ use crate::policy::Policies;
 use crate::serve::Service;
 use crate::sessions::Sessions;
 use crate::state::{Enrolled, State};
+use crate::tunnel::Tunnels;
 
 /// What a node is made of.
 #[derive(Debug)]
@@ -55,6 +56,8 @@ pub struct Parts {
     pub told: Told,
     /// What it registers with relays.
     pub origins: Vec<Origin>,
+    /// IP tunnels, where there are any.
+    pub tunnels: Option<Arc<Tunnels>>,
 }
 
 /// A node that serves; its tasks are the scope's. Clones are the same node.
@@ -63,6 +66,7 @@ pub struct Node {
     pub(crate) uplinks: Uplinks,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) policies: Arc<Policies>,
+    pub(crate) tunnels: Option<Arc<Tunnels>>,
     published: Published,
 }
 
@@ -75,7 +79,12 @@ impl Node {
         let Parts { enrolled, instance, timers, limits, relays, transport, origins, .. } = parts;
         let sessions = Sessions::new(limits);
         let policies = Arc::new(Policies::start(parts.state, enrolled.clone(), parts.own, sessions.clone()));
+        let tunnels = parts.tunnels;
+        if let Some(tunnels) = &tunnels {
+            tunnels.serve(&policies);
+        }
         let service = Arc::new(Service {
+            tunnels: tunnels.clone(),
             tls: tls::as_tenant(enrolled.ca.clone(), &[Role::Device], false, &enrolled.own, &[ALPN_SESSION])?,
             policies: policies.clone(),
             sessions: sessions.clone(),
@@ -103,7 +112,7 @@ impl Node {
         for uplink in uplinks.iter() {
             scope.spawn(serve_links(service.clone(), uplink.clone()));
         }
-        Ok(Self { uplinks, sessions, policies, published: parts.published })
+        Ok(Self { uplinks, sessions, policies, tunnels, published: parts.published })
     }
 
     /// Its links.
@@ -142,6 +151,9 @@ impl Node {
             );
         }
         sessions.cut_all(&message.fault);
+        if let Some(tunnels) = &self.tunnels {
+            tunnels.stop().await;
+        }
         let links: Vec<_> = uplinks.iter().filter_map(Uplink::current).collect();
         for link in &links {
             link.mux.close(message.fault.clone());
@@ -159,7 +171,12 @@ impl Node {
         loop {
             tokio::select! {
                 changed = changes.changed() => match changed {
-                    Ok(()) => self.sessions.probe(),
+                    Ok(()) => {
+                        self.sessions.probe();
+                        if let Some(tunnels) = &self.tunnels {
+                            tunnels.network_changed();
+                        }
+                    }
                     Err(_) => return,
                 },
                 // Whatever took a lane may have taken the link: over UDP nothing but silence would tell.

@@ -4,6 +4,7 @@
 //! when the core sends word (Wake), and every ten minutes; it is verified, kept on disk, then put in force. Without a
 //! valid one everything is denied.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,12 +18,13 @@ use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
+use hedgerow_shared::verify::policy::{Action, Rule, TargetPattern};
 use hedgerow_shared::verify::{NodeConfig, Revoked, SignedConfig, VerifiedCertificate, Version};
 use hedgerow_shared::wire::core_api;
-use hedgerow_shared::{Origin, Role, UnixTime};
+use hedgerow_shared::{GroupName, Origin, Role, UnixTime};
 use parking_lot::RwLock;
 use rustls::ClientConfig;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -35,12 +37,15 @@ const REFRESH: Duration = Duration::from_secs(600);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// Between word from the core and the question: several words become one.
+/// Address ranges in a grant.
+const MAX_NETWORKS: usize = 1000;
 const WAKE_PAUSE: Duration = Duration::from_millis(100);
 
 /// What counts now.
 #[derive(Debug, Default)]
 pub(crate) struct Policy {
     pub(crate) acl: Acl,
+    pub(crate) rules: Vec<Rule>,
     pub(crate) revoked: Revoked,
     pub(crate) version: Option<Version>,
     pub(crate) expires: UnixTime,
@@ -57,6 +62,23 @@ impl Policy {
         }
         Ok(())
     }
+
+    /// The address ranges that rules for nodes of this group allow: what a tunnel's device may send here at all.
+    pub(crate) fn networks(&self, group: Option<&GroupName>) -> Vec<(IpAddr, u8)> {
+        let allows =
+            |rule: &&Rule| rule.action == Action::Allow && rule.group.as_ref().is_none_or(|g| Some(g) == group);
+        let networks = |rule: &Rule| match &rule.target {
+            TargetPattern::Network { network, prefix } => vec![(*network, *prefix)],
+            TargetPattern::Any => vec![(Ipv4Addr::UNSPECIFIED.into(), 0), (Ipv6Addr::UNSPECIFIED.into(), 0)],
+            TargetPattern::Domain(_) | TargetPattern::Suffix(_) => Vec::new(),
+        };
+        let mut all: Vec<_> = self.rules.iter().filter(allows).flat_map(networks).collect();
+        all.sort_unstable();
+        all.dedup();
+        // A grant is small; what does not fit is reached by routes of the device's own configuration.
+        all.truncate(MAX_NETWORKS);
+        all
+    }
 }
 
 /// The holder of the policy. `current` is read by every stream, replaced by one task.
@@ -68,6 +90,7 @@ pub(crate) struct Policies {
     current: RwLock<Arc<Policy>>,
     seen: RwLock<Option<Version>>,
     sessions: Arc<Sessions>,
+    changed: watch::Sender<()>,
     pub(crate) wake: Notify,
 }
 
@@ -82,6 +105,7 @@ impl Policies {
             current: RwLock::new(Arc::new(Policy::default())),
             seen: RwLock::new(seen),
             sessions,
+            changed: watch::Sender::new(()),
             wake: Notify::new(),
         };
         match config.map(|config| policies.accept(&config, false)) {
@@ -92,6 +116,11 @@ impl Policies {
             None => info!("no configuration yet: everything is denied until the core answers"),
         }
         policies
+    }
+
+    /// Tells of every policy that comes into force, and of its end.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// The policy in force now; one that denies everything once it has expired.
@@ -116,10 +145,16 @@ impl Policies {
         *self.seen.write() = Some(version);
         let group = self.enrolled.certificate.identity.group.as_ref();
         let acl = Acl::new(&config.rules, group).refusing(self.own.clone());
-        let policy =
-            Arc::new(Policy { acl, revoked: config.revoked, version: Some(version), expires: config.head.expires });
+        let policy = Arc::new(Policy {
+            acl,
+            rules: config.rules,
+            revoked: config.revoked,
+            version: Some(version),
+            expires: config.head.expires,
+        });
         *self.current.write() = policy.clone();
         self.sessions.enforce(&policy);
+        self.changed.send_replace(());
         metrics::gauge!("hedgerow_node_config_expires_seconds").set(policy.expires.0 as f64);
         metrics::counter!("hedgerow_node_configs_applied_total").increment(1);
         Ok(version)
@@ -132,6 +167,7 @@ impl Policies {
             warn!("the configuration has expired and the core did not renew it: everything is denied");
             *self.current.write() = Arc::default();
             self.sessions.cut_all(&Fault::new(Code::DeniedByPolicy, "the node's configuration has expired"));
+            self.changed.send_replace(());
         }
     }
 

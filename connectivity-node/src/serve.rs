@@ -31,6 +31,7 @@ use crate::leg::{Leg, Legs};
 use crate::policy::Policies;
 use crate::sessions::{Registered, Sessions, refused};
 use crate::state::Enrolled;
+use crate::tunnel::Tunnels;
 
 /// How often a session is looked at for being idle.
 const IDLE_CHECKS: u32 = 4;
@@ -47,6 +48,7 @@ pub(crate) struct Service {
     pub(crate) published: Published,
     pub(crate) told: Told,
     pub(crate) endpoint: Endpoint,
+    pub(crate) tunnels: Option<Arc<Tunnels>>,
     pub(crate) timers: Timers,
     pub(crate) scope: Scope,
 }
@@ -63,6 +65,10 @@ impl Service {
                 control = link.mux.next_control() => match control {
                     Some(Control::LaneCall(call)) => self.lane_call(call, &link),
                     Some(Control::Wake(_)) => self.policies.wake.notify_one(),
+                    Some(Control::PairCall(call)) if let Some(tunnels) = &self.tunnels => tunnels.pair(call, &link),
+                    Some(Control::PairEnd(end)) if let Some(tunnels) = &self.tunnels => {
+                        tunnels.unpaired(end.half, &end.fault, &link);
+                    }
                     Some(_) => hedgerow_runtime::telemetry::dropped(hedgerow_shared::fault::DropReason::UnknownOptionalMessage),
                     None => return,
                 },

@@ -1,6 +1,6 @@
 //! The running agent: link, configuration, sessions, local proxy, status.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -19,7 +19,6 @@ use hedgerow_shared::verify::{DeviceConfig, SignedConfig, Version, Via};
 use hedgerow_shared::wire::core_api;
 use hedgerow_shared::wire::message::Control;
 use hedgerow_shared::{InstanceId, Role, UnixTime};
-use parking_lot::RwLock;
 use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
@@ -27,6 +26,7 @@ use tracing::{info, warn};
 use crate::config::DeviceConfigFile;
 use crate::sessions::Sessions;
 use crate::state::DeviceState;
+use crate::tunnel::Tunnel;
 
 /// The core is asked for news this often, should a wake-up be lost.
 const POLL: Duration = Duration::from_secs(600);
@@ -45,7 +45,8 @@ struct Inner {
     state: DeviceState,
     uplink: Uplink,
     sessions: Sessions,
-    config: RwLock<Option<DeviceConfig>>,
+    config: watch::Sender<Option<DeviceConfig>>,
+    tunnel: OnceLock<Tunnel>,
     wake: Notify,
     scope: Scope,
     instance: InstanceId,
@@ -104,7 +105,8 @@ impl Agent {
             state,
             uplink,
             sessions,
-            config: RwLock::new(config),
+            config: watch::Sender::new(config),
+            tunnel: OnceLock::new(),
             wake: Notify::new(),
             scope: scope.clone(),
             instance,
@@ -115,6 +117,20 @@ impl Agent {
         scope.spawn(agent.clone().keep_config());
         scope.spawn(agent.clone().follow_network(changes));
         Ok(agent)
+    }
+
+    /// Starts the IP tunnel, where the file wants one.
+    ///
+    /// # Errors
+    /// What is missing for it.
+    pub async fn start_tunnel(&self) -> anyhow::Result<()> {
+        let Inner { file, state, uplink, sessions, config, scope, .. } = &*self.inner;
+        let started = Tunnel::start(&file.tunnel, state, uplink, sessions, config.subscribe(), scope).await?;
+        if let Some(tunnel) = started {
+            // There is one start.
+            let _ = self.inner.tunnel.set(tunnel);
+        }
+        Ok(())
     }
 
     /// Opens the way to a target that the routes give it.
@@ -133,7 +149,7 @@ impl Agent {
     }
 
     fn route(&self, target: &Target) -> Result<Via, Fault> {
-        let config = self.inner.config.read();
+        let config = self.inner.config.borrow();
         let config = config.as_ref().filter(|c| c.head.expires > clock::now()).ok_or_else(|| {
             Fault::new(Code::DeniedByPolicy, "this device has no valid configuration: it must reach its core once")
         })?;
@@ -186,7 +202,7 @@ impl Agent {
                 })
             })
             .collect();
-        let config = self.inner.config.read().as_ref().map(|c| {
+        let config = self.inner.config.borrow().as_ref().map(|c| {
             json!({
                 "version": c.head.version.to_string(), "expires": c.head.expires, "routes": c.routes.len(),
                 "default_route": c.default_route,
@@ -197,6 +213,7 @@ impl Agent {
             "tenant": identity.tenant, "device": identity.id, "instance": self.inner.instance.to_string(),
             "certificate_expires": self.inner.state.certificate.not_after,
             "link": link, "sessions": sessions, "config": config,
+            "tunnel": self.inner.tunnel.get().map(Tunnel::status),
             "tls": hedgerow_runtime::tls::status(),
         })
     }
@@ -204,7 +221,7 @@ impl Agent {
     /// Whether a configuration that still holds is in force.
     #[must_use]
     pub fn is_configured(&self) -> bool {
-        self.inner.config.read().as_ref().is_some_and(|c| c.head.expires > clock::now())
+        self.inner.config.borrow().as_ref().is_some_and(|c| c.head.expires > clock::now())
     }
 
     /// Lets open connections finish, at most until `deadline`, then says goodbye to nodes.
@@ -213,6 +230,9 @@ impl Agent {
         let until = tokio::time::Instant::now() + deadline;
         while busy() && tokio::time::Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        if let Some(tunnel) = self.inner.tunnel.get() {
+            tunnel.stop().await;
         }
         self.inner.sessions.close(&Fault::new(Code::Draining, "the device is shutting down"));
     }
@@ -234,6 +254,11 @@ impl Agent {
                     while let Some(message) = link.mux.next_control().await {
                         match message {
                             Control::Wake(_) => agent.inner.wake.notify_one(),
+                            pair @ (Control::PairOffer(_) | Control::PairRefused(_) | Control::PairEnd(_)) => {
+                                if let Some(tunnel) = agent.inner.tunnel.get() {
+                                    tunnel.handle(pair);
+                                }
+                            }
                             other => agent.inner.sessions.handle(other),
                         }
                     }
@@ -253,6 +278,9 @@ impl Agent {
         while changes.changed().await.is_ok() {
             self.inner.sessions.probe();
             self.inner.uplink.probe(&self.inner.scope);
+            if let Some(tunnel) = self.inner.tunnel.get() {
+                tunnel.network_changed();
+            }
         }
     }
 
@@ -263,7 +291,7 @@ impl Agent {
             let pause = match link {
                 Err(_) => RETRY,
                 Ok(link) => {
-                    let have = self.inner.config.read().as_ref().map(|c| c.head.version);
+                    let have = self.inner.config.borrow().as_ref().map(|c| c.head.version);
                     match fetch_config(&self.inner.state, &link, have, &self.inner.file.timers(), &self.inner.scope)
                         .await
                     {
@@ -297,7 +325,7 @@ impl Agent {
         let config: DeviceConfig = signed.verify(&self.inner.state.ca, seen, clock::now())?;
         self.inner.state.write_config(signed)?;
         info!(version = %config.head.version, routes = config.routes.len(), "new configuration");
-        *self.inner.config.write() = Some(config);
+        self.inner.config.send_replace(Some(config));
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use hedgerow_runtime::config::sections::{Admin, TimerScale};
 use hedgerow_runtime::dial::Outbound;
 use hedgerow_runtime::link::Choice;
 use hedgerow_runtime::tls::TlsConfig;
+use hedgerow_shared::GroupName;
 use hedgerow_shared::limits::Timers;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,9 @@ pub struct DeviceConfigFile {
     /// How work streams travel.
     #[serde(default)]
     pub lanes: Lanes,
+    /// The IP tunnel.
+    #[serde(default)]
+    pub tunnel: TunnelConfig,
     /// Timers.
     #[serde(default)]
     pub timers: TimerScale,
@@ -71,6 +75,54 @@ pub enum Lanes {
     Auto,
     /// Only by streams of the link.
     Off,
+}
+
+/// The IP tunnel to a node: routes and names of the whole machine, not only of applications that use the local proxy.
+/// Needs CAP_NET_ADMIN and `ip` (iproute2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TunnelConfig {
+    /// Whether there is to be one.
+    pub enabled: bool,
+    /// To nodes of this server group.
+    pub group: GroupName,
+    /// The TUN device's name, at most 15 characters.
+    pub device: String,
+    /// `split`: what the configuration's routes send to the group. `all`: everything that they do not name otherwise.
+    pub routes: TunnelRoutes,
+    /// Whether networks that this machine is in stay reachable, whatever the routes say.
+    pub local_network: bool,
+    /// Whether names inside are asked inside: takes over `resolv_conf` while the tunnel is up.
+    pub dns: bool,
+    /// Where the machine's programs find their name servers.
+    pub resolv_conf: PathBuf,
+    /// Where names are asked while the tunnel is up: a loopback address, port 53.
+    pub dns_listen: SocketAddr,
+}
+
+/// What goes into the tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelRoutes {
+    /// What the routes name.
+    Split,
+    /// The whole device.
+    All,
+}
+
+impl Default for TunnelConfig {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            group: "default".parse().expect("a group's name"),
+            device: "hedgerow1".into(),
+            routes: TunnelRoutes::Split,
+            local_network: false,
+            dns: true,
+            resolv_conf: "/etc/resolv.conf".into(),
+            dns_listen: SocketAddr::from(([127, 0, 0, 153], 53)),
+        }
+    }
 }
 
 impl DeviceConfigFile {

@@ -7,6 +7,7 @@ pub mod config;
 pub mod local_proxy;
 pub mod sessions;
 pub mod state;
+mod tunnel;
 
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ pub async fn run(config: DeviceConfigFile, context: &Context) -> anyhow::Result<
     let linked = context.readiness.check("relay link");
     let configured = context.readiness.check("configuration");
     let agent = Agent::start(config.clone(), &context.scope)?;
+    agent.start_tunnel().await?;
     let admin = Admin::bind(config.admin.listen).await?;
     let proxy = local_proxy::start(&config.proxy, agent.clone(), &timers, &context.scope).await?;
     let (shown, dumped) = (agent.clone(), agent.clone());
@@ -63,4 +65,13 @@ pub async fn run(config: DeviceConfigFile, context: &Context) -> anyhow::Result<
     context.draining().await;
     agent.drain(context.drain_deadline()).await;
     Ok(())
+}
+
+/// Puts back what an agent that was killed told the system for its tunnel: rules, routes, resolv.conf. Whether there
+/// was a journal of it.
+///
+/// # Errors
+/// A file cannot be put back.
+pub async fn cleanup(config: &DeviceConfigFile) -> anyhow::Result<bool> {
+    tunnel::cleanup(&config.state).await
 }

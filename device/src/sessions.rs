@@ -17,9 +17,10 @@ use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::verify::Identity;
-use hedgerow_shared::wire::message::{Control, SessionOpen};
-use hedgerow_shared::{GroupName, InstanceId, SessionId};
+use hedgerow_shared::wire::message::{Control, SessionOpen, TUNNEL_HOST, TunnelAsk, TunnelGrant};
+use hedgerow_shared::{EntityId, GroupName, InstanceId, SessionId};
 use parking_lot::Mutex;
+use tokio::io::AsyncReadExt;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
@@ -72,6 +73,15 @@ pub struct Carried {
     pub link: Link,
 }
 
+/// Who granted a tunnel.
+#[derive(Debug, Clone, Copy)]
+pub struct Granter {
+    /// The node.
+    pub node: EntityId,
+    /// Its process.
+    pub instance: InstanceId,
+}
+
 impl Sessions {
     /// Sessions over this uplink.
     #[must_use]
@@ -110,6 +120,32 @@ impl Sessions {
         timeout(limit, self.connect_in_turn(group, host, port)).await.unwrap_or_else(|_| {
             let text = format!("no session to a node of group {group} within {} s", limit.as_secs());
             Err(Fault::new(Code::TimedOut, text))
+        })
+    }
+
+    /// Asks a node of the group for an IP tunnel. Cancel safe.
+    ///
+    /// # Errors
+    /// The node's refusal, or why no node can be reached.
+    pub async fn tunnel(&self, group: &GroupName, ask: &TunnelAsk) -> Result<(TunnelGrant, Granter), Fault> {
+        let limit = self.inner.timers.connect * TURNS;
+        let asked = async {
+            let carried = self.session(group).await?;
+            let header = SessionOpen { host: TUNNEL_HOST.into(), port: 0, trace: None, tunnel: Some(ask.clone()) };
+            let stream = carried.session.mux.open(&header).await?;
+            let mut answer = Vec::new();
+            let read = stream.take(TunnelGrant::MAX as u64).read_to_end(&mut answer).await;
+            read.map_err(|e| Fault::new(Code::Lost, format!("the node's answer did not arrive: {e}")))?;
+            let grant = minicbor::decode(&answer);
+            let grant = grant.map_err(|_| Fault::new(Code::Protocol, "the node's grant of a tunnel is malformed"))?;
+            let session = &carried.session;
+            Ok((grant, Granter { node: session.peer.identity.id, instance: session.hello.instance }))
+        };
+        timeout(limit, asked).await.unwrap_or_else(|_| {
+            Err(Fault::new(
+                Code::TimedOut,
+                format!("no tunnel from a node of group {group} within {} s", limit.as_secs()),
+            ))
         })
     }
 

@@ -268,6 +268,7 @@ impl NodeActor {
                 Default::default(),
             ),
             origins: vec![Origin::Proxy],
+            tunnels: None,
         };
         let node = Node::start(parts, &scope).unwrap();
         scope.spawn(node.clone().follow_network(self.changes.subscribe(), scope.clone()));

@@ -6,8 +6,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep_until};
+
+use super::mark;
 
 /// Addresses of one name that are tried at most.
 const MAX_ADDRESSES: usize = 16;
@@ -47,7 +49,9 @@ pub async fn first_to_connect(addresses: &[SocketAddr]) -> io::Result<(TcpStream
 }
 
 async fn connect(address: SocketAddr) -> io::Result<(TcpStream, SocketAddr)> {
-    let tcp = TcpStream::connect(address).await?;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    mark::apply(&socket)?;
+    let tcp = socket.connect(address).await?;
     // A port of the ephemeral range that nobody listens on may connect to itself on loopback.
     if tcp.local_addr()? == address {
         return Err(io::ErrorKind::ConnectionRefused.into());

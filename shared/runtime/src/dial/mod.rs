@@ -8,6 +8,7 @@
 mod eyeballs;
 mod http_proxy;
 mod inspected;
+pub mod mark;
 mod network;
 mod origin;
 mod resolve;

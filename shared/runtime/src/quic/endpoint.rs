@@ -10,7 +10,7 @@ use hedgerow_shared::fault::Fault;
 use quinn::{AsyncTimer, AsyncUdpSocket, Endpoint, Runtime, TokioRuntime};
 
 use super::{any_port, endpoint_config};
-use crate::dial::{Network, connect_fault};
+use crate::dial::{Network, connect_fault, mark};
 use crate::scope::Scope;
 
 /// quinn's tasks, as tasks of a scope. They are not dropped when the scope is cancelled, so that last words still
@@ -36,6 +36,13 @@ impl Runtime for Tasks {
     }
 }
 
+/// A socket on any port, for a peer; marked like all of this process.
+pub(super) fn own_socket(peer: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+    let socket = std::net::UdpSocket::bind(any_port(peer))?;
+    mark::apply(&socket)?;
+    Ok(socket)
+}
+
 /// An endpoint with a socket of its own, for one link to `peer`. Its tasks end when it and its connection are gone.
 ///
 /// # Errors
@@ -43,8 +50,7 @@ impl Runtime for Tasks {
 pub fn client_endpoint(peer: SocketAddr, network: &Network, scope: &Scope) -> Result<Endpoint, Fault> {
     let tasks = Arc::new(Tasks(scope.clone()));
     let made = match network.sockets() {
-        None => std::net::UdpSocket::bind(any_port(peer))
-            .and_then(|socket| Endpoint::new(endpoint_config(), None, socket, tasks)),
+        None => own_socket(peer).and_then(|socket| Endpoint::new(endpoint_config(), None, socket, tasks)),
         Some(sockets) => sockets
             .datagrams(peer)
             .and_then(|socket| Endpoint::new_with_abstract_socket(endpoint_config(), None, socket, tasks)),

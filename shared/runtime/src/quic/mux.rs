@@ -230,7 +230,7 @@ impl Mux {
     /// The socket cannot be made.
     pub fn rebind(&self) -> std::io::Result<()> {
         let Some(endpoint) = self.inner.endpoint() else { return Ok(()) };
-        let socket = std::net::UdpSocket::bind(super::any_port(self.inner.connection.remote_address()))?;
+        let socket = super::endpoint::own_socket(self.inner.connection.remote_address())?;
         endpoint.rebind(socket)
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+use hedgerow_shared::secret::Secret;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
@@ -80,6 +81,12 @@ impl SigningKey {
     pub fn sign(&self, message: &[u8]) -> Vec<u8> {
         let signature = self.pair.sign(&SystemRandom::new(), message);
         signature.map(|s| s.as_ref().to_vec()).unwrap_or_default()
+    }
+
+    /// The key as PKCS #8, for libraries other than rustls.
+    #[must_use]
+    pub fn secret(&self) -> Secret {
+        Secret::new(self.pkcs8.to_vec())
     }
 
     /// The key as rustls takes it.
