@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::{LONG, NAME, World, entity, eventually, service};
 use hedgerow_relay::config::Listen;
-use hedgerow_relay::udp::{Forwarder, Port, TUNNEL};
+use hedgerow_relay::udp::{Arrived, Forwarder, Outbox, Port, TUNNEL};
 use hedgerow_runtime::link::{Channel, Transport, connect_quic};
 use hedgerow_runtime::quic;
 use hedgerow_runtime::scope::Scope;
@@ -217,7 +217,7 @@ struct Counting {
 }
 
 impl Forwarder for Counting {
-    fn take(&self, _: SocketAddr, stride: usize, datagrams: &[u8]) {
+    fn take(&self, _: &Arrived<'_>, stride: usize, datagrams: &mut [u8], _: &mut Outbox) {
         for datagram in datagrams.chunks(stride) {
             let number = usize::try_from(u64::from_be_bytes(datagram[1..9].try_into().unwrap())).unwrap();
             if !TUNNEL.contains(&datagram[0])
@@ -349,7 +349,7 @@ async fn a_million_mixed_datagrams_go_where_they_belong_beside_a_live_quic_link(
         wrong: AtomicU64::new(0),
     });
     let (own, takes) = (port.clone(), forwarder.clone());
-    scope.spawn(async move { own.receive(Some(&*takes)).await });
+    scope.spawn(async move { own.receive(0, Some(takes)).await });
     let spy = Arc::new(Spy { port: port.clone(), taken: AtomicU64::new(0), wrong: AtomicU64::new(0) });
     let endpoint = quinn::Endpoint::new_with_abstract_socket(
         quic::endpoint_config(),
