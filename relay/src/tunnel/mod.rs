@@ -113,10 +113,8 @@ impl Tunnels {
     ) -> Result<Arc<Pair>, Fault> {
         let heard = self.at(clock::monotonic());
         let end = |owner: &Owner| {
-            let half = Half {
-                id: HalfId::from_random(clock::random()),
-                secret: Secret::new(clock::random::<32>().to_vec()),
-            };
+            let half =
+                Half { id: HalfId::from_random(clock::random()), secret: Secret::new(clock::random::<32>().to_vec()) };
             End::new(half, owner.clone(), heard)
         };
         let (pair, replaced) = self.table.add(|| Pair {
@@ -125,9 +123,7 @@ impl Tunnels {
             tunnel,
             device: end(device),
             node: end(node),
-            meter: self
-                .fair
-                .meter(tenant, &[Some((Role::Device, device.entity)), Some((Role::Node, node.entity))]),
+            meter: self.fair.meter(tenant, &[Some((Role::Device, device.entity)), Some((Role::Node, node.entity))]),
             since: clock::now(),
         })?;
         let fault = Fault::new(Code::Displaced, "the device asked for a newer pairing in this one's place");

@@ -67,8 +67,13 @@ mod tests {
         ping[0] = kind::PING;
         let batch = [data(1, 20), ping.clone(), ping, data(1, 20), data(1, 9)].concat();
         let runs: Vec<_> = split(&batch, 20).collect();
-        let expected =
-            [Run::Data(of(1), 0..20), Run::Other(20..40), Run::Other(40..60), Run::Data(of(1), 60..80), Run::Malformed(1)];
+        let expected = [
+            Run::Data(of(1), 0..20),
+            Run::Other(20..40),
+            Run::Other(40..60),
+            Run::Data(of(1), 60..80),
+            Run::Malformed(1),
+        ];
         assert_eq!(runs, expected);
         assert_eq!(split(&data(1, 9), 9).collect::<Vec<_>>(), [Run::Malformed(1)]);
         assert_eq!(split(&[0x80], 9).collect::<Vec<_>>(), [Run::Malformed(1)]);

@@ -82,10 +82,8 @@ fn steer(first: &UdpSocket, count: usize) -> io::Result<()> {
         step(BPF_RET | BPF_A, 0),
         step(BPF_RET | BPF_K, 0),
     ];
-    let program = libc::sock_fprog {
-        len: libc::c_ushort::try_from(program.len()).unwrap_or(0),
-        filter: program.as_mut_ptr(),
-    };
+    let program =
+        libc::sock_fprog { len: libc::c_ushort::try_from(program.len()).unwrap_or(0), filter: program.as_mut_ptr() };
     // SAFETY: the descriptor is open for as long as it is borrowed; the pointer is to a sock_fprog of the length given,
     // whose filter has as many lines as it says and lives until the call returns. The kernel copies and checks it.
     let done = unsafe {
@@ -143,7 +141,7 @@ mod tests {
             let mut used = [0; 4];
             for _ in 0..64 {
                 let sender = UdpSocket::bind(address).unwrap();
-                let mut send = |bytes: &[u8]| {
+                let send = |bytes: &[u8]| {
                     sender.send_to(bytes, to).unwrap();
                     at(&all)
                 };
