@@ -3,7 +3,7 @@
 //!
 //! | door | request | answer |
 //! |---|---|---|
-//! | both | `GET /sessions` | links, lanes, CONNECT tunnels and connections passed through by name |
+//! | both | `GET /sessions` | links, lanes, tunnels, CONNECT tunnels and connections passed through by name |
 //! | both | `GET /status` | name, build, TLS (provider, post-quantum), proxy URLs for web services, numbers |
 //! | control | `GET /info` | name, instance, CA file and pin, TLS, proxy URLs for web services |
 //! | control | `GET /tenants` | all tenants, without keys |
@@ -29,6 +29,7 @@ use data_encoding::HEXLOWER;
 use hedgerow_runtime::admin::control::Problem;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::Channel;
+use hedgerow_runtime::proxy_protocol::canonical;
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::secret::Secret;
@@ -45,6 +46,7 @@ use crate::probe::Probe;
 use crate::registry::Live;
 use crate::state::Relay;
 use crate::store::{StoreError, TenantState};
+use crate::tunnel::{self, End, Pair};
 
 type Shared = State<Arc<Relay>>;
 type Answer = Result<Json<Value>, Problem>;
@@ -119,6 +121,21 @@ enum Session {
         bytes_down: u64,
         age_s: u64,
     },
+    /// A pairing of a device with a node: DTLS between them.
+    Tunnel {
+        id: String,
+        tenant: String,
+        device: String,
+        node: String,
+        /// Where each end gets its datagrams: `udp`, `link` or `none`.
+        device_path: &'static str,
+        node_path: &'static str,
+        device_address: Option<String>,
+        node_address: Option<String>,
+        bytes_up: u64,
+        bytes_down: u64,
+        age_s: u64,
+    },
     /// A connection passed through by server name.
     Name(Passed),
     /// A tunnel by CONNECT; its name is the authority.
@@ -143,9 +160,11 @@ async fn sessions(State(relay): Shared) -> Json<Vec<Session>> {
     let links = relay.registry.select(None, |_| true);
     let links = links.iter().map(|live| link_entry(live, now));
     let lanes = relay.lanes.live();
+    let tunnels = relay.pairings.live();
+    let tunnels = tunnels.iter().map(|pair| tunnel_entry(pair, now));
     let passes = relay.passes.live();
     let passes = passes.iter().map(|pass| pass_entry(pass, now));
-    Json(links.chain(lanes.iter().map(|lane| lane_entry(lane, now))).chain(passes).collect())
+    Json(links.chain(lanes.iter().map(|lane| lane_entry(lane, now))).chain(tunnels).chain(passes).collect())
 }
 
 async fn status(State(relay): Shared) -> Json<Value> {
@@ -158,6 +177,7 @@ async fn status(State(relay): Shared) -> Json<Value> {
         "tenants": relay.store.tenants().len(),
         "links": relay.registry.len(),
         "lanes": relay.lanes.len(),
+        "tunnels": relay.pairings.len(),
         "passed": relay.passes.live().len(),
         "draining": relay.is_draining(),
     }))
@@ -209,6 +229,28 @@ fn lane_entry(lane: &lane::Live, now: UnixTime) -> Session {
     }
 }
 
+fn tunnel_entry(pair: &Pair, now: UnixTime) -> Session {
+    let path = |end: &End| match end.path() {
+        tunnel::Path::None => ("none", None),
+        tunnel::Path::Udp(target) => ("udp", Some(canonical(target.address).to_string())),
+        tunnel::Path::Link(live) => ("link", live.upgrade().map(|live| live.address().to_string())),
+    };
+    let ((device_path, device_address), (node_path, node_address)) = (path(&pair.device), path(&pair.node));
+    Session::Tunnel {
+        id: pair.id.to_string(),
+        tenant: pair.tenant.to_string(),
+        device: pair.device.owner.entity.to_string(),
+        node: pair.node.owner.entity.to_string(),
+        device_path,
+        node_path,
+        device_address,
+        node_address,
+        bytes_up: pair.device.bytes.load(Ordering::Relaxed),
+        bytes_down: pair.node.bytes.load(Ordering::Relaxed),
+        age_s: now.since(pair.since),
+    }
+}
+
 fn pass_entry(pass: &Pass, now: UnixTime) -> Session {
     let passed = Passed {
         id: pass.id.to_string(),
@@ -231,6 +273,10 @@ async fn cut(State(relay): Shared, Path(id): Path<String>) -> Answer {
     let id: SessionId = id.parse().map_err(|e| Problem::bad_request(format!("{e}")))?;
     if let Some(lane) = relay.lanes.get(id) {
         lane.cut();
+        return Ok(Json(json!({ "cut": 1 })));
+    }
+    let by_operator = Fault::new(Code::Lost, "an operator of the relay ended the tunnel");
+    if relay.pairings.cut(&relay.registry, id, &by_operator) {
         return Ok(Json(json!({ "cut": 1 })));
     }
     if let Some(pass) = relay.passes.get(id) {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fair::Bandwidth;
 use crate::limit::Rate;
+use crate::udp::shards;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -125,6 +126,13 @@ pub struct Limits {
     pub connect_burst_per_client: f64,
     /// CONNECT tunnels open at once of one client address.
     pub tunnels_per_client: usize,
+    /// Tunnels at once, of all tenants.
+    pub tunnels: usize,
+    /// Of them, of one tenant; as many as of all when it is not given.
+    pub tunnels_per_tenant: Option<usize>,
+    /// Sockets of each UDP address that tunnel datagrams are received on beside the one for QUIC; 1 is none beside it. As
+    /// many as there are processor cores when it is not given.
+    pub tunnel_shards: Option<usize>,
     /// CONNECT requests a second to one tenant, of all clients.
     pub connect_per_tenant: f64,
     /// How many may be saved up.
@@ -145,6 +153,10 @@ impl Default for Limits {
             connect_per_client: 20.0,
             connect_burst_per_client: 200.0,
             tunnels_per_client: 1000,
+            // A tunnel is one device that works: half of what links a relay of two cores holds.
+            tunnels: 20_000,
+            tunnels_per_tenant: None,
+            tunnel_shards: None,
             connect_per_tenant: 200.0,
             connect_burst_per_tenant: 1000.0,
             lookup_per_client: 2.0,
@@ -170,6 +182,20 @@ impl Limits {
     #[must_use]
     pub fn connect_tenant(&self) -> Rate {
         Rate { per_second: self.connect_per_tenant, burst: self.connect_burst_per_tenant }
+    }
+
+    /// Tunnels of one tenant.
+    #[must_use]
+    pub fn tunnels_of_tenant(&self) -> usize {
+        self.tunnels_per_tenant.unwrap_or(self.tunnels)
+    }
+
+    /// Sockets for tunnel datagrams beside the one for QUIC.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(shards::MOST);
+        let wanted = self.tunnel_shards.unwrap_or_else(cores);
+        if wanted > 1 { wanted } else { 0 }
     }
 
     /// Look-ups by client.
@@ -236,6 +262,12 @@ impl RelayConfig {
             let why = "connections, handshakes, handshakes_per_client and tunnels_per_client must be at least 1";
             return bad("limits", why);
         }
+        if l.tunnels == 0 || l.tunnels_per_tenant == Some(0) {
+            return bad("limits", "tunnels and tunnels_per_tenant must be at least 1");
+        }
+        if l.tunnel_shards.is_some_and(|n| !(1..=shards::MOST).contains(&n)) {
+            return bad("limits.tunnel_shards", "expected 1 (one socket) to 256");
+        }
         let rates = [l.pace(), l.connect_client(), l.connect_tenant(), l.lookup_client()];
         if rates
             .iter()
@@ -252,7 +284,7 @@ impl RelayConfig {
     /// The keys in which `new` differs and that a running relay cannot change.
     #[must_use]
     pub fn fixed_differences(&self, new: &Self) -> Vec<&'static str> {
-        let limits = |l: &Limits| (l.connections, l.handshakes, l.handshakes_per_client);
+        let limits = |l: &Limits| (l.connections, l.handshakes, l.handshakes_per_client, l.tunnel_shards);
         [
             ("name", self.name != new.name),
             ("state", self.state != new.state),
@@ -261,7 +293,7 @@ impl RelayConfig {
             ("lanes", self.lanes != new.lanes),
             ("admin", self.admin != new.admin),
             (
-                "limits.connections, limits.handshakes, limits.handshakes_per_client",
+                "limits.connections, limits.handshakes, limits.handshakes_per_client, limits.tunnel_shards",
                 limits(&self.limits) != limits(&new.limits),
             ),
             ("timers", self.timers != new.timers),
@@ -329,6 +361,8 @@ mod tests {
             ("tls", |c| c.tls.certificate = Some("x".into())),
             ("admin.listen", |c| c.admin.listen = "0.0.0.0:1".parse().unwrap()),
             ("limits", |c| c.limits.handshakes = 0),
+            ("limits", |c| c.limits.tunnels = 0),
+            ("limits.tunnel_shards", |c| c.limits.tunnel_shards = Some(0)),
             ("limits", |c| c.limits.lookup_per_client = f64::NAN),
             ("bandwidth.node", |c| c.bandwidth.node.bytes_per_second = 100),
             ("bandwidth.tenant", |c| c.bandwidth.tenant.burst_bytes = 100),

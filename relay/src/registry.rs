@@ -376,6 +376,26 @@ impl<H: Load> Registry<H> {
         own.chain(others).flat_map(|t| t.all.values()).filter(is_other).take(WITNESSES).cloned().collect()
     }
 
+    /// The newest session of a process that holds a certificate; one that takes new streams before one that does not.
+    #[must_use]
+    pub fn of_process(&self, tenant: &TenantId, entity: EntityId, instance: InstanceId) -> Option<Arc<Live<H>>> {
+        let inner = self.inner.read();
+        let of_tenant = inner.tenants.get(tenant)?;
+        let own = of_tenant.holders.get(&entity)?.iter().filter_map(|id| of_tenant.all.get(id));
+        // Of equals the last one counts: sessions stand in the order in which they came.
+        own.filter(|l| l.facts.instance == instance).max_by_key(|l| !l.is_draining()).cloned()
+    }
+
+    /// Whether another process has taken the place of this one.
+    #[must_use]
+    pub fn is_replaced(&self, tenant: &TenantId, entity: EntityId, instance: InstanceId) -> bool {
+        let inner = self.inner.read();
+        let Some(of_tenant) = inner.tenants.get(tenant) else { return false };
+        let ids = of_tenant.holders.get(&entity).into_iter().flatten();
+        let mut others = ids.filter_map(|id| of_tenant.all.get(id)).peekable();
+        others.peek().is_some() && others.all(|l| l.facts.instance != instance)
+    }
+
     /// The sessions for which `which` holds, of one tenant or of all.
     #[must_use]
     pub fn select(&self, tenant: Option<&TenantId>, which: impl Fn(&Facts) -> bool) -> Vec<Arc<Live<H>>> {
@@ -505,6 +525,26 @@ mod tests {
         let now = Instant::now();
         assert!(registry.remove(&live.facts.tenant, live.facts.id, now));
         assert!(!registry.remove(&live.facts.tenant, live.facts.id, now) && registry.is_empty());
+    }
+
+    #[test]
+    fn the_newest_session_of_a_process_is_found_and_another_process_takes_its_place() {
+        let (registry, now) = (Registry::default(), Instant::now());
+        let (tenant, entity) = (facts(0, None, 0, &[]).tenant, EntityId::from_random([1; 16]));
+        let process = |n: u8| InstanceId::from_random([n; 16]);
+        let newest = |n| registry.of_process(&tenant, entity, process(n)).map(|l| l.facts.id.as_bytes()[0]);
+        let replaced = |n| registry.is_replaced(&tenant, entity, process(n));
+        assert!(newest(1).is_none() && !replaced(1));
+        let first = registry.insert(facts(1, Some(1), 1, &[]), Fixed(0), now).live;
+        let second = registry.insert(facts(2, Some(1), 1, &[]), Fixed(0), now).live;
+        assert_eq!(newest(1), Some(2));
+        second.drain();
+        assert_eq!(newest(1), Some(2), "both drain");
+        registry.insert(facts(3, Some(1), 2, &[]), Fixed(0), now);
+        assert!(newest(1) == Some(2) && newest(2) == Some(3) && !replaced(1), "its links still stand");
+        registry.remove(&tenant, first.facts.id, now);
+        registry.remove(&tenant, second.facts.id, now);
+        assert!(newest(1).is_none() && replaced(1) && !replaced(2));
     }
 
     #[test]

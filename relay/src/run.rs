@@ -151,9 +151,8 @@ pub async fn run(config: RelayConfig, context: &Context) -> Result<Running, Star
         doors.open(tcp, Door::Any, &doors_scope);
         if let Some((address, socket)) = udp {
             let failed = |source| StartError::BindUdp { address, source };
-            let port = Port::new(socket).map_err(failed)?;
-            // The forwarder of tunnel datagrams goes here.
-            udp::open(&doors, port.clone(), None, &doors_scope).map_err(failed)?;
+            let port = Port::sharded(socket, relay.config.limits.shards()).map_err(failed)?;
+            udp::open(&doors, port.clone(), Some(relay.clone()), &doors_scope).map_err(failed)?;
             ports.push(port);
         }
     }
@@ -350,6 +349,11 @@ fn describe_metrics() {
     counter!("hedgerow_relay_lanes_cut_total", "Joined lanes that the relay ended");
     counter!("hedgerow_relay_lane_bytes_total", "Bytes moved on lanes that have ended");
     counter!("hedgerow_relay_splice_fallbacks_total", "Bursts copied because no pipe could be had");
+    counter!("hedgerow_relay_pairings_offered_total", "Tunnels whose ends were told of each other");
+    counter!("hedgerow_relay_pairings_ended_total", "Tunnels that ended, by code");
+    counter!("hedgerow_relay_tunnel_attaches_total", "Addresses that ends of tunnels have shown to be theirs");
+    counter!("hedgerow_relay_tunnel_datagrams_total", "Datagrams of tunnels passed on, by direction");
+    counter!("hedgerow_relay_tunnel_bytes_total", "Bytes of these");
     counter!("hedgerow_relay_pauses_total", "Readings put off because of a bandwidth limit, by limit");
     for limit in ["device", "node", "tenant"] {
         metrics::counter!("hedgerow_relay_pauses_total", "limit" => limit).increment(0);
@@ -357,6 +361,7 @@ fn describe_metrics() {
     gauge!("hedgerow_relay_handshakes", "Connections that have not shown yet what they are");
     gauge!("hedgerow_relay_lanes", "Joined lanes");
     gauge!("hedgerow_relay_lanes_waiting", "Lanes asked for whose legs have not both come");
+    gauge!("hedgerow_relay_pairings", "Tunnels between devices and nodes");
     gauge!("hedgerow_relay_tunnels", "CONNECT tunnels and connections passed through by name");
     gauge!("hedgerow_relay_link_streams_max", "Streams on the link that has most");
     gauge!(

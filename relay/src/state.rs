@@ -23,6 +23,7 @@ use crate::limit::{Limiter, Shares};
 use crate::pass::Passes;
 use crate::registry::{Facts, Live, Load, Registry, Silence};
 use crate::store::{Store, Tenant, TenantState};
+use crate::tunnel::{Owner, Tunnels};
 
 /// Links that a draining relay lets come back a second: half of what a processor core can do beside other work.
 pub const RETURNS: u64 = 500;
@@ -58,6 +59,8 @@ pub struct Relay {
     pub registry: Registry<Channel>,
     /// Joined connections.
     pub lanes: Lanes,
+    /// Tunnels.
+    pub pairings: Tunnels,
     /// How fast bytes go through.
     pub fair: Fairness,
     /// Connections passed through by server name.
@@ -111,6 +114,7 @@ impl Relay {
             timers,
             registry: Registry::default(),
             lanes: Lanes::new(timers.lane_wait, config.lanes.splice, fair.clone(), work.clone()),
+            pairings: Tunnels::new(timers.tunnel_idle, rates.tunnels, rates.tunnels_of_tenant(), fair.clone()),
             fair,
             passes: Passes::default(),
             web: OnceLock::new(),
@@ -223,12 +227,27 @@ impl Relay {
         no_route(to)
     }
 
-    /// Closes every link, lane and passed-through connection that may not be here any more: revoked, expired, its
+    /// Closes every link, lane, tunnel and passed-through connection that may not be here any more: revoked, expired, its
     /// tenant blocked or removed.
     /// How many were closed.
     pub fn enforce(&self, tenant: Option<&TenantId>) -> usize {
         let now = clock::now();
-        let mut closed = 0;
+        // First: whose link is closed is not told any more.
+        let mut closed = self.pairings.cut_where(&self.registry, |pair| {
+            if tenant.is_some_and(|t| *t != pair.tenant) {
+                return None;
+            }
+            let Some(record) = self.store.tenant(&pair.tenant) else {
+                return Some(Fault::new(Code::Forbidden, "the tenant was removed from this relay"));
+            };
+            let leaves = |owner: &Owner| {
+                if self.registry.is_replaced(&pair.tenant, owner.entity, owner.instance) {
+                    return Some(Fault::new(Code::Gone, "another process has taken the place of the tunnel's"));
+                }
+                admit::holder(&record, owner.entity, &owner.serial, owner.not_after, now).err()
+            };
+            leaves(&pair.device.owner).or_else(|| leaves(&pair.node.owner))
+        });
         for live in self.registry.select(tenant, |_| true) {
             let facts = &live.facts;
             if let Err(fault) = self.may_stay(facts) {
@@ -265,6 +284,7 @@ impl Relay {
         self.connect_tenant.set(rates.connect_tenant());
         self.lookup_client.set(rates.lookup_client());
         self.tunnels.set(rates.tunnels_per_client);
+        self.pairings.set(rates.tunnels, rates.tunnels_of_tenant());
         let later = self.config.fixed_differences(new);
         if !later.is_empty() {
             tracing::warn!(keys = later.join(", "), "these keys were changed too, and need a restart");
@@ -355,6 +375,7 @@ impl Relay {
             ("hedgerow_relay_link_stalled_streams_max", stalled as u64),
             ("hedgerow_relay_lanes", joined as u64),
             ("hedgerow_relay_lanes_waiting", waiting as u64),
+            ("hedgerow_relay_pairings", self.pairings.len() as u64),
             ("hedgerow_relay_tunnels", self.tunnels.held() as u64),
         ] {
             metrics::gauge!(name).set(value as f64);
@@ -369,6 +390,7 @@ impl Relay {
             tokio::time::sleep(tick).await;
             let now = clock::monotonic();
             self.lanes.expire(now);
+            self.pairings.expire(&self.registry, now);
             self.relieve(now);
             self.show_bounds();
             if now.duration_since(enforced).as_secs() >= 5 {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::{LONG, NAME, World, entity, eventually, service};
 use hedgerow_relay::config::Listen;
-use hedgerow_relay::udp::{Forwarder, Port, TUNNEL};
+use hedgerow_relay::udp::{Arrived, Forwarder, Outbox, Port, TUNNEL};
 use hedgerow_runtime::link::{Channel, Transport, connect_quic};
 use hedgerow_runtime::quic;
 use hedgerow_runtime::scope::Scope;
@@ -124,13 +124,16 @@ async fn a_drain_reaches_links_over_quic() {
 
 #[tokio::test]
 async fn tunnel_datagrams_without_a_forwarder_are_dropped_and_counted() {
-    let world = World::new().await;
+    let port = Port::new(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+    let (scope, own) = (Scope::new(), port.clone());
+    let _end = scope.guard();
+    scope.spawn_until_done(async move { own.receive(0, None).await });
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     for first in [0x80, 0x9f, 0xbf] {
-        socket.send_to(&[first, 1, 2, 3], world.relay.link[0]).unwrap();
+        socket.send_to(&[first, 1, 2, 3], port.local_addr().unwrap()).unwrap();
     }
-    socket.send_to(&[], world.relay.link[0]).unwrap();
-    let counts = world.relay.udp[0].counts();
+    socket.send_to(&[], port.local_addr().unwrap()).unwrap();
+    let counts = port.counts();
     eventually("all are dropped", || counts.dropped.load(Ordering::Relaxed) == 4).await;
     assert_eq!(counts.quic.load(Ordering::Relaxed), 0);
 }
@@ -154,7 +157,7 @@ async fn a04_tunnel_datagrams_of_any_content_are_answered_by_nothing() {
             socket.send_to(&datagram, world.relay.link[0]).unwrap();
             sent += 1;
         }
-        eventually("it is dropped", || counts.dropped.load(Ordering::Relaxed) == sent).await;
+        eventually("the forwarder has it", || counts.tunnel.load(Ordering::Relaxed) == sent).await;
     }
     // Everything sent was looked at before this answer, which does come: a QUIC packet of an unknown version.
     let mut unknown = vec![0; 1200];
@@ -217,7 +220,7 @@ struct Counting {
 }
 
 impl Forwarder for Counting {
-    fn take(&self, _: SocketAddr, stride: usize, datagrams: &[u8]) {
+    fn take(&self, _: &Arrived<'_>, stride: usize, datagrams: &mut [u8], _: &mut Outbox) {
         for datagram in datagrams.chunks(stride) {
             let number = usize::try_from(u64::from_be_bytes(datagram[1..9].try_into().unwrap())).unwrap();
             if !TUNNEL.contains(&datagram[0])
@@ -349,7 +352,7 @@ async fn a_million_mixed_datagrams_go_where_they_belong_beside_a_live_quic_link(
         wrong: AtomicU64::new(0),
     });
     let (own, takes) = (port.clone(), forwarder.clone());
-    scope.spawn(async move { own.receive(Some(&*takes)).await });
+    scope.spawn(async move { own.receive(0, Some(takes)).await });
     let spy = Arc::new(Spy { port: port.clone(), taken: AtomicU64::new(0), wrong: AtomicU64::new(0) });
     let endpoint = quinn::Endpoint::new_with_abstract_socket(
         quic::endpoint_config(),

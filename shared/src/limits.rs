@@ -50,6 +50,8 @@ pub struct Timers {
     pub resume: Duration,
     /// How long after UDP was found dead a dialler tries QUIC again; doubles with every failure.
     pub udp_retry: Duration,
+    /// How long nothing may be heard from either end of a tunnel before its pairing at the relay ends.
+    pub tunnel_idle: Duration,
     /// How long one attempt of a request to the core (activation, enrolment, configuration) may take.
     pub request: Duration,
 }
@@ -67,6 +69,7 @@ impl Default for Timers {
             drain: Duration::from_secs(30),
             resume: Duration::from_secs(30),
             udp_retry: Duration::from_secs(30),
+            tunnel_idle: Duration::from_secs(600),
             request: Duration::from_secs(30),
         }
     }
@@ -92,6 +95,7 @@ impl Timers {
             // Long enough for a process to be started again.
             resume: scale(self.resume).max(Duration::from_secs(3)),
             udp_retry: scale(self.udp_retry),
+            tunnel_idle: scale(self.tunnel_idle),
             request: self.request,
         }
     }

@@ -26,7 +26,7 @@ pub use seeds::seeds;
 pub use trust::{certificate, signed_config};
 pub use wire::{
     client_hello, connect_head, frame, lane_preamble, message, names, proxy_answer, proxy_header, quic_datagram,
-    registrations, socks, token, udp_batch,
+    registrations, socks, token, tunnel_datagram, udp_batch,
 };
 
 /// Fed with any bytes; panics when a property does not hold.
@@ -59,6 +59,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("socks", socks),
     ("target", target),
     ("token", token),
+    ("tunnel_datagram", tunnel_datagram),
     ("udp_batch", udp_batch),
 ];
 

@@ -240,6 +240,20 @@ const LANES: &[Column] = &[
     ("DOWN", "bytes_down", Show::Bytes),
     ("SECONDS", "age_s", Show::Plain),
 ];
+const PAIRINGS: &[Column] = &[
+    ("DTLS TUNNEL", "id", Show::Plain),
+    ("TENANT", "tenant", Show::Plain),
+    ("DEVICE", "device", Show::Plain),
+    ("USER", "user", Show::Plain),
+    ("PATH", "device_path", Show::Plain),
+    ("ADDRESS", "device_address", Show::Plain),
+    ("NODE", "node", Show::Plain),
+    ("NODE PATH", "node_path", Show::Plain),
+    ("NODE ADDRESS", "node_address", Show::Plain),
+    ("UP", "bytes_up", Show::Bytes),
+    ("DOWN", "bytes_down", Show::Bytes),
+    ("SECONDS", "age_s", Show::Plain),
+];
 const INFO: &[Column] = &[
     ("name", "name", Show::Plain),
     ("instance", "instance", Show::Plain),
@@ -360,8 +374,12 @@ async fn sessions(relay: AtRelay, core: PathBuf, command: Option<SessionCommand>
     let human = |_: &Value| {
         let links = output::table(&of("link"), LINKS, "no links");
         let lanes = output::table(&of("lane"), LANES, "no lanes");
+        let tunnels = output::table(&of("tunnel"), PAIRINGS, "no tunnels");
         let names = output::table(&of("name"), PASSED, "nothing passed through by name");
-        format!("{links}\n{lanes}\n{names}\n{}", output::table(&of("connect"), TUNNELS, "no CONNECT tunnels"))
+        format!(
+            "{links}\n{lanes}\n{tunnels}\n{names}\n{}",
+            output::table(&of("connect"), TUNNELS, "no CONNECT tunnels")
+        )
     };
     output::answer(relay.json, &all, human)
 }

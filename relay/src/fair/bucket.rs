@@ -42,6 +42,13 @@ impl Bucket {
         self.tokens = (self.tokens + bytes as f64).min(rate.burst);
     }
 
+    /// Bytes promised that are not earned yet.
+    pub(super) fn owes(&mut self, rate: Rate, now: Instant) -> u64 {
+        self.refill(rate, now);
+        // Rounded down: what is left of a byte is nobody's.
+        (-self.tokens).max(0.0) as u64
+    }
+
     /// Whether it remembers nothing: a new one would be the same.
     pub(super) fn is_full(&mut self, rate: Rate, now: Instant) -> bool {
         self.refill(rate, now);

@@ -1,9 +1,10 @@
 //! Who may move how many bytes a second through the relay: token buckets per device, node and tenant, each way.
 //!
-//! Nothing is dropped. A flow (one direction of a lane, of a link's stream, of a CONNECT or of a connection passed
+//! A flow (one direction of a lane, of a link's stream, of a CONNECT or of a connection passed
 //! through by name) asks before it reads (`Meter::admit`) and is paused until every account that it is charged to has
 //! earned what it may read; the peer's own flow control does the rest. Those who share an account are served in the
 //! order in which they asked, a small piece each, so that eight flows of one tenant get no more than one of another.
+//! Nothing is dropped but datagrams of tunnels, which cannot wait (`Meter::try_take`).
 //!
 //! Limits change at run time (`Fairness::set`): whoever waits is let go on, and from there on the new ones count.
 
@@ -26,6 +27,9 @@ use bucket::{Bucket, Rate};
 const PIECE: std::ops::RangeInclusive<u64> = 4 * 1024..=256 * 1024;
 /// Pieces a second that an account hands out, within `PIECE`.
 const PIECES_A_SECOND: u64 = 512;
+
+/// What those who drop instead of waiting may owe an account, in pieces of its flows.
+const OWED_BY_DROPPERS: u64 = 8;
 
 /// What each may move, both directions for themselves.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -250,6 +254,34 @@ impl Meter {
         wait.is_zero().then_some(grant)
     }
 
+    /// For those who cannot wait, because whatever they move has come already: takes `bytes`, or nothing when the
+    /// accounts have run out. `false` where the bytes must be dropped.
+    #[must_use]
+    pub fn try_take(&self, way: Way, bytes: u64, now: Instant) -> bool {
+        if !self.inner.limited.load(Ordering::Relaxed) {
+            return true;
+        }
+        let bandwidth = self.inner.bandwidth.read().clone();
+        let limited =
+            || self.payers.iter().map(|p| (p, p.flow(&bandwidth))).filter_map(|(p, f)| Some((p, f, f.rate()?)));
+        // Flows that wait have taken their pieces in advance: whoever drops instead of waiting may owe as much as a few of
+        // them, or would get nothing as long as they are there.
+        let may = |(account, flow, rate): (&Arc<Account>, Flow, Rate)| {
+            let mut buckets = account.buckets.lock();
+            let bucket = buckets[way as usize].get_or_insert_with(|| Bucket::new(rate, now));
+            bucket.owes(rate, now) < flow.piece() * OWED_BY_DROPPERS
+        };
+        if !limited().all(may) {
+            return false;
+        }
+        for (account, _, rate) in limited() {
+            if let Some(bucket) = account.buckets.lock()[way as usize].as_mut() {
+                bucket.take(bytes, rate, now);
+            }
+        }
+        true
+    }
+
     /// Bytes that were read so far.
     #[must_use]
     pub fn moved(&self, way: Way) -> u64 {
@@ -447,6 +479,25 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(10), waits).await.expect("the debt is forgiven");
         let got = moved(10, Instant::now(), &[(&meter, 1, Way::Up)]);
         assert!(about(got[0], 11 * MIB), "{got:?}");
+    }
+
+    #[test]
+    fn who_drops_gets_the_rate_and_a_share_of_it_beside_those_who_wait() {
+        let fair = Fairness::new(Bandwidth { device: flow(MIB), ..Bandwidth::default() });
+        let (tunnel, start) = (fair.meter(&tenant(1), &[device(1), node(2)]), Instant::now());
+        let second = |n: u64| start + Duration::from_secs(n);
+        // A datagram each 100 us: ten times the limit.
+        let burst = |from: Instant, count: u32| {
+            (0..count).filter(|n| tunnel.try_take(Way::Up, 1024, from + Duration::from_micros(100) * *n)).count() as u64
+        };
+        let got = burst(start, 100_000) * 1024;
+        assert!(about(got, 11 * MIB), "a second's burst, and ten of the rate: {got}");
+        assert!(tunnel.try_take(Way::Down, 1024, second(10)), "the other way");
+        // Eight pieces of 4 KiB may be owed to those who wait, not more.
+        tunnel.charge(Way::Up, 16 * 1024, second(10));
+        assert!(!tunnel.try_take(Way::Up, 1024, second(10)));
+        assert!(tunnel.try_take(Way::Up, 1024, second(10) + Duration::from_millis(17)));
+        assert!(Fairness::default().meter(&tenant(1), &[]).try_take(Way::Up, u64::MAX, start));
     }
 
     #[test]

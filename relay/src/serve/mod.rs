@@ -6,6 +6,8 @@ mod service;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures_util::FutureExt;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::{self, Admit, Channel, Incoming, Link, LinkError, Peer};
 use hedgerow_runtime::proxy_protocol::canonical;
@@ -15,7 +17,7 @@ use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::VerifiedCertificate;
 use hedgerow_shared::wire::message::{
     Accept, Claim, Control, Destination, GoAway, LaneCall, LaneOffer, LaneRefused, LaneRequest, Limits, LinkOpen,
-    Refuse, Wake,
+    PairRefused, Refuse, Wake,
 };
 use hedgerow_shared::{InstanceId, Role, TenantId};
 use rustls_pki_types::CertificateDer;
@@ -28,11 +30,14 @@ use crate::probe::Probe;
 use crate::registry::{Facts, Live};
 use crate::route::Asker;
 use crate::state::{Relay, count_refusal};
-use crate::{admit, lane, pump, route};
+use crate::udp::Outbox;
+use crate::{admit, lane, pump, route, tunnel};
 
 /// Requests of one link that may wait for an endpoint's answer at once: a peer that opens and resets streams without
 /// end must not fill the nodes.
 const MAX_OPENING: usize = 256;
+/// Datagrams of one link that are taken in one turn.
+const MAX_DATAGRAMS: usize = 64;
 /// When to come back after a refusal that may mend itself soon.
 const RETRY_SOON_MS: u64 = 1_000;
 /// When to come back after one that needs somebody to act.
@@ -246,6 +251,11 @@ async fn run(relay: &Arc<Relay>, registered: Registered) {
                 requests.spawn(async move { stream(&relay, &live, incoming, permit).await });
             }
             Some(message) = mux.next_control() => control(relay, live, message),
+            Some(datagram) = mux.next_datagram() => {
+                if datagrams(relay, live, datagram) {
+                    tokio::task::yield_now().await;
+                }
+            }
             _ = mux.peer_going_away(), if !live.is_draining() => live.drain(),
         }
     };
@@ -253,6 +263,21 @@ async fn run(relay: &Arc<Relay>, registered: Registered) {
     if reason.code == Code::Lost {
         relay.check_lanes(&live.facts);
     }
+}
+
+/// Takes a datagram, and those that wait behind it. `true` when there may be more: then it is the turn of the link's
+/// other business, and of other links.
+fn datagrams(relay: &Relay, live: &Arc<Live<Channel>>, first: Bytes) -> bool {
+    let (mut out, now) = (Outbox::default(), clock::monotonic());
+    let mut next = Some(first);
+    let mut taken = 0;
+    while let Some(datagram) = next {
+        relay.pairings.take_from_link(&relay.registry, live, datagram, now, &mut out);
+        taken += 1;
+        next = if taken < MAX_DATAGRAMS { live.handle.next_datagram().now_or_never().flatten() } else { None };
+    }
+    out.finish();
+    taken == MAX_DATAGRAMS
 }
 
 /// A link makes room for a newer one. That of the same process has only moved (to the other transport, or after its
@@ -325,7 +350,7 @@ async fn through(
 }
 
 impl<'a> Asker<'a> {
-    fn of(facts: &'a Facts) -> Self {
+    pub(crate) fn of(facts: &'a Facts) -> Self {
         Self::Link(facts.role, &facts.tenant)
     }
 }
@@ -341,8 +366,13 @@ fn control(relay: &Arc<Relay>, live: &Live<Channel>, message: Control) {
             }
         }
         Control::Wake(wake) => forward_wake(relay, live, wake),
-        // Until this relay forwards tunnels it does not know them.
-        Control::PairRequest(_) | Control::PairEnd(_) => dropped(DropReason::UnknownOptionalMessage),
+        Control::PairRequest(request) => {
+            if let Err(fault) = tunnel::pair(relay, live, &request) {
+                count_refusal(&fault);
+                let _ = live.handle.send_control(&PairRefused { request: request.request, fault }.into());
+            }
+        }
+        Control::PairEnd(end) => relay.pairings.ended_by(&relay.registry, live, &end),
         Control::LaneOffer(_)
         | Control::LaneRefused(_)
         | Control::LaneCall(_)

@@ -39,7 +39,10 @@ pub fn open(
         tasks,
     )?;
     // Links outlive the doors: the port is read until the relay itself ends.
-    relay.work.spawn(async move { port.receive(forwarder.as_deref()).await });
+    for shard in 0..port.received().len() {
+        let (port, forwarder) = (port.clone(), forwarder.clone());
+        relay.work.spawn(async move { port.receive(shard, forwarder).await });
+    }
     let (ends, ended) = (endpoint.clone(), relay.work.clone());
     relay.work.spawn_until_done(async move {
         ended.cancelled().await;

@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use hedgerow_runtime::proxy_protocol::{self, Version as Form};
 use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::config::{Audience, DeviceConfig, Head, NodeConfig, RelayConfig, Revoked, Version};
 use hedgerow_shared::verify::policy::{Action, Route, Rule, Via};
 use hedgerow_shared::wire::core_api::{Activated, EnrolNode, NodeEnrolled, Refused};
@@ -17,6 +18,7 @@ use hedgerow_shared::wire::message::{
 };
 use hedgerow_shared::wire::names::{RefusedName, RegisteredName};
 use hedgerow_shared::wire::token::EnrolmentToken;
+use hedgerow_shared::wire::tunnel::{self, Half, HalfId};
 use hedgerow_shared::{EntityId, InstanceId, Origin, Role, SessionId, Ticket};
 use hedgerow_uem_core::activation::pake::Start;
 use hedgerow_uem_core::activation::{EnrolReply, EnrolRequest};
@@ -283,6 +285,31 @@ fn first_bytes(all: &mut Collected) {
     }
     all.add("quic_datagram", "padded-ping", [&[8, 0, kind::PING][..], &word, &[0; 40]].concat());
     all.add("quic_datagram", "too-large", [&[0, 4, kind::DATAGRAM][..], &[1; 5]].concat());
+
+    let own = Half { id: HalfId::from_random([1; 8]), secret: Secret::new(vec![1; 32]) };
+    let other = HalfId::from_random([2; 8]);
+    let of = |id: HalfId, body: &[u8]| [&[tunnel::kind::DATA], &id.to_bytes()[..], body].concat();
+    let datagrams = |stride: u8, all: &[Vec<u8>]| [&[0, stride][..], &all.concat()].concat();
+    for (name, message) in [
+        ("attach", tunnel::Message::attach(&own, 7)),
+        ("challenge", tunnel::Message::Challenge { nonce: [3; 16] }),
+        ("confirm", tunnel::Message::confirm(&own, [3; 16])),
+        ("attached", tunnel::Message::Attached { nonce: [3; 16] }),
+        ("ping", tunnel::Message::Ping(1)),
+        ("pong", tunnel::Message::Pong(1)),
+        ("bind", tunnel::Message::Bind),
+    ] {
+        all.add("tunnel_datagram", name, datagrams(200, &[message.to_datagram(own.id)]));
+    }
+    let batch = [
+        of(own.id, b"abcd"),
+        of(own.id, b"efgh"),
+        of(other, b"ijkl"),
+        tunnel::Message::Ping(1).to_datagram(other),
+        of(own.id, b"m"),
+    ];
+    all.add("tunnel_datagram", "batch", datagrams(13, &batch));
+    all.add("tunnel_datagram", "empty", datagrams(9, &[of(own.id, b""), of(own.id, b"")]));
 
     all.add("udp_batch", "mixed", [0, 2, 0x40, 1, 0xc0, 2, 0x80, 3, 0xbf, 4, 0x7f, 5, 0xa0]);
     all.add("udp_batch", "one-kind", [0, 3, 0x80, 1, 2, 0x81, 3, 4, 0x9f, 5]);

@@ -7,7 +7,7 @@ use hedgerow_proxy::socks::read_target;
 use hedgerow_proxy::target::Target;
 use hedgerow_relay::accept::client_hello as hello;
 use hedgerow_relay::connect::destination;
-use hedgerow_relay::udp;
+use hedgerow_relay::{tunnel, udp};
 use hedgerow_runtime::dial;
 use hedgerow_runtime::proxy_protocol;
 use hedgerow_runtime::quic::Datagram;
@@ -23,6 +23,7 @@ use hedgerow_shared::wire::message::{
     Registrations, Resume, ServiceReply, SessionOpen, Vouched,
 };
 use hedgerow_shared::wire::token::EnrolmentToken;
+use hedgerow_shared::wire::tunnel::{self as wire, HalfId};
 use hedgerow_shared::{EntityId, GroupName, InstanceId, Origin, Role, SessionId, TenantId, Ticket};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
@@ -346,6 +347,49 @@ pub fn udp_batch(data: &[u8]) {
         }
         at += run.len();
         last = Some(is_tunnel);
+    }
+    assert_eq!(at, batch.len());
+}
+
+/// The relay's look at a batch of tunnel datagrams. Two bytes say how long they are. None is lost or reordered; those that
+/// are passed on together are DATA of one half, every one of them, and not fewer than there are; what is not DATA stands
+/// alone, and reads the same after it was written again.
+pub fn tunnel_datagram(data: &[u8]) {
+    let mut input = Input(data);
+    let stride = usize::from(input.u16()).max(1);
+    let batch = input.0;
+    let length = |at: usize| stride.min(batch.len() - at);
+    let (mut at, mut last) = (0, None);
+    for run in tunnel::split(batch, stride) {
+        let this = match run {
+            tunnel::Run::Data(id, range) => {
+                assert_eq!(range.start, at);
+                for datagram in batch[range.clone()].chunks(stride) {
+                    assert_eq!((datagram[0], HalfId::of(datagram)), (wire::kind::DATA, Some(id)));
+                    assert!((wire::HEADER + 1..=wire::MAX).contains(&datagram.len()));
+                }
+                assert_ne!(last, Some(id), "neighbours of one half stay together");
+                at = range.end;
+                Some(id)
+            }
+            tunnel::Run::Other(range) => {
+                assert_eq!(range, at..at + length(at));
+                let datagram = &batch[range.clone()];
+                assert_ne!(datagram[0], wire::kind::DATA);
+                if let Some((id, message)) = wire::Message::parse(datagram) {
+                    assert_eq!(message.to_datagram(id), datagram);
+                }
+                at = range.end;
+                None
+            }
+            tunnel::Run::Malformed(count) => {
+                assert_eq!((count, batch[at]), (1, wire::kind::DATA));
+                assert!(!(wire::HEADER + 1..=wire::MAX).contains(&length(at)));
+                at += length(at);
+                None
+            }
+        };
+        last = this;
     }
     assert_eq!(at, batch.len());
 }
