@@ -15,6 +15,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("hedgerow-secure-connect", 1),
     ("hedgerow-uem-core", 1),
     ("hedgerow-proxy", 2),
+    ("hedgerow-tunnel", 2),
     ("hedgerow-relay", 3),
     ("hedgerow-connectivity-node", 3),
     ("hedgerow-management", 3),
@@ -38,7 +39,7 @@ const MAX_LINES: usize = 800;
 fn the_relay_links_nothing_that_could_decrypt_or_administer() {
     let metadata = metadata();
     let linked = linked(metadata, "hedgerow-relay");
-    for never in ["hedgerow-secure-connect", "hedgerow-uem-core", "dimpl"] {
+    for never in ["hedgerow-secure-connect", "hedgerow-tunnel", "hedgerow-uem-core", "dimpl"] {
         assert!(!linked.contains(never), "the relay links {never}");
     }
     assert!(linked.contains("hedgerow-shared"), "the walk over dependencies finds nothing: {linked:?}");

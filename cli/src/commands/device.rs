@@ -58,6 +58,8 @@ enum DeviceCommand {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// After the agent was killed: put back what it told the system for its tunnel (rules, routes, resolv.conf)
+    Cleanup(DeviceConfigArgs),
     /// At the core: list devices
     List {
         #[command(flatten)]
@@ -131,6 +133,19 @@ const STATUS: &[Column] = &[
     ("default route", "config.default_route", Show::Plain),
     ("certificate until", "certificate_expires", Show::Time),
 ];
+const TUNNEL: &[Column] = &[
+    ("tunnel", "state", Show::Plain),
+    ("because", "reason", Show::Plain),
+    ("device", "device", Show::Plain),
+    ("address", "address", Show::Plain),
+    ("address (IPv6)", "address6", Show::Plain),
+    ("node", "node", Show::Plain),
+    ("way", "way", Show::Plain),
+    ("MTU", "mtu", Show::Plain),
+    ("name servers", "dns", Show::Plain),
+    ("in", "bytes_in", Show::Bytes),
+    ("out", "bytes_out", Show::Bytes),
+];
 const SESSIONS: &[Column] = &[
     ("GROUP", "group", Show::Plain),
     ("PATH", "path", Show::Plain),
@@ -168,6 +183,7 @@ pub(crate) fn run(args: DeviceArgs, logging: &Logging) -> ExitCode {
         DeviceCommand::Config { source, command } => {
             role::config::<DeviceConfigFile>(&command, &source.sources("device"))
         }
+        DeviceCommand::Cleanup(source) => verb(cleanup(source)),
         DeviceCommand::List { core } => verb(async move {
             let at = core.at();
             at.table(&at.list("/devices").await?, COLUMNS, "no devices")
@@ -223,6 +239,17 @@ fn start(source: &DeviceConfigArgs, logging: &Logging) -> ExitCode {
     boot::run("device", logging, drain, |context| async move { hedgerow_device::run(config, &context).await })
 }
 
+async fn cleanup(source: DeviceConfigArgs) -> anyhow::Result<()> {
+    let config = role::load::<DeviceConfigFile>(&source.sources("device"))?.value;
+    let found = hedgerow_device::cleanup(&config).await?;
+    let text = if found {
+        format!("{} is as it was; no rule or route of the tunnel is left", config.tunnel.resolv_conf.display())
+    } else {
+        "no rule or route of the tunnel is left".to_owned()
+    };
+    output::print(&format!("{text}\n"))
+}
+
 async fn status(source: DeviceConfigArgs, json: bool) -> anyhow::Result<()> {
     let config = role::load::<DeviceConfigFile>(&source.sources("device"))?.value;
     let (ok, text) = health::ask(config.admin.listen, "/status").await?;
@@ -232,7 +259,11 @@ async fn status(source: DeviceConfigArgs, json: bool) -> anyhow::Result<()> {
     let status: Value = serde_json::from_str(&text).context("the agent's answer cannot be read")?;
     output::answer(json, &status, |status| {
         let sessions = output::table(&status["sessions"], SESSIONS, "no session with a node is open");
-        format!("{}\n{sessions}", output::record(status, STATUS))
+        let tunnel = match &status["tunnel"] {
+            Value::Null => String::new(),
+            tunnel => format!("\n{}", output::record(tunnel, TUNNEL)),
+        };
+        format!("{}\n{sessions}{tunnel}", output::record(status, STATUS))
     })
 }
 

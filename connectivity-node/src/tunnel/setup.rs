@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use anyhow::Context as _;
+use hedgerow_runtime::network;
 use hedgerow_secure_connect::pool::Pool;
 use hedgerow_tunnel::system::{self, ip, nft};
 use hedgerow_tunnel::{Tun, TunSetup};
@@ -30,6 +31,7 @@ pub(crate) async fn up(config: &TunnelConfig, pool: &Pool) -> anyhow::Result<Tun
         )
     })?;
     let gateway = pool.gateway();
+    network::own([Some(gateway.v4.into()), gateway.v6.map(IpAddr::from)].into_iter().flatten().collect());
     for prefix in pool.prefixes() {
         let (family, bits) = (system::family(prefix.network()), prefix.bits());
         let own: IpAddr = match prefix.network() {
@@ -38,6 +40,7 @@ pub(crate) async fn up(config: &TunnelConfig, pool: &Pool) -> anyhow::Result<Tun
         };
         ip(&format!("{family} addr add {own}/{bits} dev {}", tun.name())).await?;
     }
+    ip(&format!("link set dev {} addrgenmode none", tun.name())).await?;
     ip(&format!("link set dev {} up", tun.name())).await?;
     for (path, is_v4) in FORWARDING {
         if is_v4 || gateway.v6.is_some() {

@@ -6,7 +6,9 @@
 //!        └────── it ended: again, at once or when a packet wants it (idle) ◄──────────────────────────────────┘
 //! ```
 
+mod apply;
 mod dns;
+mod life;
 mod router;
 mod routes;
 mod system;
@@ -25,36 +27,29 @@ use hedgerow_runtime::link::{Link, Uplink};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_secure_connect::leg::Way;
 use hedgerow_secure_connect::policy::Learnt;
-use hedgerow_secure_connect::session::Session;
-use hedgerow_secure_connect::session::dtls::{self, Check, Side};
-use hedgerow_secure_connect::session::mtu::{self, FLOOR};
+use hedgerow_secure_connect::session::dtls::{self};
+use hedgerow_secure_connect::session::mtu::FLOOR;
 use hedgerow_shared::fault::{Code, Fault};
-use hedgerow_shared::verify::{DeviceConfig, Usage};
-use hedgerow_shared::wire::message::{Control, PairRequest, TunnelAsk, TunnelGrant};
+use hedgerow_shared::verify::DeviceConfig;
+use hedgerow_shared::wire::message::{Control, TunnelGrant};
 use hedgerow_shared::wire::tunnel::Half;
-use hedgerow_shared::{EntityId, InstanceId, Role};
-use hedgerow_tunnel::{End, Gate, State, Tun, TunSetup};
+use hedgerow_shared::{EntityId, InstanceId};
+use hedgerow_tunnel::{End, State, Tun, TunSetup};
 use parking_lot::Mutex;
-use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use crate::config::{TunnelConfig, TunnelRoutes};
+use crate::config::TunnelConfig;
 use crate::sessions::Sessions;
 use crate::state::DeviceState;
-use router::{Addresses, Router};
-use system::{RouteKind, SystemRoute};
+use router::Router;
 
-/// How long a tunnel may take to come up, once it was granted.
-const CONNECT: Duration = Duration::from_secs(25);
 /// The first pause after a failure; it doubles up to `LONGEST`, with jitter.
 const FIRST: Duration = Duration::from_millis(500);
 /// See `FIRST`.
 const LONGEST: Duration = Duration::from_secs(30);
-/// Pair requests without an answer at once.
-const MAX_REQUESTS: usize = 16;
 /// Addresses of names that have a route of their own.
 const NAMES: usize = 1024;
 
@@ -287,232 +282,6 @@ impl Tunnel {
                 system::unroute_address(inner.tun.name(), gone).await;
             }
         }
-    }
-}
-
-impl Inner {
-    /// From nothing to a tunnel whose packets pass.
-    async fn connect(&self) -> Result<Up, Fault> {
-        let ask = TunnelAsk { replaces: self.status.lock().grant.as_ref().map(|g| g.tunnel), mtu: mtu::MOST };
-        let (grant, peer) = self.sessions.tunnel(&self.file.group, &ask).await?;
-        let (node, instance) = (peer.node, peer.instance);
-        let link = self.uplink.link(CONNECT).await?;
-        let half = self.pair(&link, &grant, node, instance).await?;
-        let end = End::new(grant.tunnel, node);
-        let gate = self.gate(&link);
-        gate.attach(&end, half);
-        let (check, most) = (self.check(node), grant.mtu.clamp(FLOOR, mtu::MOST));
-        let (settings, own) = (self.settings.clone(), self.own.clone());
-        end.begin(|now| Session::new(&settings, &own, Side::Client, check, most, now));
-        self.scope.spawn(end.clone().run());
-        {
-            let mut status = self.status.lock();
-            status.end = Some(end.clone());
-            status.grant = Some(grant.clone());
-            status.node = Some(node);
-        }
-        let mut state = end.state();
-        let settled = timeout(CONNECT, state.wait_for(|s| *s != State::Connecting)).await;
-        let settled = settled.ok().and_then(Result::ok).map(|s| s.clone());
-        match settled {
-            Some(State::Up { .. }) => {}
-            Some(State::Closed(why)) => return Err(why),
-            Some(State::Connecting) | None => {
-                let fault = Fault::new(Code::TimedOut, "the node did not answer over the relay's tunnel");
-                end.close(fault.clone());
-                return Err(fault);
-            }
-        }
-        let up = Up { end, grant, node, instance, link, began: Instant::now() };
-        if let Err(error) = self.tell_system(&up, true).await {
-            let fault = Fault::new(Code::Internal, format!("{error:#}"));
-            up.end.close(fault.clone());
-            return Err(fault);
-        }
-        self.router.lead(Some((up.end.clone(), Addresses { v4: up.grant.v4, v6: up.grant.v6 })));
-        let mut status = self.status.lock();
-        status.since = Some(Instant::now());
-        status.fault = None;
-        status.times += 1;
-        drop(status);
-        info!(%node, address = %up.grant.v4, mtu = up.end.mtu(), "tunnel is up");
-        metrics::counter!("hedgerow_device_tunnels_total").increment(1);
-        Ok(up)
-    }
-
-    /// Keeps it up; returns why it ended.
-    async fn attend(&self, mut up: Up) -> Fault {
-        let mut state = up.end.state();
-        let mut links = self.uplink.status();
-        let mut config = self.config.clone();
-        config.mark_unchanged();
-        let lifetime = Duration::from_secs(u64::from(up.grant.lifetime_s)) * 9 / 10;
-        let mut pair_at: Option<tokio::time::Instant> = None;
-        loop {
-            if let State::Closed(why) = &*state.borrow_and_update() {
-                return why.clone();
-            }
-            if let Err(error) = self.tun.set_mtu(up.end.mtu()) {
-                debug!(%error, "the TUN device's MTU stays");
-            }
-            let later = tokio::time::Instant::now() + Duration::from_secs(3600);
-            tokio::select! {
-                changed = state.changed() => if changed.is_err() {
-                    return Fault::new(Code::Internal, "the tunnel's task has ended");
-                },
-                changed = links.changed() => {
-                    if changed.is_err() {
-                        return Fault::new(Code::Draining, "this process is shutting down");
-                    }
-                    let other = self.uplink.current().filter(|l| l.accept.session != up.link.accept.session);
-                    if other.is_some() {
-                        pair_at = Some(tokio::time::Instant::now());
-                    }
-                }
-                () = tokio::time::sleep_until(pair_at.unwrap_or(later)), if pair_at.is_some() => {
-                    pair_at = match self.pair_again(&mut up).await {
-                        Ok(()) => None,
-                        Err(fault) => {
-                            debug!(reason = %fault, "no new pairing yet; the old one serves while it can");
-                            Some(tokio::time::Instant::now() + clock::jitter(Duration::from_secs(1)))
-                        }
-                    };
-                }
-                changed = config.changed() => {
-                    if changed.is_ok() && let Err(error) = self.tell_system(&up, false).await {
-                        warn!(error = format!("{error:#}"), "the new routes are not in force");
-                    }
-                }
-                () = sleep(lifetime.saturating_sub(up.began.elapsed())) => {
-                    return Fault::new(Code::Draining, "its time is over: another with new keys takes its place");
-                }
-            }
-        }
-    }
-
-    /// The same tunnel by way of the link that is up now.
-    async fn pair_again(&self, up: &mut Up) -> Result<(), Fault> {
-        let link = self.uplink.current().ok_or_else(|| Fault::new(Code::Lost, "no link"))?;
-        if link.accept.session == up.link.accept.session {
-            return Ok(());
-        }
-        let half = self.pair(&link, &up.grant, up.node, up.instance).await?;
-        self.gate(&link).attach(&up.end, half);
-        info!(relay = link.accept.relay, "the tunnel goes by another link");
-        metrics::counter!("hedgerow_device_tunnels_paired_again_total").increment(1);
-        up.link = link;
-        Ok(())
-    }
-
-    fn gate(&self, link: &Link) -> Arc<Gate> {
-        Gate::open(link.clone(), mark::get(), self.router.clone(), &self.scope)
-    }
-
-    async fn pair(
-        &self,
-        link: &Link,
-        grant: &TunnelGrant,
-        node: EntityId,
-        instance: InstanceId,
-    ) -> Result<Half, Fault> {
-        let request = self.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, answer) = oneshot::channel();
-        {
-            let mut requests = self.requests.lock();
-            if requests.len() >= MAX_REQUESTS {
-                return Err(Fault::new(Code::Limited, "too many pairings are asked for at once"));
-            }
-            requests.insert(request, sender);
-        }
-        let asked = link.mux.send_control(&PairRequest { request, tunnel: grant.tunnel, node, instance }.into());
-        let answer = async {
-            asked?;
-            match timeout(Duration::from_secs(10), answer).await {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(_)) | Err(_) => {
-                    Err(Fault::new(Code::TimedOut, "the relay did not answer the request for a tunnel's pairing"))
-                }
-            }
-        }
-        .await;
-        self.requests.lock().remove(&request);
-        answer
-    }
-
-    fn check(&self, node: EntityId) -> Check {
-        let (ca, group) = (self.state.ca.clone(), self.file.group.clone());
-        Box::new(move |der| {
-            let leaf = CertificateDer::from(der);
-            let verified = ca.verify(&leaf, Role::Node, Usage::Server, clock::now());
-            let verified = verified.map_err(|e| Fault::new(Code::Unauthenticated, e.to_string()))?;
-            if verified.identity.id != node || verified.identity.group.as_ref() != Some(&group) {
-                return Err(Fault::new(Code::Unauthenticated, "another node than the one that granted the tunnel"));
-            }
-            Ok(())
-        })
-    }
-
-    /// Addresses, routes, name servers. With `fresh` the device is new to them.
-    async fn tell_system(&self, up: &Up, fresh: bool) -> anyhow::Result<()> {
-        let own: Vec<IpAddr> =
-            [Some(up.grant.v4.into()), up.grant.v6.map(IpAddr::from)].into_iter().flatten().collect();
-        if fresh {
-            self.tun.set_mtu(up.end.mtu())?;
-            system::addresses(self.tun.name(), &own).await?;
-        }
-        let config = self.config.borrow().clone();
-        let mut routes = Vec::new();
-        // The name servers, wherever they stand.
-        let host = |network: &IpAddr| SystemRoute {
-            network: *network,
-            bits: if network.is_ipv4() { 32 } else { 128 },
-            kind: RouteKind::Tunnel,
-        };
-        if self.file.dns {
-            routes.extend(up.grant.dns.iter().map(host));
-        }
-        let whole = self.file.routes == TunnelRoutes::All;
-        if let Some(config) = &config {
-            routes.extend(routes::routes(config, &self.file.group, whole));
-        }
-        self.told.fetch_add(1, Ordering::Relaxed);
-        system::routes(self.tun.name(), &own, &routes, self.file.local_network).await?;
-        self.resolve_inside(up, config.as_ref())
-    }
-
-    fn resolve_inside(&self, up: &Up, config: Option<&DeviceConfig>) -> anyhow::Result<()> {
-        let Some(forwarder) = &self.forwarder else { return Ok(()) };
-        let path = &self.file.resolv_conf;
-        let original = match system::read_journal(&self.state.dir)?.and_then(|j| j.resolv_conf) {
-            Some(original) => original.text,
-            None => std::fs::read_to_string(path).unwrap_or_default(),
-        };
-        let mut suffixes: Vec<String> = up.grant.suffixes.clone();
-        suffixes.extend(config.map(|c| routes::domains(c, &self.file.group)).unwrap_or_default());
-        let whole = self.file.routes == TunnelRoutes::All || (suffixes.is_empty() && !up.grant.dns.is_empty());
-        let host = |address: &String| address.rsplit_once(':').map(|(host, _)| host.to_ascii_lowercase());
-        let relays = self.state.relay.targets()?;
-        let mut never_inside: Vec<String> = relays.iter().map(|r| r.name.to_ascii_lowercase()).collect();
-        never_inside.extend(relays.iter().flat_map(|r| &r.addresses).filter_map(host));
-        forwarder.set(dns::Split {
-            inside: up.grant.dns.iter().map(|ip| (*ip, 53).into()).collect(),
-            suffixes: if whole { Vec::new() } else { suffixes.clone() },
-            outside: dns::servers_of(&original),
-            never_inside,
-        });
-        if up.grant.dns.is_empty() {
-            return Ok(());
-        }
-        let text = dns::resolv_conf(self.file.dns_listen, &original, &up.grant.suffixes);
-        system::take_resolv_conf(&self.state.dir, path, &text)
-    }
-
-    /// While the tunnel is down, names are asked where they were asked before it.
-    fn resolve_outside(&self) {
-        let Some(forwarder) = &self.forwarder else { return };
-        let original = system::read_journal(&self.state.dir).ok().flatten().and_then(|j| j.resolv_conf);
-        let outside = original.map(|o| dns::servers_of(&o.text)).unwrap_or_default();
-        forwarder.set(dns::Split { outside, ..dns::Split::default() });
     }
 }
 

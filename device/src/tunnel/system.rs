@@ -61,6 +61,8 @@ pub(super) struct SystemRoute {
 
 /// Gives the TUN device its addresses and brings it up.
 pub(super) async fn addresses(device: &str, addresses: &[IpAddr]) -> anyhow::Result<()> {
+    // Without it the kernel makes a link-local address, and asks for routers, at every start.
+    ip(&format!("link set dev {device} addrgenmode none")).await?;
     ip(&format!("addr flush dev {device}")).await?;
     for address in addresses {
         let bits = if address.is_ipv4() { 32 } else { 128 };

@@ -62,6 +62,7 @@ pub struct End {
     pub(crate) inner: Mutex<Inner>,
     state: watch::Sender<State>,
     wake: Notify,
+    attached: Notify,
     /// The timers' task sleeps long.
     asleep: AtomicBool,
 }
@@ -87,6 +88,7 @@ impl End {
             inner: Mutex::new(inner),
             state: watch::Sender::new(State::Connecting),
             wake: Notify::new(),
+            attached: Notify::new(),
             asleep: AtomicBool::new(false),
         })
     }
@@ -246,11 +248,19 @@ impl End {
         for (way, datagram) in ways {
             send_message(&inner, way, &datagram);
         }
-        if moved && let Some(session) = &mut inner.session {
-            session.path_changed(now);
+        if moved {
+            self.attached.notify_one();
+            if let Some(session) = &mut inner.session {
+                session.path_changed(now);
+            }
         }
         drop(inner);
         self.wake.notify_one();
+    }
+
+    /// Completes when the relay has confirmed this end's address, since the last call. Cancel safe.
+    pub async fn attached(&self) {
+        self.attached.notified().await;
     }
 
     /// Takes DATA. `packets` gets the IP packets; `begin` is to be set at the first datagram of a batch.

@@ -1,7 +1,11 @@
 //! Changes of this machine's network addresses: cables, Wi-Fi, VPNs, sleep. What stands on an address that is gone
 //! looks alive for minutes; whoever learns of the change can ask for a sign of life at once.
 
+use std::net::IpAddr;
+
 use futures_util::StreamExt;
+use if_watch::IfEvent;
+use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio::time::{Duration, sleep};
 
@@ -14,6 +18,14 @@ const SETTLE: Duration = Duration::from_millis(300);
 const LOOK: Duration = Duration::from_secs(2);
 /// A clock that runs on in sleep is so much ahead of one that does not: shorter sleeps break nothing.
 const SLEPT: Duration = Duration::from_secs(3);
+
+/// Addresses of this process's own tunnel: they come and go with it and say nothing of the network below.
+static OWN: RwLock<Vec<IpAddr>> = RwLock::new(Vec::new());
+
+/// Changes of these addresses are of this process's own making, and no news.
+pub fn own(addresses: Vec<IpAddr>) {
+    OWN.write().extend(addresses);
+}
 
 /// Counts the changes from now on, and sleeps of this machine: whoever talked with it may have given it up. Where the
 /// system does not tell of changes (a container without netlink) it counts sleeps only.
@@ -43,7 +55,8 @@ pub fn watch(scope: &Scope) -> watch::Receiver<u64> {
         // What is there already comes first, as if it were new.
         let _ = tokio::time::timeout(SETTLE, async { while watcher.next().await.is_some() {} }).await;
         while let Some(event) = watcher.next().await {
-            if event.is_err() {
+            let (Ok(IfEvent::Up(net)) | Ok(IfEvent::Down(net))) = event else { continue };
+            if OWN.read().contains(&net.addr()) {
                 continue;
             }
             sleep(SETTLE).await;
