@@ -1,18 +1,18 @@
 //! What one node lets tunnelled packets reach.
 //!
-//! Itinerary of a packet from a device: `check_source` (is it this device's address) → `check_destination` (devices do
-//! not reach each other) → `Policy::outbound`. One from the intranet to a device: `Policy::inbound`.
+//! Itinerary of a packet from a device: `check_source` (is it this device's address) → `check_destination` (devices
+//! do not reach each other) → `Policy::outbound`. One from the intranet to a device: `Policy::inbound`.
 //!
 //! The rules are those of `proxy::acl`, and an address gets the same verdict here as there: the first rule that covers
-//! it decides, without one it is denied, and special addresses need an allow rule that names them. What differs comes
-//! from packets:
+//! it decides, without one it is denied; special addresses need an allow rule that names them; and when the first rule
+//! for addresses that covers it denies, neither `*` nor a name opens it. What differs comes from packets:
 //! - they carry no names. Rules for names cover the addresses that the node's own DNS servers gave the tunnel for them
 //!   (`Learnt`); when an address has several names, the first rule that covers any of them or the address decides;
 //! - `echo` has no port: it may go where an allow rule for any port comes before a deny rule for all ports;
 //! - other protocols have no ports that rules could mean: they need an allow rule for all ports, with no deny rule for
 //!   any port before it;
-//! - an ICMP error is about another packet, which it quotes: it may pass when that packet might have been sent, and went
-//!   the other way. Routers on the way report too, so who sends it counts only towards the intranet;
+//! - an ICMP error is about another packet, which it quotes: it may pass when that packet might have been sent, and
+//!   went the other way. Routers on the way report too, so who sends it counts only towards the intranet;
 //! - a later fragment has no ports: it may pass when its first fragment did, within a time.
 
 mod names;

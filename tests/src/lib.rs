@@ -5,6 +5,7 @@
 pub mod chromium;
 pub mod corporate;
 pub mod curl;
+pub mod field;
 pub mod firewall;
 pub mod fuzz;
 pub mod gate;

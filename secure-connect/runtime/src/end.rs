@@ -1,13 +1,14 @@
 //! One end of one tunnel: its session, its leg, and the gate that both go through now.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_secure_connect::leg::{Leg, Way};
 use hedgerow_secure_connect::session::dtls::{ROOM, Sink};
+use hedgerow_secure_connect::session::mtu::FLOOR;
 use hedgerow_secure_connect::session::{Handled, Session};
 use hedgerow_shared::fault::{Code, DropReason, Fault};
 use hedgerow_shared::wire::tunnel::{HEADER, HalfId, Message, kind};
@@ -65,6 +66,8 @@ pub struct End {
     attached: Notify,
     /// The timers' task sleeps long.
     asleep: AtomicBool,
+    /// Of `State::Up`, for every packet to look at.
+    mtu: AtomicU16,
 }
 
 #[derive(Debug)]
@@ -90,6 +93,7 @@ impl End {
             wake: Notify::new(),
             attached: Notify::new(),
             asleep: AtomicBool::new(false),
+            mtu: AtomicU16::new(FLOOR),
         })
     }
 
@@ -108,10 +112,7 @@ impl End {
     /// The largest IP packet that passes now, bytes.
     #[must_use]
     pub fn mtu(&self) -> u16 {
-        match *self.state.borrow() {
-            State::Up { mtu, .. } => mtu,
-            State::Connecting | State::Closed(_) => hedgerow_secure_connect::session::mtu::FLOOR,
-        }
+        self.mtu.load(Ordering::Relaxed)
     }
 
     /// When an IP packet last passed.
@@ -166,7 +167,7 @@ impl End {
         if let Some(session) = &mut inner.session {
             session.close(&mut out);
         }
-        self.post(&mut inner, out, Instant::now());
+        self.post(&mut inner, out.letters, Instant::now());
         self.finish(&mut inner, why);
     }
 
@@ -226,7 +227,7 @@ impl End {
         }
         let mut out = Letters::default();
         let polled = inner.session.as_mut().map(|session| session.poll(now, &mut out));
-        self.post(inner, out, now);
+        self.post(inner, out.letters, now);
         match polled {
             Some(Ok(changed)) if changed.closed => self.finish(inner, goodbye()),
             Some(Err(fault)) => self.finish(inner, fault),
@@ -274,7 +275,7 @@ impl End {
         sink: &mut S,
     ) {
         let Some(session) = &mut inner.session else { return dropped(DropReason::TunnelDown) };
-        let mut answers = Answering { sink, out: Letters::default() };
+        let mut answers = Answering { sink, out: Vec::new() };
         let begun = if begin { session.begin(now, &mut answers).map(|_| ()) } else { Ok(()) };
         let handled = begun.and_then(|()| session.handle(records, now, &mut answers));
         let out = answers.out;
@@ -311,6 +312,7 @@ impl End {
         if !session.is_connected() {
             return;
         }
+        self.mtu.store(session.mtu(), Ordering::Relaxed);
         let up = State::Up { mtu: session.mtu(), way: leg.way() };
         self.state.send_if_modified(|state| {
             let news = *state != up;
@@ -322,10 +324,10 @@ impl End {
     }
 
     /// Sends what the session wants sent, few datagrams, one by one.
-    fn post(&self, inner: &mut Inner, out: Letters, now: Instant) {
+    fn post(&self, inner: &mut Inner, out: Vec<Bytes>, now: Instant) {
         let (Some(leg), Some(gate)) = (&mut inner.leg, &inner.gate) else { return };
         let (way, id) = (leg.way(), leg.id());
-        for records in out.letters {
+        for records in out {
             let mut datagram = Vec::with_capacity(HEADER + records.len());
             datagram.push(kind::DATA);
             datagram.extend_from_slice(&id.to_bytes());
@@ -379,7 +381,7 @@ impl Sink for Letters {
 /// Plaintexts to the caller, answers aside.
 struct Answering<'a, S> {
     sink: &'a mut S,
-    out: Letters,
+    out: Vec<Bytes>,
 }
 
 impl<S: Sink> Sink for Answering<'_, S> {
@@ -391,6 +393,6 @@ impl<S: Sink> Sink for Answering<'_, S> {
     }
     fn records(&mut self, length: usize) {
         let records = Bytes::copy_from_slice(&self.sink.room()[..length]);
-        self.out.letters.push(records);
+        self.out.push(records);
     }
 }

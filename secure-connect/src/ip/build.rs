@@ -159,7 +159,7 @@ fn transport_sum(packet: &[u8], blank: bool) -> Option<(usize, u16)> {
         protocol::ICMP => Sum::default(),
         number => Sum::pseudo(summary.source, summary.destination, number, segment.len()),
     };
-    Some((at, sum.add(&segment).finish()))
+    Some((at, sum.plus(&segment).finish()))
 }
 
 pub(crate) fn ip(text: &str) -> IpAddr {

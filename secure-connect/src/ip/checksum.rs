@@ -9,7 +9,7 @@ pub struct Sum(u64);
 
 impl Sum {
     /// Adds a part.
-    pub fn add(self, bytes: &[u8]) -> Self {
+    pub fn plus(self, bytes: &[u8]) -> Self {
         // Four bytes at a time: 2^16 counts as 1 in this arithmetic, so it does not matter which half a word stands in.
         let (words, rest) = bytes.as_chunks::<4>();
         let sum: u64 = words.iter().map(|word| u64::from(u32::from_be_bytes(*word))).sum();
@@ -25,12 +25,12 @@ impl Sum {
         let mut sum = Self::default();
         for address in [source, destination] {
             sum = match address {
-                IpAddr::V4(address) => sum.add(&address.octets()),
-                IpAddr::V6(address) => sum.add(&address.octets()),
+                IpAddr::V4(address) => sum.plus(&address.octets()),
+                IpAddr::V6(address) => sum.plus(&address.octets()),
             };
         }
         let length = u32::try_from(length).unwrap_or(u32::MAX);
-        sum.add(&length.to_be_bytes()).add(&[0, protocol])
+        sum.plus(&length.to_be_bytes()).plus(&[0, protocol])
     }
 
     /// The checksum: what stands in the header, where the sum was made with zero. Over bytes that hold their checksum
@@ -48,7 +48,7 @@ impl Sum {
 /// The checksum of one run of bytes.
 #[must_use]
 pub fn checksum(bytes: &[u8]) -> u16 {
-    Sum::default().add(bytes).finish()
+    Sum::default().plus(bytes).finish()
 }
 
 /// The checksum after one 16-bit word that it covers was changed (RFC 1624, equation 3). A wrong one stays wrong: a

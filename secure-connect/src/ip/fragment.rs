@@ -51,7 +51,7 @@ pub fn fragment_v4(packet: &[u8], mtu: u16, mut emit: impl FnMut(&[u8])) -> bool
         emit(&part);
         // At most 65535, as `parse` has seen where the datagram ends.
         offset = offset.saturating_add(u16::try_from(now.len()).unwrap_or(u16::MAX));
-        (rest, header) = (after, &*later);
+        (rest, header) = (after, later);
     }
     true
 }

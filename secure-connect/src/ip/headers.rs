@@ -73,7 +73,7 @@ pub(super) fn walk(packet: &[u8], first: u8) -> Result<Chain, Malformed> {
             AUTHENTICATION => (usize::from(head[1]) + 2) * 4,
             _ => (usize::from(head[1]) + 1) * 8,
         };
-        // Type 0 is forbidden; any other with segments left has a destination behind the one that rules are asked about.
+        // Type 0 is forbidden; any other with segments left goes on to where no rule was asked about.
         if kind == ROUTING && (head[2] == 0 || head[3] != 0) {
             return Err(Malformed::SourceRoute);
         }

@@ -76,7 +76,7 @@ fn answer_v4(kind: [u8; 2], rest: [u8; 4], about: &[u8], from: Ipv4Addr, to: Ipv
     out.extend_from_slice(&to.octets());
     let sum = checksum(out);
     put_word(out, 10, sum);
-    let sum = Sum::default().add(&kind).add(&rest).add(quote).finish();
+    let sum = Sum::default().plus(&kind).plus(&rest).plus(quote).finish();
     put_icmp(kind, sum, rest, quote, out);
 }
 
@@ -93,7 +93,7 @@ fn answer_v6(kind: [u8; 2], rest: [u8; 4], about: &[u8], from: Ipv6Addr, to: Ipv
     out.extend_from_slice(&from.octets());
     out.extend_from_slice(&to.octets());
     let pseudo = Sum::pseudo(from.into(), to.into(), protocol::ICMP_V6, usize::from(length));
-    let sum = pseudo.add(&kind).add(&rest).add(quote).finish();
+    let sum = pseudo.plus(&kind).plus(&rest).plus(quote).finish();
     put_icmp(kind, sum, rest, quote, out);
 }
 

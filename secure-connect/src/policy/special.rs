@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Whether an address in its canonical form shares the first `prefix` bits with `network`: `covers_address`, without what
-/// that does for addresses in other forms.
+/// Whether an address in its canonical form shares the first `prefix` bits with `network`: what `covers_address` tells,
+/// without what that does for addresses in other forms.
 pub(super) fn shares(network: IpAddr, prefix: u8, address: IpAddr) -> bool {
     match (network, address) {
         (IpAddr::V4(network), IpAddr::V4(address)) => {

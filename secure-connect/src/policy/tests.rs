@@ -114,6 +114,9 @@ fn a24_special_addresses_are_not_opened_by_general_rules() {
     let named = self::policy(&["allow 100.100.100.200 80"]);
     assert_eq!(out(&named, &to("100.100.100.200", 80)), Ok(()));
     assert_eq!(out(&named, &to("100.100.100.200", 81)), Err(Denied::Special));
+    let inside = self::policy(&["allow ::127.0.0.1", "allow 2002:7f00:1::", "allow 127.0.0.1"]);
+    assert_eq!(out(&inside, &to("::127.0.0.1", 80)), Err(Denied::Special), "a rule does not name what is inside");
+    assert_eq!(out(&inside, &to("2002:7f00:1::", 80)), Err(Denied::Special));
 }
 
 #[test]
@@ -369,7 +372,8 @@ proptest! {
             for port in [1, 22, 80, 442, 443, 65535] {
                 let expected = by_the_book(&rules, ip(remote), port);
                 for _ in 0..2 {
-                    prop_assert_eq!(policy.outbound(&to(remote, port), &mut tunnel, NOW), expected, "{} {}", remote, port);
+                    let verdict = policy.outbound(&to(remote, port), &mut tunnel, NOW);
+                    prop_assert_eq!(verdict, expected, "{} {}", remote, port);
                     prop_assert_eq!(policy.inbound(&from(remote, port), &mut tunnel, NOW), expected);
                 }
             }

@@ -143,7 +143,8 @@ proptest! {
             }
             match pool.lease(device) {
                 Ok(lease) => {
-                    let kept = held.get(&device).copied().or_else(|| order.iter().find(|(d, _)| *d == device).map(|(_, l)| *l));
+                    let former = order.iter().find(|(of, _)| *of == device).map(|(_, lease)| *lease);
+                    let kept = held.get(&device).copied().or(former);
                     prop_assert!(kept.is_none_or(|kept| kept == lease), "sticky");
                     prop_assert!(held.iter().all(|(other, with)| *other == device || *with != lease));
                     if kept.is_none() && let Some(oldest) = order.first() && held.len() + order.len() == capacity {

@@ -228,7 +228,7 @@ proptest! {
     fn the_fast_sum_is_the_slow_sum(bytes in prop::collection::vec(any::<u8>(), 0..200), split in 0..100usize) {
         prop_assert_eq!(checksum(&bytes), naive(&bytes));
         let (one, two) = bytes.split_at((split * 2).min(bytes.len() / 2 * 2));
-        prop_assert_eq!(Sum::default().add(one).add(two).finish(), naive(&bytes));
+        prop_assert_eq!(Sum::default().plus(one).plus(two).finish(), naive(&bytes));
     }
 
     #[test]
