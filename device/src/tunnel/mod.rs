@@ -203,6 +203,8 @@ impl Tunnel {
         let (state, mtu, way, reason) = match (&status.end, &status.fault) {
             (Some(end), _) => match &*end.state().borrow() {
                 State::Connecting => ("connecting", None, None, None),
+                // Until routes and name servers stand, nobody gains by it.
+                State::Up { .. } if status.since.is_none() => ("connecting", None, None, None),
                 State::Up { mtu, way: Way::Udp } => ("up", Some(*mtu), Some("udp"), None),
                 State::Up { mtu, way: Way::Link } => ("up", Some(*mtu), Some("link"), None),
                 State::Closed(why) => ("closed", None, None, Some(why.to_string())),
@@ -230,7 +232,11 @@ impl Tunnel {
                     pause = FIRST;
                     let why = inner.attend(up).await;
                     inner.router.lead(None);
-                    inner.status.lock().end = None;
+                    {
+                        let mut status = inner.status.lock();
+                        status.end = None;
+                        status.since = None;
+                    }
                     inner.resolve_outside();
                     info!(reason = %why, "tunnel ended");
                     if why.code == Code::Ok {
