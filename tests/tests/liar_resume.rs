@@ -441,7 +441,7 @@ fn through(scene: &Scene, vouched: Option<EntityId>) -> LinkOpen {
     let tenant = scene.tenant.id.clone();
     let to = Destination { tenant, origin: Origin::Proxy, group: None, instance: None, node: None };
     let vouched = Some(Vouched { role: Some(Role::Device), id: vouched, address: "192.0.2.1:1".into() });
-    LinkOpen::Through { to, vouched, trace: None, tunnel: None }
+    LinkOpen::Through { to, vouched, trace: None }
 }
 
 #[test]

@@ -29,6 +29,9 @@ const REPLIES_A_SECOND: u32 = 200;
 /// Reads of the TUN device before other tasks of this worker get their turn.
 const TURN: u32 = 8;
 
+/// A packet of ours for a device.
+type Reply = (Arc<Tunnel>, Vec<u8>);
+
 /// See the module. Packets are judged by whoever brings them; the locks are held for a look-up.
 pub(crate) struct Router {
     tun: Tun,
@@ -39,8 +42,8 @@ pub(crate) struct Router {
     policy: RwLock<Arc<Policy>>,
     by_address: RwLock<HashMap<IpAddr, Arc<Tunnel>>>,
     by_id: RwLock<HashMap<TunnelId, Arc<Tunnel>>>,
-    replies: mpsc::Sender<(Arc<Tunnel>, Vec<u8>)>,
-    waiting: Mutex<Option<mpsc::Receiver<(Arc<Tunnel>, Vec<u8>)>>>,
+    replies: mpsc::Sender<Reply>,
+    waiting: Mutex<Option<mpsc::Receiver<Reply>>>,
     budget: Mutex<(u64, u32)>,
 }
 

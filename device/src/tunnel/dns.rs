@@ -322,11 +322,11 @@ mod tests {
 
     #[tokio::test]
     async fn questions_go_to_their_servers_over_udp_and_tcp() {
-        async fn server(answer: u8) -> SocketAddr {
+        async fn server(answer: u8, scope: &Scope) -> SocketAddr {
             let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let at = tcp.local_addr().unwrap();
             let udp = UdpSocket::bind(at).await.unwrap();
-            tokio::spawn(async move {
+            scope.spawn(async move {
                 let mut buffer = [0; 512];
                 loop {
                     let (length, from) = udp.recv_from(&mut buffer).await.unwrap();
@@ -335,7 +335,7 @@ mod tests {
                     udp.send_to(&buffer[..=length], from).await.unwrap();
                 }
             });
-            tokio::spawn(async move {
+            scope.spawn(async move {
                 loop {
                     let (mut stream, _) = tcp.accept().await.unwrap();
                     let mut message = read_message(&mut stream).await.unwrap();
@@ -353,9 +353,9 @@ mod tests {
         let forwarder = Forwarder::start(listen, answers, &scope).await.unwrap();
         let dead = "127.0.0.1:9".parse().unwrap();
         forwarder.set(Split {
-            inside: vec![dead, server(1).await],
+            inside: vec![dead, server(1, &scope).await],
             suffixes: vec!["corp.example".into()],
-            outside: vec![server(2).await],
+            outside: vec![server(2, &scope).await],
             never_inside: vec![],
         });
         for (name, expected) in [("a.corp.example", 1), ("a.example", 2)] {

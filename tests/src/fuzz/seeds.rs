@@ -13,13 +13,14 @@ use hedgerow_shared::wire::frame::{self, StreamId, kind};
 use hedgerow_shared::wire::lane;
 use hedgerow_shared::wire::message::{
     Accept, CaRegistration, Claim, Control, Destination, GoAway, Hello, LaneCall, LaneOffer, LaneRefused, LaneRequest,
-    Limits, LinkOpen, OpenActivation, Proof, Refuse, Registrations, Resume, ResumeStream, Resumption, Service,
-    ServiceReply, SessionOpen, Vouched, Wake,
+    Limits, LinkOpen, OpenActivation, PairCall, PairEnd, PairOffer, PairRefused, PairRequest, Proof, Refuse,
+    Registrations, Resume, ResumeStream, Resumption, Service, ServiceReply, SessionOpen, TUNNEL_HOST, TunnelAsk,
+    Vouched, Wake,
 };
 use hedgerow_shared::wire::names::{RefusedName, RegisteredName};
 use hedgerow_shared::wire::token::EnrolmentToken;
 use hedgerow_shared::wire::tunnel::{self, Half, HalfId};
-use hedgerow_shared::{EntityId, InstanceId, Origin, Role, SessionId, Ticket};
+use hedgerow_shared::{EntityId, InstanceId, Origin, Role, SessionId, Ticket, TunnelId};
 use hedgerow_uem_core::activation::pake::Start;
 use hedgerow_uem_core::activation::{EnrolReply, EnrolRequest};
 use minicbor::Encode;
@@ -124,11 +125,18 @@ fn goaway() -> GoAway {
 fn controls() -> Vec<(&'static str, Control)> {
     let ticket = Ticket::from_random([6; 20]);
     let instance = InstanceId::from_random([1; 16]);
+    let tunnel = TunnelId::from_random([8; 16]);
+    let half = Half { id: HalfId::from_random([3; 8]), secret: Secret::new(vec![4; 32]) };
     vec![
         ("lane-request", LaneRequest { request: 1, to: destination() }.into()),
         ("lane-offer", LaneOffer { request: 1, ticket, node: id(2), instance }.into()),
         ("lane-refused", LaneRefused { request: 1, fault: Fault::new(Code::NoRoute, "nobody") }.into()),
         ("lane-call", LaneCall { ticket, origin: Origin::Proxy, vouched: vouched() }.into()),
+        ("pair-request", PairRequest { request: 1, tunnel, node: id(2), instance }.into()),
+        ("pair-offer", PairOffer { request: 1, half: half.clone() }.into()),
+        ("pair-refused", PairRefused { request: 1, fault: Fault::new(Code::Limited, "full") }.into()),
+        ("pair-call", PairCall { tunnel, half: half.clone(), vouched: vouched() }.into()),
+        ("pair-end", PairEnd { half: half.id, fault: Fault::new(Code::Ok, "") }.into()),
         ("wake", Wake { roles: vec![Role::Node, Role::Device], ids: vec![id(9)] }.into()),
     ]
 }
@@ -196,6 +204,8 @@ fn messages(all: &mut Collected) {
     all.cbor("open-through", 6, &through());
     all.cbor("open-service", 6, &LinkOpen::Service { service: Service::PutConfig });
     all.cbor("open-session", 7, &SessionOpen { host: "intranet.example".into(), port: 443, trace: None, tunnel: None });
+    let ask = Some(TunnelAsk { replaces: Some(TunnelId::from_random([8; 16])), mtu: 1441 });
+    all.cbor("open-tunnel", 7, &SessionOpen { host: TUNNEL_HOST.into(), port: 0, trace: None, tunnel: ask });
     let name = |name: &str, origin| RegisteredName { name: name.into(), origin };
     let names = vec![name("mail.example.com", Origin::Gateway), name("mdm.example.com", Origin::Mdm)];
     // As cores wrote it that knew nothing of names: one field.
