@@ -125,7 +125,8 @@ impl Agent {
     /// What is missing for it.
     pub async fn start_tunnel(&self) -> anyhow::Result<()> {
         let Inner { file, state, uplink, sessions, config, scope, .. } = &*self.inner;
-        let started = Tunnel::start(&file.tunnel, state, uplink, sessions, config.subscribe(), scope).await?;
+        let started =
+            Tunnel::start(&file.tunnel, state, uplink, sessions, config.subscribe(), file.timers(), scope).await?;
         if let Some(tunnel) = started {
             // There is one start.
             let _ = self.inner.tunnel.set(tunnel);

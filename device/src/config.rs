@@ -98,6 +98,31 @@ pub struct TunnelConfig {
     pub resolv_conf: PathBuf,
     /// Where names are asked while the tunnel is up: a loopback address, port 53.
     pub dns_listen: SocketAddr,
+    /// How to tell that this machine is in the network that the tunnel leads to; then there is none.
+    pub home: Home,
+}
+
+/// A server inside that speaks TLS 1.3, and what tells it from others.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Home {
+    /// `host:port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// SHA-256 of its certificate (DER), hexadecimal, as `openssl x509 -fingerprint -sha256` prints it; colons are left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate_sha256: Option<String>,
+}
+
+impl Home {
+    /// The fingerprint; `None` when there is none, or it is none.
+    #[must_use]
+    pub fn pin(&self) -> Option<[u8; 32]> {
+        let text: String = self.certificate_sha256.as_ref()?.chars().filter(|c| *c != ':').collect();
+        let byte = |at: usize| text.get(2 * at..2 * at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+        let bytes: Vec<u8> = (0..32).map_while(byte).collect();
+        (text.len() == 64).then(|| bytes.try_into().ok()).flatten()
+    }
 }
 
 /// What goes into the tunnel.
@@ -121,6 +146,7 @@ impl Default for TunnelConfig {
             dns: true,
             resolv_conf: "/etc/resolv.conf".into(),
             dns_listen: SocketAddr::from(([127, 0, 0, 153], 53)),
+            home: Home::default(),
         }
     }
 }

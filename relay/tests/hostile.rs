@@ -233,7 +233,7 @@ async fn a08_frames_of_every_permitted_length_in_pieces_of_a_byte_and_after_the_
         let stream = u32::from(kind >= 0x80) * 77;
         raw.send(&frame::raw(kind, stream, &vec![1; length])).await;
     }
-    raw.send(&frame::control(0x8001, b"from the future")).await;
+    raw.send(&frame::control(0xfff0, b"from the future")).await;
     assert!(raw.answers().await);
     // A record for each byte.
     let request = [open(&world, 2).to_vec(), data(2, 0, b"in pieces")].concat();
@@ -371,7 +371,7 @@ async fn a08_floods_of_pings_windows_ends_and_control_messages_hold_up_nobody_el
         ("ends", (0..50_000).flat_map(|_| frame::raw(kind::FINISH, 2, &[0; 8]).to_vec()).collect()),
         ("resets", (0..20_000).flat_map(|_| reset(2).to_vec()).collect()),
         ("skipped frames", (0..50_000).flat_map(|_| frame::raw(0x90, 7, b"x").to_vec()).collect()),
-        ("skipped messages", (0..50_000).flat_map(|_| frame::control(0x8001, b"").to_vec()).collect()),
+        ("skipped messages", (0..50_000).flat_map(|_| frame::control(0xfff0, b"").to_vec()).collect()),
         ("datagrams", (0..20_000).flat_map(|_| frame::raw(kind::DATAGRAM, 0, &[0x80; 40]).to_vec()).collect()),
         ("requests for lanes", (0..20_000).flat_map(|n| request(n).to_vec()).collect()),
         (

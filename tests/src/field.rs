@@ -147,7 +147,8 @@ impl Field {
         }
     }
 
-    fn connect(&self, a: &str, at_a: &str, address_a: &str, b: &str, at_b: &str, address_b: &str) {
+    /// A wire between two places: device and address at either end.
+    pub fn connect(&self, a: &str, at_a: &str, address_a: &str, b: &str, at_b: &str, address_b: &str) {
         let (a, b) = (self.netns(a), self.netns(b));
         ip(&format!("link add name {at_a} netns {a} type veth peer name {at_b} netns {b}"));
         for (place, device, address) in [(&a, at_a, address_a), (&b, at_b, address_b)] {

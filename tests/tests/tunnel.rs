@@ -338,6 +338,54 @@ fn p14_an_idle_tunnel_ends_and_the_next_packet_brings_it_back() {
 }
 
 #[test]
+fn p14_the_tunnel_ends_where_there_is_a_better_way_and_not_where_somebody_says_so() {
+    let mut field = Field::open(Terrain::default());
+    let certificate = |field: &Field, name: &str| {
+        let (key, certificate) = (field.path(&format!("{name}.key")), field.path(&format!("{name}.pem")));
+        let words = format!(
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {key} -out {certificate} -days 2 -subj /CN=home"
+        );
+        field.say("inside", &words);
+        let shown = field.say("inside", &format!("openssl x509 -in {certificate} -noout -fingerprint -sha256"));
+        shown.trim().rsplit('=').next().unwrap().to_owned()
+    };
+    let (real, _) = (certificate(&field, "real"), certificate(&field, "other"));
+    let serve = |field: &mut Field, place: &str, name: &str| {
+        let (key, pem) = (field.path(&format!("{name}.key")), field.path(&format!("{name}.pem")));
+        field.serve(
+            place,
+            &format!("openssl s_server -quiet -accept {INSIDE}:443 -key {key} -cert {pem}"),
+            &format!("nc -z {INSIDE} 443"),
+        );
+    };
+    serve(&mut field, "inside", "real");
+    let config = field.path("d1.toml");
+    let home = format!("[tunnel.home]\nserver = \"{INSIDE}:443\"\ncertificate_sha256 = \"{real}\"\n");
+    std::fs::write(&config, std::fs::read_to_string(&config).unwrap() + &home).unwrap();
+    field.join(1);
+    field.wait_for_tunnel(1);
+    // A network that has a server at that address too.
+    field.say("relay", &format!("ip addr add {INSIDE}/32 dev lo"));
+    serve(&mut field, "relay", "other");
+    let stir = |field: &Field, n: u8| {
+        field.say("d1", &format!("ip addr add 10.99.0.{n}/32 dev lo"));
+        std::thread::sleep(Duration::from_secs(4));
+    };
+    stir(&field, 1);
+    assert_eq!((field.tunnel(1)["state"].as_str(), field.tunnel(1)["times"].as_u64()), (Some("up"), Some(1)));
+    // And the network itself.
+    field.connect("d1", "home0", "10.71.3.77", "inside", "hom", "10.71.3.78");
+    field.say("inside", "ip route add 10.71.3.77/32 dev hom");
+    wait_until("it is at home", LIMIT, || field.tunnel(1)["state"] == "home");
+    assert!(!field.say("d1", "ip rule").contains("3101"));
+    assert!(field.say("d1", &format!("ping -c 1 -W 2 {INSIDE}")).contains(" 0% packet loss"));
+    assert!(!field.say("d1", "cat /etc/resolv.conf").contains("127.0.0.153"));
+    field.say("d1", "ip link del home0");
+    wait_until("it is away", LIMIT, || field.tunnel(1)["state"] == "up");
+    assert!(field.say("d1", &format!("ping -c 1 -W 2 {INSIDE}")).contains(" 0% packet loss"));
+}
+
+#[test]
 fn p14_three_tunnels_through_one_node_under_load_misdeliver_nothing() {
     let mut field = Field::with_tunnels(Terrain { devices: 3, ..Terrain::default() });
     let www = field.path("www");

@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::router::Addresses;
-use super::{Inner, Up};
+use super::{Inner, Up, home};
 
 /// How long a tunnel may take to come up, once it was granted.
 const CONNECT: Duration = Duration::from_secs(25);
@@ -126,11 +126,28 @@ impl Inner {
                         warn!(error = format!("{error:#}"), "the new routes are not in force");
                     }
                 }
+                () = async {
+                    tokio::select! {
+                        () = self.moved.notified() => {}
+                        () = sleep(home::LOOK) => {}
+                    }
+                }, if self.file.home.server.is_some() => {
+                    if self.is_home().await {
+                        let why = Fault::new(Code::Displaced, "there is a better way: this machine is in the network inside");
+                        up.end.close(why.clone());
+                        return why;
+                    }
+                }
                 () = sleep(lifetime.saturating_sub(up.began.elapsed())) => {
                     return Fault::new(Code::Draining, "its time is over: another with new keys takes its place");
                 }
             }
         }
+    }
+
+    /// Whether this machine is where the tunnel leads.
+    pub(super) async fn is_home(&self) -> bool {
+        home::is_here(&self.file.home, &self.timers).await
     }
 
     /// The same tunnel by way of the link that is up now.

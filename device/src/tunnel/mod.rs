@@ -8,6 +8,7 @@
 
 mod apply;
 mod dns;
+mod home;
 mod life;
 mod router;
 mod routes;
@@ -30,6 +31,7 @@ use hedgerow_secure_connect::policy::Learnt;
 use hedgerow_secure_connect::session::dtls::{self};
 use hedgerow_secure_connect::session::mtu::FLOOR;
 use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::limits::Timers;
 use hedgerow_shared::verify::DeviceConfig;
 use hedgerow_shared::wire::message::{Control, TunnelGrant};
 use hedgerow_shared::wire::tunnel::Half;
@@ -37,7 +39,7 @@ use hedgerow_shared::{EntityId, InstanceId};
 use hedgerow_tunnel::{End, State, Tun, TunSetup};
 use parking_lot::Mutex;
 use serde_json::json;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
@@ -66,6 +68,7 @@ struct Inner {
     state: DeviceState,
     uplink: Uplink,
     sessions: Sessions,
+    timers: Timers,
     settings: dtls::Settings,
     own: dtls::Own,
     tun: Tun,
@@ -77,6 +80,8 @@ struct Inner {
     status: Mutex<Status>,
     /// How often routes were put in force.
     told: AtomicU64,
+    /// The network below has changed.
+    moved: Notify,
     scope: Scope,
 }
 
@@ -87,6 +92,7 @@ struct Status {
     node: Option<EntityId>,
     since: Option<Instant>,
     fault: Option<Fault>,
+    home: bool,
     times: u64,
 }
 
@@ -111,6 +117,7 @@ impl Tunnel {
         uplink: &Uplink,
         sessions: &Sessions,
         config: watch::Receiver<Option<DeviceConfig>>,
+        timers: Timers,
         scope: &Scope,
     ) -> anyhow::Result<Option<Self>> {
         if !file.enabled {
@@ -141,6 +148,7 @@ impl Tunnel {
                 state: state.clone(),
                 uplink: uplink.clone(),
                 sessions: sessions.clone(),
+                timers,
                 settings: dtls::Settings::new()?,
                 own,
                 tun,
@@ -151,6 +159,7 @@ impl Tunnel {
                 next: AtomicU32::new(1),
                 status: Mutex::default(),
                 told: AtomicU64::new(0),
+                moved: Notify::new(),
                 scope: scope.clone(),
             }),
         };
@@ -182,6 +191,7 @@ impl Tunnel {
         if let Some(end) = end {
             end.network_changed();
         }
+        self.inner.moved.notify_one();
     }
 
     /// Says goodbye and puts the system back.
@@ -209,6 +219,7 @@ impl Tunnel {
                 State::Up { mtu, way: Way::Link } => ("up", Some(*mtu), Some("link"), None),
                 State::Closed(why) => ("closed", None, None, Some(why.to_string())),
             },
+            (None, Some(fault)) if status.home => ("home", None, None, Some(fault.to_string())),
             (None, Some(fault)) => ("connecting", None, None, Some(fault.to_string())),
             (None, None) => ("idle", None, None, None),
         };
@@ -227,6 +238,9 @@ impl Tunnel {
         let inner = &self.inner;
         let mut pause = FIRST;
         loop {
+            if inner.is_home().await {
+                self.stay_home().await;
+            }
             match inner.connect().await {
                 Ok(up) => {
                     pause = FIRST;
@@ -239,6 +253,9 @@ impl Tunnel {
                     }
                     inner.resolve_outside();
                     info!(reason = %why, "tunnel ended");
+                    if why.code == Code::Displaced {
+                        continue;
+                    }
                     if why.code == Code::Ok {
                         // Idle: nobody needs it until somebody does.
                         inner.status.lock().fault = None;
@@ -257,6 +274,27 @@ impl Tunnel {
             sleep(clock::jitter(pause)).await;
             pause = (pause * 2).min(LONGEST);
         }
+    }
+
+    /// Without a tunnel for as long as this machine is where it leads.
+    async fn stay_home(&self) {
+        let inner = &self.inner;
+        info!("this machine is in the network that the tunnel leads to: it needs none");
+        if let Err(error) = cleanup(&inner.state.dir).await {
+            warn!(error = format!("{error:#}"), "the system is not as it was before the tunnel");
+        }
+        {
+            let mut status = inner.status.lock();
+            status.home = true;
+            status.fault = Some(Fault::new(Code::Ok, "this machine is in the network that the tunnel leads to"));
+        }
+        while inner.is_home().await {
+            tokio::select! {
+                () = inner.moved.notified() => {}
+                () = sleep(home::LOOK) => {}
+            }
+        }
+        inner.status.lock().home = false;
     }
 
     /// Gives addresses of names inside a route of their own, where no other leads there.
