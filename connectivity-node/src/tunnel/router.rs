@@ -29,6 +29,9 @@ const REPLIES_A_SECOND: u32 = 200;
 /// Reads of the TUN device before other tasks of this worker get their turn.
 const TURN: u32 = 8;
 
+/// Reads before what was sealed is sent: a full call's worth of datagrams that programs send one by one.
+const READS: usize = 64;
+
 /// A packet of ours for a device.
 type Reply = (Arc<Tunnel>, Vec<u8>);
 
@@ -115,8 +118,13 @@ impl Router {
                         return;
                     }
                     let now = Instant::now();
-                    for packet in taken.packets() {
-                        self.to_device(packet, now, &mut sealer, &mut back);
+                    for _ in 0..READS {
+                        for packet in taken.packets() {
+                            self.to_device(packet, now, &mut sealer, &mut back);
+                        }
+                        if !self.tun.read_more(&mut taken) {
+                            break;
+                        }
                     }
                 }
                 Some((tunnel, reply)) = replies.recv() => {

@@ -14,6 +14,9 @@ use tokio::sync::Notify;
 /// Reads of the TUN device before other tasks of this worker get their turn.
 const TURN: u32 = 8;
 
+/// Reads before what was sealed is sent: a full call's worth of datagrams that programs send one by one.
+const READS: usize = 64;
+
 /// The device's addresses inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Addresses {
@@ -61,13 +64,18 @@ impl Router {
             }
             let up = self.up.read().clone();
             let now = Instant::now();
-            for packet in taken.packets() {
-                match &up {
-                    Some((end, addresses)) => outward(end, *addresses, packet, now, &mut sealer, &mut back),
-                    None => {
-                        dropped(DropReason::TunnelDown);
-                        self.wanted.notify_one();
+            for _ in 0..READS {
+                for packet in taken.packets() {
+                    match &up {
+                        Some((end, addresses)) => outward(end, *addresses, packet, now, &mut sealer, &mut back),
+                        None => {
+                            dropped(DropReason::TunnelDown);
+                            self.wanted.notify_one();
+                        }
                     }
+                }
+                if !self.tun.read_more(&mut taken) {
+                    break;
                 }
             }
             sealer.flush();

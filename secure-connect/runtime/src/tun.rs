@@ -11,6 +11,8 @@ use tun_rs::{DeviceBuilder, GROTable, IDEAL_BATCH_SIZE, SyncDevice, VIRTIO_NET_H
 const PACKET: usize = 2048;
 /// The largest packet that the kernel takes merged, bytes.
 const MERGED: usize = 65_535;
+/// Packets that wait in the kernel while we are busy: some milliseconds of small ones.
+const QUEUE: u32 = 2000;
 /// In front of every packet on its way to the kernel.
 const FRONT: usize = VIRTIO_NET_HDR_LEN;
 
@@ -166,7 +168,7 @@ impl Tun {
     /// # Errors
     /// This process may not (CAP_NET_ADMIN), there is no `/dev/net/tun`, or the name is taken.
     pub fn open(setup: &TunSetup) -> io::Result<Self> {
-        let builder = DeviceBuilder::new().name(setup.name.clone()).mtu(setup.mtu).enable(false);
+        let builder = DeviceBuilder::new().name(setup.name.clone()).mtu(setup.mtu).tx_queue_len(QUEUE).enable(false);
         let device = builder.with(|b| _ = b.offload(true)).build_sync()?;
         device.set_nonblocking(true)?;
         let name = device.name()?.into();
@@ -212,6 +214,15 @@ impl Tun {
                 Err(_would_block) => {}
             }
         }
+    }
+
+    /// Takes what is there already; `false` when nothing is. Programs that send datagrams give one a read: whoever sends after each
+    /// makes a call of each.
+    pub fn read_more(&self, into: &mut Taken) -> bool {
+        let Taken { whole, buffers, sizes, .. } = &mut *into;
+        let read = self.device.get_ref().0.recv_multiple(whole, buffers, sizes, 0);
+        into.count = read.unwrap_or(0);
+        into.count > 0
     }
 
     /// Gives the kernel all packets, merged where they belong together; none are left. What it does not take is lost, as
