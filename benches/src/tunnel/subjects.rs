@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
-use super::ground::{Ground, Place};
+use super::ground::{Ground, Place, SERVER, ip};
 use super::{peers, product};
 use crate::process::cpu_of_tree;
 
@@ -58,6 +58,7 @@ pub(crate) fn start(name: &str, number: usize, binary: &Path) -> anyhow::Result<
 fn direct(ground: Ground) -> anyhow::Result<Subject> {
     ground.route_at(Place::Hop)?;
     ground.route_at(Place::Server)?;
+    ip(&format!("-n {} route add 10.71.3.0/24 via {SERVER}", ground.netns(Place::Hop)))?;
     ground.wait_for_inside(&[])?;
     Ok(Subject { name: "direct", ground, parts: vec![] })
 }
