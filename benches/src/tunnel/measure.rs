@@ -98,14 +98,17 @@ const LOST: f64 = 1.0;
 const KEPT: f64 = 0.93;
 /// The search ends when the rate that does not hold is no further than this above one that does, or after so many steps.
 const NEAR: f64 = 1.08;
-const STEPS: usize = 9;
+const STEPS: usize = 12;
+/// A rate may fail so often before it counts as one that does not hold: a moment in which the machine does something
+/// else is enough to lose one in a hundred.
+const TRIES: usize = 2;
 
-/// The highest rate that holds: doubled until one does not hold (halved until one does), then the middle between. What
-/// arrived then, Mbit/s, and all steps.
+/// The highest rate from the client that holds: doubled until one does not hold (halved until one does), then the middle
+/// between. What arrived then, Mbit/s, and all steps.
 fn udp(subject: &Subject, amount: &Amount) -> anyhow::Result<(f64, Vec<Step>)> {
     let (mut low, mut high, mut best) = (None, None, 0.0);
     let mut steps = Vec::new();
-    let mut rate = FIRST;
+    let (mut rate, mut failed) = (FIRST, 0);
     while steps.len() < STEPS.min(amount.steps) && rate >= LEAST {
         let said = iperf(subject, &format!("-u -l 1200 -w 2M -b {rate:.0}M"), amount.udp)?;
         let sum = &said["end"]["sum"];
@@ -116,9 +119,13 @@ fn udp(subject: &Subject, amount: &Amount) -> anyhow::Result<(f64, Vec<Step>)> {
         if lost <= LOST && sent >= KEPT * rate {
             low = Some(rate);
             best = received.max(best);
+        } else if failed + 1 < TRIES {
+            failed += 1;
+            continue;
         } else {
             high = Some(rate);
         }
+        failed = 0;
         rate = match (low, high) {
             (None, _) => rate / 2.0,
             (_, None) => rate * 2.0,

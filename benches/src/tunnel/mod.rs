@@ -85,6 +85,7 @@ impl Options {
     fn binary(&self) -> anyhow::Result<PathBuf> {
         let binary = match &self.binary {
             Some(binary) => binary.clone(),
+            // As released, whatever built this tool.
             None => {
                 stream::build_product()?;
                 std::env::current_exe()?.with_file_name("hedgerow")

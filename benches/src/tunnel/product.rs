@@ -16,7 +16,7 @@ const RELAY: &str = "relay.bench.test";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     Udp,
-    /// UDP from the client is dropped, and the link runs over TLS.
+    /// UDP from the client to the relay is dropped, and the link runs over TLS.
     Link,
 }
 
@@ -24,7 +24,7 @@ pub(crate) fn start(name: &'static str, ground: Ground, binary: &Path, way: Way)
     let mut roles = Roles { ground, binary: binary.to_owned() };
     roles.configure(way)?;
     if way == Way::Link {
-        let gate = "table inet gate { chain out { type filter hook output priority 0; meta l4proto udp drop; }; }";
+        let gate = "table inet gate { chain out { type filter hook output priority 0; oifname eth0 meta l4proto udp drop; }; }";
         run(roles.ground.at(Place::Client, "nft").arg(gate))?;
     }
     let relay = roles.start("relay")?;
