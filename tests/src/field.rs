@@ -57,9 +57,13 @@ impl Default for Terrain {
             transport: "auto",
             relay: String::new(),
             rules: vec![rule("allow 10.71.3.0/24"), rule("allow fd71:3::/64")],
-            routes: [("10.71.3.0/24", "group:default"), ("fd71:3::/64", "group:default"), ("*.corp.test", "group:default")]
-                .map(|(to, via)| (to.to_owned(), via.to_owned()))
-                .into(),
+            routes: [
+                ("10.71.3.0/24", "group:default"),
+                ("fd71:3::/64", "group:default"),
+                ("*.corp.test", "group:default"),
+            ]
+            .map(|(to, via)| (to.to_owned(), via.to_owned()))
+            .into(),
         }
     }
 }

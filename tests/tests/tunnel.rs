@@ -202,7 +202,7 @@ fn demands16_a_revoked_device_loses_its_tunnel_within_five_seconds() {
 }
 
 #[test]
-fn attack24_what_the_policy_does_not_allow_does_not_pass() {
+fn a24_what_the_policy_does_not_allow_does_not_pass() {
     let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let mut field = Field::with_tunnels(Terrain {
         devices: 2,
@@ -237,7 +237,9 @@ fn attack24_what_the_policy_does_not_allow_does_not_pass() {
 fn demands11_the_system_is_as_it_was_after_the_end_and_after_a_kill() {
     let mut field = Field::open(Terrain::default());
     let picture = |field: &Field| {
-        ["ip -4 rule", "ip -6 rule", "ip route show table all", "cat /etc/resolv.conf"].map(|words| field.say("d1", words)).concat()
+        ["ip -4 rule", "ip -6 rule", "ip route show table all", "cat /etc/resolv.conf"]
+            .map(|words| field.say("d1", words))
+            .concat()
     };
     let before = picture(&field);
     field.join(1);
@@ -332,7 +334,11 @@ fn p14_three_tunnels_through_one_node_under_load_misdeliver_nothing() {
     for n in 1..=3u8 {
         std::fs::write(format!("{www}/f{n}"), vec![n; 30_000_000]).unwrap();
     }
-    field.serve("inside", &format!("python3 -m http.server 80 --bind {INSIDE} --directory {www}"), &format!("nc -z {INSIDE} 80"));
+    field.serve(
+        "inside",
+        &format!("python3 -m http.server 80 --bind {INSIDE} --directory {www}"),
+        &format!("nc -z {INSIDE} 80"),
+    );
     let mut loads: Vec<_> = (1..=3)
         .map(|n| {
             let mut curl = field.at(&format!("d{n}"), "curl");

@@ -9,6 +9,8 @@ use tun_rs::{DeviceBuilder, GROTable, IDEAL_BATCH_SIZE, SyncDevice, VIRTIO_NET_H
 
 /// The largest packet that we take from the kernel, bytes; a device's MTU is set below.
 const PACKET: usize = 2048;
+/// The largest packet that the kernel takes merged, bytes.
+const MERGED: usize = 65_535;
 /// In front of every packet on its way to the kernel.
 const FRONT: usize = VIRTIO_NET_HDR_LEN;
 
@@ -75,7 +77,8 @@ impl Packets {
     /// Room for the next packet.
     pub fn room(&mut self) -> &mut [u8] {
         if self.used == self.buffers.len() {
-            self.buffers.push(Vec::with_capacity(FRONT + PACKET));
+            // Room for those that are merged into it; the system gives us what is written to.
+            self.buffers.push(Vec::with_capacity(FRONT + MERGED));
         }
         let buffer = &mut self.buffers[self.used];
         buffer.resize(FRONT + PACKET, 0);

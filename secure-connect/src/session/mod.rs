@@ -168,7 +168,7 @@ impl Session {
             }
         }
         for (number, size) in probed {
-            if self.asked.iter().any(|asked| *asked == (number, size)) {
+            if self.asked.contains(&(number, size)) {
                 self.asked.retain(|asked| asked.0 != number);
                 handled.mtu |= self.mtu.passed(size, now);
             }
