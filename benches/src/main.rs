@@ -61,6 +61,12 @@ enum Bench {
         /// How many of each.
         count: usize,
     },
+    /// The forwarder of `tunnel --forwarder`: forwards until its standard input ends.
+    #[command(hide = true)]
+    Forwarder {
+        /// How many pairings.
+        pairings: usize,
+    },
     /// The server that the others load: source, sink, echo, steady lines and a 128-byte HTTP answer on one port.
     Target {
         /// Loopback port.
@@ -91,6 +97,7 @@ fn main() -> ExitCode {
         Bench::Crowd { place } => link::crowd(&place),
         Bench::Relay { config } => return link::relay(&config),
         Bench::Alone { count } => link::alone(count),
+        Bench::Forwarder { pairings } => tunnel::forwarder(pairings),
         Bench::Target { port } => target::serve(port),
         Bench::Hop { port, to } => target::hop(port, to),
     };

@@ -208,7 +208,13 @@ fn owner(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.split_once('x')?.0.parse().ok()
 }
 
+/// Takes a namespace away, with whatever still runs there: some servers leave children behind.
 fn remove(netns: &str) {
+    let pids = Command::new("ip").args(["netns", "pids", netns]).output().map(|o| o.stdout).unwrap_or_default();
+    for pid in String::from_utf8_lossy(&pids).split_whitespace().filter_map(|pid| pid.parse().ok()) {
+        // SAFETY: kill has no memory effects; the process is in a namespace that this bench has made.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
     let _ = Command::new("ip").args(["netns", "del", netns]).output();
     let _ = std::fs::remove_dir_all(Path::new("/etc/netns").join(netns));
     let _ = std::fs::remove_file(Path::new("/var/run/wireguard").join(format!("{netns}.sock")));

@@ -16,6 +16,8 @@ pub(crate) const UDP: &str = "UDP of 1200 bytes, at most 1 % lost";
 pub(crate) const P50: &str = "ping: p50";
 pub(crate) const P99: &str = "ping: p99";
 pub(crate) const ADDED: &str = "ping: p50 more than direct";
+/// What other people's builds took meanwhile: figures with much of it say little.
+pub(crate) const NICED: &str = "niced processes meanwhile";
 
 /// CPU of all parts together while `of` was measured.
 pub(crate) fn cpu_of_all(of: &str) -> String {
@@ -33,6 +35,7 @@ pub(crate) fn measure(
     figures: &mut Figures,
 ) -> anyhow::Result<Vec<Step>> {
     let name = subject.name;
+    let machine = ticks();
     let pings = ping(subject, amount.pings).context("ping")?;
     let (p50, p99) = (at(&pings, 0.5), at(&pings, 0.99));
     figures.add(round, name, P50, "us", p50);
@@ -57,7 +60,22 @@ pub(crate) fn measure(
     }
     let (best, steps) = udp(subject, amount).context("UDP")?;
     figures.add(round, name, UDP, "Mbit/s", best);
+    if let (Some((niced, all)), Some((niced_now, all_now))) = (machine, ticks()) {
+        figures.add(round, name, NICED, "% of all CPUs", (niced_now - niced) / (all_now - all).max(1.0) * 100.0);
+    }
     Ok(steps)
+}
+
+/// CPU ticks of the machine: of niced processes, and all; `None` when this one is niced itself.
+fn ticks() -> Option<(f64, f64)> {
+    // SAFETY: getpriority reads a number of this process.
+    if unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) } > 0 {
+        return None;
+    }
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let fields: Vec<f64> = stat.lines().next()?.split_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
+    // The last two, guests, are in the first two already.
+    Some((*fields.get(1)?, fields.iter().take(8).sum()))
 }
 
 /// Times of pings, us, sorted.

@@ -2,6 +2,7 @@
 //! subject has four network namespaces of the same shape; all stand at once and are measured in turn, so that what else
 //! the machine does hits all alike.
 
+mod forwarder;
 mod ground;
 mod measure;
 mod peers;
@@ -43,6 +44,9 @@ pub(crate) struct Options {
     /// Measure this binary of the product instead of building it.
     #[arg(long, value_name = "FILE", env = "HEDGEROW_BENCH_BINARY")]
     binary: Option<PathBuf>,
+    /// Instead: the relay's forwarder alone, on loopback, by the number of pairings.
+    #[arg(long)]
+    forwarder: bool,
     /// Everything once and as short as it can be: shows that the bench works, its figures say nothing
     #[arg(long, env = "HEDGEROW_BENCH_QUICK")]
     quick: bool,
@@ -95,8 +99,16 @@ impl Options {
     }
 }
 
+/// The forwarder's process, for `--forwarder`.
+pub(crate) fn forwarder(pairings: usize) -> anyhow::Result<()> {
+    forwarder::serve(pairings)
+}
+
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let (names, amount) = (options.names()?, options.amount()?);
+    if options.forwarder {
+        return forwarder_alone(options, &amount);
+    }
     subjects::check(&names)?;
     let binary = options.binary()?;
     let machine = Machine::look();
@@ -117,6 +129,18 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if let Some(path) = &options.plot {
         let title = "UDP of 1200 bytes: what arrived";
         std::fs::write(path, plot::svg(title, "offered, Mbit/s", "arrived, Mbit/s", &lines(&offered)))?;
+    }
+    result
+}
+
+fn forwarder_alone(options: &Options, amount: &Amount) -> anyhow::Result<()> {
+    let machine = Machine::look();
+    println!("{machine}; one sender, so one core of the forwarder; sender and receiver share the CPUs with it");
+    let mut figures = Figures::default();
+    let result = forwarder::measure(amount.repetitions, amount.udp, &mut figures);
+    print!("{}", figures.table());
+    if let Some(path) = &options.output.json {
+        figures.write_json(&machine, path)?;
     }
     result
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::measure::{ADDED, P99, TCP, UDP, cpu_of_all};
+use super::measure::{ADDED, NICED, P99, TCP, UDP, cpu_of_all};
 use super::subjects::{ALL, RIVALS};
 use crate::figures::Figures;
 
@@ -17,7 +17,7 @@ const OURS: &str = "hedgerow-udp";
 /// A line a subject; medians.
 pub(crate) fn summary(figures: &Figures) -> String {
     let (up, down) = (cpu_of_all(TCP[0]), cpu_of_all(TCP[1]));
-    let columns: [(&str, &str); 7] = [
+    let columns: [(&str, &str); 8] = [
         ("TCP up", TCP[0]),
         ("TCP down", TCP[1]),
         ("CPU up", &up),
@@ -25,13 +25,14 @@ pub(crate) fn summary(figures: &Figures) -> String {
         ("UDP 1200", UDP),
         ("ping p50 +", ADDED),
         ("ping p99", P99),
+        ("niced", NICED),
     ];
     let mut out = format!("\n{:16}", "medians");
     for (title, _) in columns {
         let _ = write!(out, "{title:>11}");
     }
     let _ = write!(out, "\n{:16}", "");
-    for unit in ["Mbit/s", "Mbit/s", "s/GiB", "s/GiB", "Mbit/s", "us", "us"] {
+    for unit in ["Mbit/s", "Mbit/s", "s/GiB", "s/GiB", "Mbit/s", "us", "us", "%"] {
         let _ = write!(out, "{unit:>11}");
     }
     for subject in ALL {
