@@ -167,6 +167,7 @@ fn everything(
             progress.next(&format!("round {} of {}: {name}", round + 1, amount.repetitions));
             let steps =
                 measure::measure(subject, round, amount, figures).with_context(|| format!("measuring {name}"))?;
+            subject.check_way().with_context(|| format!("measuring {name}"))?;
             offered.entry(name).or_default().extend(steps);
         }
     }

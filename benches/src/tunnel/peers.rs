@@ -32,7 +32,7 @@ fn subject(name: &'static str, ground: Ground, client: u32, hop: Vec<u32>, serve
     let mut parts = vec![("client end", client)];
     parts.extend(hop.into_iter().map(|pid| ("hop", pid)));
     parts.push(("server end", server));
-    Subject { name, ground, parts }
+    Subject { name, ground, parts, way: None }
 }
 
 pub(crate) fn boringtun_binary() -> PathBuf {

@@ -47,15 +47,22 @@ pub(crate) fn start(name: &'static str, ground: Ground, binary: &Path, way: Way)
     roles.verb(&[&words[..], &trust].concat())?;
     let device = roles.start("device")?;
 
+    let logs = ["device", "node", "relay"];
+    roles.ground.wait(&format!("no tunnel by {way:?}"), &logs, || is_by(&roles.ground, way))?;
+    roles.ground.wait_for_inside(&logs)?;
+    let (ground, parts) = (roles.ground, vec![("client end", device), ("hop", relay), ("server end", node)]);
+    Ok(Subject { name, ground, parts, way: Some(way) })
+}
+
+/// Whether the device's tunnel is up, this way.
+pub(crate) fn is_by(ground: &Ground, way: Way) -> bool {
+    let said = ground.say(Place::Client, &format!("curl -fs {}/status", admin("device"))).unwrap_or_default();
+    let status: Value = serde_json::from_str(&said).unwrap_or_default();
     let wanted = match way {
         Way::Udp => "udp",
         Way::Link => "link",
     };
-    let logs = ["device", "node", "relay"];
-    roles.ground.wait(&format!("no tunnel by {wanted}"), &logs, || roles.way().is_some_and(|way| way == wanted))?;
-    roles.ground.wait_for_inside(&logs)?;
-    let ground = roles.ground;
-    Ok(Subject { name, ground, parts: vec![("client end", device), ("hop", relay), ("server end", node)] })
+    status["tunnel"]["state"] == "up" && status["tunnel"]["way"] == wanted
 }
 
 /// Roles of the product, each where it belongs.
@@ -128,13 +135,6 @@ impl Roles {
         self.ground
             .wait(&format!("{role} is not ready"), &[role, "relay"], || self.ground.say(place(role), &ready).is_ok())?;
         Ok(pid)
-    }
-
-    /// What the device's tunnel goes by, when it is up.
-    fn way(&self) -> Option<String> {
-        let said = self.ground.say(Place::Client, &format!("curl -fs {}/status", admin("device"))).ok()?;
-        let status: Value = serde_json::from_str(&said).ok()?;
-        (status["tunnel"]["state"] == "up").then(|| status["tunnel"]["way"].as_str().map(str::to_owned))?
     }
 }
 

@@ -14,9 +14,19 @@ pub(crate) struct Subject {
     pub(crate) ground: Ground,
     /// Part and process: `client end`, `hop`, `server end`.
     pub(crate) parts: Vec<(&'static str, u32)>,
+    /// What this product's packets must go by; absent for others.
+    pub(crate) way: Option<product::Way>,
 }
 
 impl Subject {
+    /// Fails when its packets have gone by another way than the one that it stands for.
+    pub(crate) fn check_way(&self) -> anyhow::Result<()> {
+        if self.way.is_some_and(|way| !product::is_by(&self.ground, way)) {
+            bail!("the tunnel left its way:\n{}", self.ground.log("device"));
+        }
+        Ok(())
+    }
+
     /// CPU seconds that each part has used so far, with what it started.
     pub(crate) fn cpu(&self) -> Vec<(&'static str, f64)> {
         PARTS
@@ -60,7 +70,7 @@ fn direct(ground: Ground) -> anyhow::Result<Subject> {
     ground.route_at(Place::Server)?;
     ip(&format!("-n {} route add 10.71.3.0/24 via {SERVER}", ground.netns(Place::Hop)))?;
     ground.wait_for_inside(&[])?;
-    Ok(Subject { name: "direct", ground, parts: vec![] })
+    Ok(Subject { name: "direct", ground, parts: vec![], way: None })
 }
 
 /// Fails when something is not installed: figures without their peers say nothing.
