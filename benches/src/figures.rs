@@ -100,6 +100,12 @@ impl Figures {
         Some(median(&samples.iter().map(|(_, v)| *v).collect::<Vec<_>>()))
     }
 
+    /// A figure of a subject in a round.
+    pub(crate) fn sample(&self, subject: &str, figure: &str, round: usize) -> Option<f64> {
+        let samples = self.samples.get(&(figure.to_owned(), subject.to_owned()))?;
+        samples.iter().find(|(r, _)| *r == round).map(|(_, value)| *value)
+    }
+
     pub(crate) fn write_json(&self, machine: &Machine, path: &Path) -> anyhow::Result<()> {
         let file = serde_json::json!({ "machine": machine, "rows": self.rows() });
         std::fs::write(path, serde_json::to_string_pretty(&file)? + "\n")?;

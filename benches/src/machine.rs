@@ -38,7 +38,7 @@ impl Machine {
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { date, cpu, cpus, kernel, congestion_control, profile, .. } = self;
-        write!(f, "{date}; {cpus} CPUs ({cpu}); Linux {kernel}, all on loopback; TCP congestion control ")?;
+        write!(f, "{date}; {cpus} CPUs ({cpu}); Linux {kernel}, all on this machine; TCP congestion control ")?;
         write!(f, "{congestion_control}; {profile} profile")
     }
 }

@@ -15,6 +15,7 @@ mod steady;
 mod stream;
 mod subjects;
 mod target;
+mod tunnel;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +39,10 @@ enum Bench {
     /// Links opened a second, full and resumed; memory and CPU of a relay for idle links and lanes, by their number;
     /// registry and multiplexer alone.
     Link(link::Options),
+    /// IP tunnels in network namespaces: direct, this product over UDP and over the link, ocserv with openconnect and
+    /// boringtun, these with and without a plain forwarder where this product has its relay. TCP both ways with CPU,
+    /// UDP of 1200 bytes, ping. Needs root.
+    Tunnel(tunnel::Options),
     /// The load tool of `link`: opens links and lanes as it is told on standard input.
     #[command(hide = true)]
     Crowd {
@@ -55,6 +60,12 @@ enum Bench {
     Alone {
         /// How many of each.
         count: usize,
+    },
+    /// The forwarder of `tunnel --forwarder`: forwards until its standard input ends.
+    #[command(hide = true)]
+    Forwarder {
+        /// How many pairings.
+        pairings: usize,
     },
     /// The server that the others load: source, sink, echo, steady lines and a 128-byte HTTP answer on one port.
     Target {
@@ -82,9 +93,11 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().bench {
         Bench::Stream(options) => stream::run(&options),
         Bench::Link(options) => link::run(&options),
+        Bench::Tunnel(options) => tunnel::run(&options),
         Bench::Crowd { place } => link::crowd(&place),
         Bench::Relay { config } => return link::relay(&config),
         Bench::Alone { count } => link::alone(count),
+        Bench::Forwarder { pairings } => tunnel::forwarder(pairings),
         Bench::Target { port } => target::serve(port),
         Bench::Hop { port, to } => target::hop(port, to),
     };

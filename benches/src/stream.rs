@@ -143,7 +143,7 @@ fn verdict(figures: &Figures) -> String {
 }
 
 /// The product is measured as released, whatever built this tool.
-fn build_product() -> anyhow::Result<()> {
+pub(crate) fn build_product() -> anyhow::Result<()> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let release = !cfg!(debug_assertions);
     let mut command = Command::new(cargo);
