@@ -1,11 +1,17 @@
 //! `hedgerow demo`: every role on this machine, as real processes over real wires, with a site that only the node's
 //! rules reach and a device that is activated for it.
 //!
+//! With `--tunnel` each of them has a network namespace of its own, and programs of the device's reach the site by IP.
+//!
 //! The demo does what an administrator would do, by the same commands; what it runs is in `DIR/log/demo.log`.
 
 mod check;
+mod missing;
+mod part;
+mod places;
 mod site;
 mod steps;
+mod tunnel;
 mod world;
 
 use std::path::PathBuf;
@@ -26,6 +32,9 @@ pub(crate) struct DemoArgs {
     /// Run one round, verify it, and exit: 0, or 1 with what failed
     #[arg(long, env = "HEDGEROW_DEMO_CHECK")]
     pub(crate) check: bool,
+    /// An IP tunnel between network namespaces that the demo makes and removes; needs root, TUN, `ip` and `nft`
+    #[arg(long, env = "HEDGEROW_DEMO_TUNNEL", conflicts_with_all = ["state", "lanes", "also_allow", "publish"])]
+    pub(crate) tunnel: bool,
     /// Keep everything in DIR and write DIR/demo.json [default: a temporary folder, removed at the end]
     #[arg(long, value_name = "DIR", env = "HEDGEROW_DEMO_STATE")]
     pub(crate) state: Option<PathBuf>,
@@ -44,16 +53,32 @@ pub(crate) struct DemoArgs {
     /// Shorten or lengthen every role's timers by this factor
     #[arg(long, value_name = "FACTOR", env = "HEDGEROW_DEMO_TIMER_SCALE", default_value_t = 1.0)]
     pub(crate) timer_scale: f64,
+    #[command(subcommand)]
+    pub(crate) part: Option<part::Part>,
 }
 
 /// Runs it.
-pub(crate) fn run(args: DemoArgs, _logging: &Logging) -> ExitCode {
+pub(crate) fn run(mut args: DemoArgs, _logging: &Logging) -> ExitCode {
+    if let Some(part) = args.part.take() {
+        return part::run(part);
+    }
     boot::block_on(demo(args))
 }
 
 async fn demo(args: DemoArgs) -> anyhow::Result<()> {
+    if args.tunnel {
+        missing::check()?;
+    }
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    // A terminal that is closed must leave no namespaces behind.
+    let mut hangup = args.tunnel.then(|| signal(SignalKind::hangup())).transpose()?;
+    let hung_up = async {
+        match &mut hangup {
+            Some(hangup) => hangup.recv().await,
+            None => std::future::pending().await,
+        }
+    };
     let temporary = match &args.state {
         Some(_) => None,
         None => Some(tempfile::Builder::new().prefix("hedgerow-demo-").tempdir()?),
@@ -68,6 +93,7 @@ async fn demo(args: DemoArgs) -> anyhow::Result<()> {
         result = play(&mut world, &args) => result,
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
+        _ = hung_up => Ok(()),
     };
     if result.is_err() {
         warn(&world.last_words());
@@ -78,14 +104,24 @@ async fn demo(args: DemoArgs) -> anyhow::Result<()> {
 
 /// The steps, then one round, or staying up until somebody ends it.
 async fn play(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
-    print("Hedgerow demo: relay, core, node and device as processes of their own on this machine.\n\n")?;
+    let where_they_run =
+        if args.tunnel { "in network namespaces" } else { "as processes of their own on this machine" };
+    print(&format!("Hedgerow demo: relay, core, node and device {where_they_run}.\n\n"))?;
     steps::all(world, args).await?;
     world.describe()?;
     if args.check {
-        check::round(world).await?;
+        if args.tunnel {
+            tunnel::round(world).await?;
+        } else {
+            check::round(world).await?;
+        }
         return print(&format!("\ncheck: ok, {:.1} s in all\n", world.elapsed().as_secs_f64()));
     }
-    print(&world.invitation())?;
+    if args.tunnel {
+        tunnel::invite(world)?;
+    } else {
+        print(&world.invitation())?;
+    }
     world.watch().await.context("a role could not be kept up")
 }
 

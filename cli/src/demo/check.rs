@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::site::GREETING;
+use super::site;
 use super::world::{SITE, World, exchange, get};
 
 pub(super) async fn round(world: &mut World) -> anyhow::Result<()> {
@@ -38,7 +38,7 @@ pub(super) async fn round(world: &mut World) -> anyhow::Result<()> {
 }
 
 fn expect_page(way: &str, status: u16, body: &str) -> anyhow::Result<()> {
-    if status != 200 || !body.contains(GREETING) {
+    if status != 200 || !body.contains(site::INSIDE.greeting) {
         bail!("{way} came status {status} and not the site's page: {}", body.chars().take(200).collect::<String>());
     }
     Ok(())

@@ -5,17 +5,32 @@ use std::time::Instant;
 use hedgerow_runtime::scope::Scope;
 
 use super::world::{EMAIL, RELAY, SITE, TENANT, World};
-use super::{DemoArgs, site};
+use super::{DemoArgs, site, tunnel};
 
 pub(super) async fn all(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
-    let since = Instant::now();
-    site::serve(world.port("site"), &Scope::new()).await?;
-    world.done(since, &format!("intranet site at {} (a name that only the node knows)", world.site_url()))?;
+    if args.tunnel {
+        tunnel::lay_out(world).await?;
+    } else {
+        let since = Instant::now();
+        site::serve(world.address("site").parse()?, &site::INSIDE, &Scope::new()).await?;
+        world.done(since, &format!("intranet site at {} (a name that only the node knows)", world.site_url()))?;
+    }
     relay(world, args).await?;
     core(world, args).await?;
-    policy(world, args).await?;
+    if args.tunnel {
+        tunnel::policy(world).await?;
+    } else {
+        policy(world, args).await?;
+    }
     node(world, args).await?;
-    device(world, args).await
+    if args.tunnel {
+        tunnel::without(world).await?;
+    }
+    device(world, args).await?;
+    if args.tunnel {
+        tunnel::up(world).await?;
+    }
+    Ok(())
 }
 
 async fn relay(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
@@ -100,10 +115,12 @@ async fn node(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
     world.write(
         "node.toml",
         &format!(
-            "state = {state:?}\ntransport = \"{transport}\"\n\n[hosts]\n\"{SITE}\" = [\"127.0.0.1\"]\n\n[publish]\n{publish}\n[admin]\nlisten = \"{admin}\"\n\n[timers]\nscale = {scale:?}\n",
+            "state = {state:?}\ntransport = \"{transport}\"\n\n[hosts]\n\"{SITE}\" = [\"{site}\"]\n\n[publish]\n{publish}\n[admin]\nlisten = \"{admin}\"\n\n[timers]\nscale = {scale:?}\n{tunnel}",
             state = world.path("node"),
             transport = args.transport,
+            site = world.ip("site"),
             admin = world.address("node-admin"),
+            tunnel = if args.tunnel { tunnel::node_section() } else { String::new() },
             scale = args.timer_scale,
         ),
     )?;
@@ -129,13 +146,14 @@ async fn device(world: &mut World, args: &DemoArgs) -> anyhow::Result<()> {
     world.write(
         "device.toml",
         &format!(
-            "state = {state:?}\nlanes = \"{lanes}\"\ntransport = \"{transport}\"\n\n[proxy]\nsocks5 = \"{socks}\"\nhttp = \"{http}\"\n\n[admin]\nlisten = \"{admin}\"\n\n[timers]\nscale = {scale:?}\n",
+            "state = {state:?}\nlanes = \"{lanes}\"\ntransport = \"{transport}\"\n\n[proxy]\nsocks5 = \"{socks}\"\nhttp = \"{http}\"\n\n[admin]\nlisten = \"{admin}\"\n\n[timers]\nscale = {scale:?}\n{tunnel}",
             state = world.path("device"),
             lanes = args.lanes,
             transport = args.transport,
             socks = world.address("socks5"),
             http = world.address("http"),
             admin = world.address("device-admin"),
+            tunnel = if args.tunnel { "\n[tunnel]\nenabled = true\n" } else { "" },
             scale = args.timer_scale,
         ),
     )?;

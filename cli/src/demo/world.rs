@@ -13,7 +13,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-use super::{DemoArgs, warn};
+use super::places::{INSIDE, Places, RELAY_LINK, RELAY_OUTSIDE};
+use super::tunnel::OUTSIDE_NAME;
+use super::{DemoArgs, tunnel, warn};
 use crate::output::print;
 
 /// The organisation.
@@ -25,9 +27,12 @@ pub(super) const RELAY: &str = "relay.hedgerow.demo";
 /// The site's name; only the node knows its address.
 pub(super) const SITE: &str = "intranet.hedgerow.demo";
 /// The order of starting; stopping is the other way round.
-const ROLES: [&str; 4] = ["relay", "core", "node", "device"];
+const ROLES: [&str; 6] = ["site", "outside", "relay", "core", "node", "device"];
 const PORTS: [&str; 10] =
     ["link", "public", "web", "relay-admin", "core-admin", "node-admin", "device-admin", "socks5", "http", "site"];
+
+/// The same in namespaces, where nobody else has taken any.
+const OWN_PORTS: [u16; 10] = [3101, 443, 8080, 9100, 9101, 9103, 9104, 1080, 3128, 80];
 
 /// See the module.
 pub(super) struct World {
@@ -36,11 +41,13 @@ pub(super) struct World {
     children: BTreeMap<&'static str, Child>,
     started: Instant,
     step: usize,
+    /// Where the roles run, unless all of them are on loopback. Goes last: processes in it have ended then.
+    pub(super) places: Option<Places>,
 }
 
 impl World {
     /// Makes the folder and chooses ports; a folder of an earlier demo is taken up again.
-    pub(super) fn prepare(folder: &Path, _: &DemoArgs) -> anyhow::Result<Self> {
+    pub(super) fn prepare(folder: &Path, args: &DemoArgs) -> anyhow::Result<Self> {
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -48,10 +55,15 @@ impl World {
             .with_context(|| format!("cannot make {}", folder.display()))?;
         let folder = folder.canonicalize()?;
         std::fs::create_dir_all(folder.join("log"))?;
-        let ports = choose_ports(&folder.join("ports.json"))?;
+        let ports = if args.tunnel {
+            PORTS.into_iter().map(str::to_owned).zip(OWN_PORTS).collect()
+        } else {
+            choose_ports(&folder.join("ports.json"))?
+        };
+        let places = args.tunnel.then(Places::new);
         // Of an earlier run: it must not be taken for this one's.
         let _ = std::fs::remove_file(folder.join("demo.json"));
-        Ok(Self { folder, ports, children: BTreeMap::new(), started: Instant::now(), step: 0 })
+        Ok(Self { folder, ports, children: BTreeMap::new(), started: Instant::now(), step: 0, places })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -63,7 +75,17 @@ impl World {
     }
 
     pub(super) fn address(&self, name: &str) -> String {
-        format!("127.0.0.1:{}", self.port(name))
+        format!("{}:{}", self.ip(name), self.port(name))
+    }
+
+    /// Where one of the ports is.
+    pub(super) fn ip(&self, name: &str) -> &'static str {
+        match name {
+            "link" if self.places.is_some() => RELAY_LINK,
+            "public" if self.places.is_some() => RELAY_OUTSIDE,
+            "site" if self.places.is_some() => INSIDE,
+            _ => "127.0.0.1",
+        }
     }
 
     pub(super) fn elapsed(&self) -> Duration {
@@ -86,7 +108,13 @@ impl World {
 
     /// Runs one of our own commands to its end; its output is kept, and told when it fails.
     pub(super) async fn command(&self, arguments: &[&str]) -> anyhow::Result<Value> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let place = arguments.first().filter(|verb| matches!(**verb, "node" | "device"));
+        self.command_at(place.unwrap_or(&"relay"), arguments).await
+    }
+
+    /// As `command`, where a role is.
+    pub(super) async fn command_at(&self, place: &str, arguments: &[&str]) -> anyhow::Result<Value> {
+        let mut command = self.hedgerow(place)?;
         command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
         for (variable, socket) in
             [("HEDGEROW_CORE_SOCKET", "core/control.sock"), ("HEDGEROW_RELAY_SOCKET", "relay/control.sock")]
@@ -102,6 +130,15 @@ impl World {
             bail!("hedgerow {}: {}", arguments.join(" "), error.trim());
         }
         Ok(serde_json::from_str(&out).unwrap_or(Value::Null))
+    }
+
+    /// This program, where a role is.
+    fn hedgerow(&self, place: &str) -> anyhow::Result<Command> {
+        let exe = std::env::current_exe()?;
+        Ok(match &self.places {
+            Some(places) => places.program(place, &exe),
+            None => Command::new(exe),
+        })
     }
 
     fn log(&self, text: &str) {
@@ -123,8 +160,12 @@ impl World {
             .create(true)
             .mode(0o600)
             .open(self.path(&format!("log/{role}.log")))?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg(role).arg("run").arg("--config").arg(self.path(&format!("{role}.toml")));
+        let mut command = self.hedgerow(role)?;
+        match role {
+            "site" => command.args(["demo", "serve", INSIDE, SITE]),
+            "outside" => command.args(["demo", "serve", RELAY_OUTSIDE, OUTSIDE_NAME]),
+            _ => command.arg(role).arg("run").arg("--config").arg(self.path(&format!("{role}.toml"))),
+        };
         // A group of its own: Ctrl-C at the terminal reaches the demo, which stops the roles in order.
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0).kill_on_drop(true);
         // SAFETY: prctl with these arguments is async-signal-safe and touches no memory of the parent.
@@ -139,22 +180,32 @@ impl World {
     }
 
     async fn ready(&mut self, role: &'static str) -> anyhow::Result<()> {
-        let address = self.address(&format!("{role}-admin"));
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let answer = get(&address, "/readyz").await;
-            if answer.as_ref().is_ok_and(|(status, _)| *status == 200) {
-                return Ok(());
-            }
+            let Err(why) = self.ask(role).await else { return Ok(()) };
             if let Some(status) = self.children.get_mut(role).map(Child::try_wait).transpose()?.flatten() {
                 bail!("{role} ended with {status}");
             }
             if Instant::now() > deadline {
-                let why = answer.map_or_else(|e| e.to_string(), |(_, body)| body.trim().to_owned());
                 bail!("{role} is not ready after 20 s: {why}");
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Whether a role is ready; its admin listener is on loopback, which is another in each namespace.
+    async fn ask(&self, role: &str) -> anyhow::Result<()> {
+        let address = self.address(&format!("{role}-admin"));
+        if matches!(role, "site" | "outside") {
+            let said = tunnel::part(self, role, &["fetch", "http://127.0.0.1/"]).await?;
+            anyhow::ensure!(said["status"] == 200, "it answers {said}");
+        } else if self.places.is_some() {
+            self.command_at(role, &["health", "--admin", &address]).await?;
+        } else {
+            let (status, body) = get(&address, "/readyz").await?;
+            anyhow::ensure!(status == 200, "{}", body.trim());
+        }
+        Ok(())
     }
 
     /// Writes `demo.json`: where everything is.
