@@ -35,7 +35,10 @@ fn demo(more: &[&str]) -> (u32, Output) {
 
 /// A demo that stays up.
 fn staying(log: &Path) -> Process {
-    let mut demo = Process::start(Command::new(hedgerow()).args(["demo", "--tunnel"]), log);
+    let mut command = Command::new(hedgerow());
+    // One that is killed leaves its folder, which goes with the test's.
+    command.args(["demo", "--tunnel"]).env("TMPDIR", log.parent().unwrap());
+    let mut demo = Process::start(&mut command, log);
     wait_until("the demo is up", LIMIT, || {
         let said = std::fs::read_to_string(log).unwrap();
         assert!(!demo.has_ended(), "{said}");
