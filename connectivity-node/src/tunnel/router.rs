@@ -120,7 +120,7 @@ impl Router {
                     let now = Instant::now();
                     for _ in 0..READS {
                         for packet in taken.packets() {
-                            self.to_device(packet, now, &mut sealer, &mut back);
+                            self.to_device(packet, now, &mut sealer, &mut back).await;
                         }
                         if !self.tun.read_more(&mut taken) {
                             break;
@@ -128,10 +128,10 @@ impl Router {
                     }
                 }
                 Some((tunnel, reply)) = replies.recv() => {
-                    sealer.seal(&tunnel.end, &reply, Instant::now());
+                    sealer.seal(&tunnel.end, &reply, Instant::now()).await;
                 }
             }
-            sealer.flush();
+            sealer.flush().await;
             self.tun.write(&mut back);
             turns += 1;
             if turns.is_multiple_of(TURN) {
@@ -140,7 +140,7 @@ impl Router {
         }
     }
 
-    fn to_device(&self, packet: &mut [u8], now: Instant, sealer: &mut Sealer, back: &mut Packets) {
+    async fn to_device(&self, packet: &mut [u8], now: Instant, sealer: &mut Sealer, back: &mut Packets) {
         let Ok(summary) = ip::parse(packet) else { return dropped(DropReason::TunnelPacket) };
         let Some(tunnel) = self.by_address.read().get(&summary.destination).cloned() else {
             return dropped(DropReason::TunnelNoDevice);
@@ -160,10 +160,12 @@ impl Router {
             }
         }
         ip::clamp_mss_of(packet, &summary, tunnel.end.mtu());
-        let Sealed::TooLarge(mtu) = sealer.seal(&tunnel.end, packet, now) else { return };
-        let may_cut = ip::fragment_v4(packet, mtu, |fragment| {
-            sealer.seal(&tunnel.end, fragment, now);
-        });
+        let Sealed::TooLarge(mtu) = sealer.seal(&tunnel.end, packet, now).await else { return };
+        let mut fragments = Vec::new();
+        let may_cut = ip::fragment_v4(packet, mtu, |fragment| fragments.push(fragment.to_vec()));
+        for fragment in fragments {
+            sealer.seal(&tunnel.end, &fragment, now).await;
+        }
         if !may_cut && self.may_reply(now) {
             let mut answer = Vec::new();
             if ip::too_big(packet, mtu, self.gateway.v4, self.gateway_v6(), &mut answer) {

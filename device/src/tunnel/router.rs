@@ -67,7 +67,9 @@ impl Router {
             for _ in 0..READS {
                 for packet in taken.packets() {
                     match &up {
-                        Some((end, addresses)) => outward(end, *addresses, packet, now, &mut sealer, &mut back),
+                        Some((end, addresses)) => {
+                            outward(end, *addresses, packet, now, &mut sealer, &mut back).await;
+                        }
                         None => {
                             dropped(DropReason::TunnelDown);
                             self.wanted.notify_one();
@@ -78,7 +80,7 @@ impl Router {
                     break;
                 }
             }
-            sealer.flush();
+            sealer.flush().await;
             self.tun.write(&mut back);
             turns += 1;
             if turns.is_multiple_of(TURN) {
@@ -88,17 +90,26 @@ impl Router {
     }
 }
 
-fn outward(end: &End, addresses: Addresses, packet: &mut [u8], now: Instant, sealer: &mut Sealer, back: &mut Packets) {
+async fn outward(
+    end: &End,
+    addresses: Addresses,
+    packet: &mut [u8],
+    now: Instant,
+    sealer: &mut Sealer,
+    back: &mut Packets,
+) {
     // Multicast of the system's own (mDNS, router solicitations) among them: nothing for the other end.
     let Ok(summary) = ip::parse(packet) else { return dropped(DropReason::TunnelPacket) };
     if !addresses.has(summary.source) {
         return dropped(DropReason::TunnelSpoofed);
     }
     ip::clamp_mss_of(packet, &summary, end.mtu());
-    let Sealed::TooLarge(mtu) = sealer.seal(end, packet, now) else { return };
-    let may_cut = ip::fragment_v4(packet, mtu, |fragment| {
-        sealer.seal(end, fragment, now);
-    });
+    let Sealed::TooLarge(mtu) = sealer.seal(end, packet, now).await else { return };
+    let mut fragments = Vec::new();
+    let may_cut = ip::fragment_v4(packet, mtu, |fragment| fragments.push(fragment.to_vec()));
+    for fragment in fragments {
+        sealer.seal(end, &fragment, now).await;
+    }
     if !may_cut {
         // In the destination's name: no router of ours stands in between.
         let (v4, v6) = match summary.destination {

@@ -337,6 +337,13 @@ impl End {
         }
     }
 
+    /// What DATA leaves by now; `None` while packets do not pass.
+    pub(crate) fn way(&self) -> Option<(Arc<Gate>, Way)> {
+        let inner = self.inner.lock();
+        inner.session.as_ref().filter(|session| session.is_connected())?;
+        Some((inner.gate.clone()?, inner.leg.as_ref()?.way()))
+    }
+
     /// The timers' task is woken where it would sleep through what was just sent.
     pub(crate) fn has_sent(&self) {
         if self.asleep.load(Ordering::Relaxed) {

@@ -25,6 +25,11 @@ use crate::udp::{Received, Socket};
 /// Batches handled before other tasks of this worker get their turn.
 const TURN: u32 = 8;
 
+/// How often, and for how long each time, room in the kernel is waited for before datagrams are dropped.
+const TRIES: usize = 8;
+/// See `TRIES`.
+const ROOM: Duration = Duration::from_millis(20);
+
 /// What stands behind the ends: a TUN device, or what counts in its place.
 pub trait Inside: Send + Sync + 'static {
     /// An IP packet came from the other end of `end`; `false` drops it, and has counted it. It may be changed in place.
@@ -141,6 +146,23 @@ impl Gate {
                 }
             }
         }
+    }
+
+    /// As `send`, but waits for room in the kernel: who reads a TUN device had better leave packets there, where their senders
+    /// notice, than lose a whole call's worth.
+    pub(crate) async fn send_all(&self, way: Way, datagrams: &[u8], segment: usize) {
+        if let (Way::Udp, Some(socket)) = (way, &self.socket) {
+            for _ in 0..TRIES {
+                match socket.send(datagrams, segment) {
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        let _ = tokio::time::timeout(ROOM, socket.writable()).await;
+                    }
+                    Ok(()) => return,
+                    Err(_) => break,
+                }
+            }
+        }
+        self.send(way, datagrams, segment);
     }
 
     /// Datagrams that one call of `send` may hold.

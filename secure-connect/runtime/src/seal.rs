@@ -85,27 +85,35 @@ impl Sink for Batch {
 }
 
 impl Sealer {
-    /// Seals a packet for the other end of `end`.
-    pub fn seal(&mut self, end: &End, packet: &[u8], now: Instant) -> Sealed {
-        let mut inner = end.inner.lock();
-        let inner = &mut *inner;
-        let (Some(session), Some(leg), Some(gate)) = (&mut inner.session, &mut inner.leg, &inner.gate) else {
+    /// Seals a packet for the other end of `end`. Not cancel safe: what waits may be sent twice, which the other end drops.
+    pub async fn seal(&mut self, end: &End, packet: &[u8], now: Instant) -> Sealed {
+        let Some((gate, way)) = end.way() else {
             dropped(DropReason::TunnelDown);
             return Sealed::Down;
         };
-        if !session.is_connected() {
+        let same = self.to.as_ref().is_some_and(|(to, by)| Arc::ptr_eq(to, &gate) && *by == way);
+        if !same {
+            self.flush().await;
+            self.to = Some((gate, way));
+        }
+        let sealed = self.seal_now(end, packet, now);
+        if sealed == Sealed::Yes {
+            end.has_sent();
+            self.settle(way).await;
+        }
+        sealed
+    }
+
+    fn seal_now(&mut self, end: &End, packet: &[u8], now: Instant) -> Sealed {
+        let mut inner = end.inner.lock();
+        let inner = &mut *inner;
+        let (Some(session), Some(leg)) = (&mut inner.session, &mut inner.leg) else {
             dropped(DropReason::TunnelDown);
             return Sealed::Down;
-        }
+        };
         let mtu = session.mtu();
         if packet.len() > usize::from(mtu) {
             return Sealed::TooLarge(mtu);
-        }
-        let way = leg.way();
-        let same = self.to.as_ref().is_some_and(|(to, by)| Arc::ptr_eq(to, gate) && *by == way);
-        if !same {
-            self.flush();
-            self.to = Some((gate.clone(), way));
         }
         self.batch.id = leg.id();
         if let Err(fault) = session.seal(packet, now, &mut self.batch) {
@@ -116,33 +124,31 @@ impl Sealer {
         leg.sent(now);
         end.counts.packets_out.fetch_add(1, Ordering::Relaxed);
         end.counts.bytes_out.fetch_add(packet.len() as u64, Ordering::Relaxed);
-        end.has_sent();
-        self.settle(way);
         Sealed::Yes
     }
 
     /// A batch is whole when a datagram of another size ends it, or when it is full.
-    fn settle(&mut self, way: Way) {
+    async fn settle(&mut self, way: Way) {
         let batch = &mut self.batch;
         if let Some((at, length)) = batch.odd.take() {
             let shorter_and_last = length < batch.segment && at + length == batch.tail;
             if shorter_and_last {
-                self.flush();
+                self.flush().await;
             } else {
                 // What came before goes; what is of another size begins the next batch.
-                self.send_first(at);
+                self.send_first(at).await;
             }
         }
         let most = self.to.as_ref().map_or(1, |(gate, _)| gate.most_segments(way));
         if self.batch.count >= most || self.batch.tail + self.batch.segment > MOST {
-            self.flush();
+            self.flush().await;
         }
     }
 
-    fn send_first(&mut self, at: usize) {
+    async fn send_first(&mut self, at: usize) {
         let Some((gate, way)) = &self.to else { return };
         let batch = &mut self.batch;
-        gate.send(*way, &batch.bytes[..at], batch.segment);
+        gate.send_all(*way, &batch.bytes[..at], batch.segment).await;
         let rest = batch.tail - at;
         batch.bytes.copy_within(at..batch.tail, 0);
         batch.tail = rest;
@@ -151,10 +157,10 @@ impl Sealer {
     }
 
     /// Sends what waits: before every wait for more packets.
-    pub fn flush(&mut self) {
+    pub async fn flush(&mut self) {
         let batch = &mut self.batch;
         if let (Some((gate, way)), 1..) = (&self.to, batch.tail) {
-            gate.send(*way, &batch.bytes[..batch.tail], batch.segment);
+            gate.send_all(*way, &batch.bytes[..batch.tail], batch.segment).await;
         }
         batch.tail = 0;
         batch.count = 0;

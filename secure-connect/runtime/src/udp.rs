@@ -72,6 +72,12 @@ impl Socket {
         self.socket.try_io(Interest::WRITABLE, || self.state.send((&self.socket).into(), &transmit))
     }
 
+    /// Waits until the kernel has room again. Cancel safe.
+    pub async fn writable(&self) {
+        // An error is one of the socket's, and comes again with the next call.
+        let _ = self.socket.writable().await;
+    }
+
     /// Waits for datagrams. Cancel safe.
     ///
     /// # Errors
