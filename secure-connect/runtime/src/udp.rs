@@ -69,7 +69,14 @@ impl Socket {
     pub fn send(&self, datagrams: &[u8], segment: usize) -> io::Result<()> {
         let segment_size = (datagrams.len() > segment).then_some(segment);
         let transmit = Transmit { destination: self.relay, ecn: None, contents: datagrams, segment_size, src_ip: None };
-        self.socket.try_io(Interest::WRITABLE, || self.state.send((&self.socket).into(), &transmit))
+        // Asked directly: of a socket that is new the runtime does not know yet that it can be written to.
+        match self.state.send((&self.socket).into(), &transmit) {
+            // And now it knows that it cannot.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.socket.try_io(Interest::WRITABLE, || Err(error))
+            }
+            sent => sent,
+        }
     }
 
     /// Waits until the kernel has room again. Cancel safe.
