@@ -136,7 +136,7 @@ fn p14_a_tree_copied_and_a_shell_over_ssh_arrive_whole() {
 fn n02_the_tunnel_and_what_is_in_it_survive_udp_dying_and_coming_back() {
     let mut field = Field::with_tunnels(Terrain { transport: "tls", ..Terrain::default() });
     let mut talk = Talk::open(&mut field);
-    assert_eq!(field.tunnel(1)["way"], "udp");
+    wait_until("it goes by UDP", LIMIT, || field.tunnel(1)["way"] == "udp");
     // The relay's side of the device's wire swallows UDP.
     let gate = "table inet gate { chain in { type filter hook input priority 0; meta l4proto udp drop; }; }";
     let mut nft = field.at("d1", "nft");
@@ -327,13 +327,26 @@ fn demands12_a_path_that_carries_less_is_found_and_nothing_is_swallowed() {
 
 #[test]
 fn p14_an_idle_tunnel_ends_and_the_next_packet_brings_it_back() {
-    let mut field = Field::with_tunnels(Terrain { node: "idle_seconds = 10\n".into(), ..Terrain::default() });
+    let mut field =
+        Field::with_tunnels(Terrain { node: "idle_seconds = 10\n".into(), transport: "tls", ..Terrain::default() });
     let address = field.tunnel(1)["address"].clone();
     wait_until("it has ended", LIMIT, || field.tunnel(1)["state"] == "idle");
     assert!(field.get("node", "/tunnels").as_array().unwrap().is_empty());
     let pinged = try_run(field.at("d1", "ping").args(["-c", "1", "-i", "0.3", "-w", "30", INSIDE]), LIMIT);
     assert!(pinged.status.success(), "{pinged:?}\n{}\n{}", field.log("d1"), field.log("node"));
     assert_eq!((field.tunnel(1)["address"].clone(), field.tunnel(1)["times"].as_u64()), (address, Some(2)));
+    // On the same link as the first: what that brings belongs to the second now, all of it.
+    let gate =
+        "table inet gate { chain in { type filter hook input priority 0; iifname eth0 meta l4proto udp drop; }; }";
+    let _ = run(field.at("d1", "nft").arg(gate), LIMIT);
+    let ping = |words: &str| try_run(field.at("d1", "ping").args(words.split(' ')).arg(INSIDE), LIMIT);
+    assert!(ping("-c 1 -i 0.3 -w 30").status.success());
+    wait_until("the link carries it", LIMIT, || {
+        let _ = ping("-c 1 -W 1");
+        field.tunnel(1)["way"] == "link"
+    });
+    let pinged = ping("-c 20 -i 0.1 -W 3");
+    assert!(String::from_utf8_lossy(&pinged.stdout).contains(" 0% packet loss"), "{pinged:?}");
     field.end("node", libc::SIGTERM);
 }
 

@@ -183,8 +183,10 @@ impl Tunnels {
         let all: Vec<_> = self.table.lock().by_id.values().cloned().collect();
         for tunnel in all {
             let age = tunnel.since.elapsed();
-            let why = match &*tunnel.end.state().borrow() {
-                State::Closed(why) => Some(why.clone()),
+            // Copied: whoever holds the end's lock waits for those who look at its state, and `used` takes that lock.
+            let state = tunnel.end.state().borrow().clone();
+            let why = match state {
+                State::Closed(why) => Some(why),
                 State::Connecting if age > UNUSED => Some(Fault::new(Code::TimedOut, "the device did not come")),
                 State::Connecting => None,
                 State::Up { .. } if age > self.config.lifetime() => Some(Fault::new(Code::Ok, "its time is over")),

@@ -139,7 +139,9 @@ impl Inner {
                     }
                 }
                 () = sleep(lifetime.saturating_sub(up.began.elapsed())) => {
-                    return Fault::new(Code::Draining, "its time is over: another with new keys takes its place");
+                    let why = Fault::new(Code::Draining, "its time is over: another with new keys takes its place");
+                    up.end.close(why.clone());
+                    return why;
                 }
             }
         }
@@ -164,8 +166,17 @@ impl Inner {
         Ok(())
     }
 
+    /// The gate of a link: the one that there is, or a new one. An older one serves until its end has left it, and ends with its
+    /// link.
     fn gate(&self, link: &Link) -> Arc<Gate> {
-        Gate::open(link.clone(), mark::get(), self.router.clone(), &self.scope)
+        let mut gate = self.gate.lock();
+        match &*gate {
+            Some(open) if open.link().accept.session == link.accept.session && !open.is_closed() => open.clone(),
+            _ => {
+                let opened = Gate::open(link.clone(), mark::get(), self.router.clone(), &self.scope);
+                gate.insert(opened).clone()
+            }
+        }
     }
 
     async fn pair(

@@ -36,7 +36,7 @@ use hedgerow_shared::verify::DeviceConfig;
 use hedgerow_shared::wire::message::{Control, TunnelGrant};
 use hedgerow_shared::wire::tunnel::Half;
 use hedgerow_shared::{EntityId, InstanceId};
-use hedgerow_tunnel::{End, State, Tun, TunSetup};
+use hedgerow_tunnel::{End, Gate, State, Tun, TunSetup};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -80,6 +80,8 @@ struct Inner {
     status: Mutex<Status>,
     /// How often routes were put in force.
     told: AtomicU64,
+    /// The way that belongs to the link in use. One a link: each takes what the link brings.
+    gate: Mutex<Option<Arc<Gate>>>,
     /// The network below has changed.
     moved: Notify,
     scope: Scope,
@@ -159,6 +161,7 @@ impl Tunnel {
                 next: AtomicU32::new(1),
                 status: Mutex::default(),
                 told: AtomicU64::new(0),
+                gate: Mutex::default(),
                 moved: Notify::new(),
                 scope: scope.clone(),
             }),

@@ -264,7 +264,7 @@ impl End {
         self.attached.notified().await;
     }
 
-    /// Takes DATA. `packets` gets the IP packets; `begin` is to be set at the first datagram of a batch.
+    /// Takes DATA. `sink` gets the IP packets; `begin` is to be set at the first datagram of a batch.
     pub(crate) fn data<S: Sink>(
         &self,
         inner: &mut Inner,

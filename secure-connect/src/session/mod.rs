@@ -143,7 +143,7 @@ impl Session {
     }
 
     /// Takes the records of one datagram; IP packets go to the sink. A datagram of which nothing was genuine changes
-    /// nothing; `heard` tells.
+    /// nothing; `Handled::genuine` tells.
     ///
     /// # Errors
     /// The session is over.
@@ -184,7 +184,7 @@ impl Session {
     /// Seals one IP packet.
     ///
     /// # Errors
-    /// `TooLarge` (`Limited`) when the path does not carry it; else the session is not connected, or over.
+    /// The session is not connected, or over. What the path carries (`mtu`) is the caller's to look at.
     pub fn seal(&mut self, packet: &[u8], now: Instant, sink: &mut impl Sink) -> Result<(), Fault> {
         self.dtls.seal(packet, sink)?;
         self.used = now;

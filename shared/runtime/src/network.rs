@@ -24,7 +24,9 @@ static OWN: RwLock<Vec<IpAddr>> = RwLock::new(Vec::new());
 
 /// Changes of these addresses are of this process's own making, and no news.
 pub fn own(addresses: Vec<IpAddr>) {
-    OWN.write().extend(addresses);
+    let mut own = OWN.write();
+    let news: Vec<_> = addresses.into_iter().filter(|address| !own.contains(address)).collect();
+    own.extend(news);
 }
 
 /// Counts the changes from now on, and sleeps of this machine: whoever talked with it may have given it up. Where the
