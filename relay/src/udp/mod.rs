@@ -11,7 +11,6 @@
 //! The kernel may have merged datagrams of one sender, of both kinds, into one batch: every segment's first byte is
 //! looked at, and runs of one kind are handed on as they came.
 
-mod buffers;
 mod door;
 mod outbox;
 mod port;

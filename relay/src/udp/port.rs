@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use hedgerow_runtime::clock;
 use hedgerow_runtime::telemetry::dropped_many;
+use hedgerow_runtime::udp_buffers;
 use hedgerow_shared::fault::DropReason;
 use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
@@ -20,7 +21,7 @@ use tokio::net::UdpSocket;
 
 use super::outbox::{Drops, MOST_BYTES, MOST_DATAGRAMS};
 use super::queue::Queue;
-use super::{Arrived, Forwarder, Outbox, Target, buffers, first_run, send, shards};
+use super::{Arrived, Forwarder, Outbox, Target, first_run, send, shards};
 
 /// The largest UDP datagram; with receive offload, the largest batch that the kernel merges.
 const BUFFER: usize = 64 * 1024;
@@ -53,7 +54,7 @@ struct Socket {
 
 impl Socket {
     fn new(socket: std::net::UdpSocket) -> io::Result<Self> {
-        buffers::raise(&socket);
+        udp_buffers::raise(&socket);
         socket.set_nonblocking(true)?;
         let state = UdpSocketState::new((&socket).into())?;
         let sends_many = AtomicBool::new(state.max_gso_segments() > 1);

@@ -3,14 +3,13 @@
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use hedgerow_runtime::udp_buffers;
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 /// The largest batch that the kernel merges.
 const BUFFER: usize = 64 * 1024;
-/// What the kernel's buffers should hold: a hundred milliseconds at half a gigabit a second.
-const KERNEL: usize = 7 * 1024 * 1024;
 
 /// See the module. It is not connected: where this machine's address changes, the next datagram leaves from the new one.
 #[derive(Debug)]
@@ -45,9 +44,7 @@ impl Socket {
         if let Some(mark) = mark {
             socket.set_mark(mark)?;
         }
-        // As much as may be had: what does not fit is lost, which TCP inside the tunnel bears.
-        force(&socket, libc::SO_RCVBUFFORCE);
-        force(&socket, libc::SO_SNDBUFFORCE);
+        udp_buffers::raise(&socket);
         let any: SocketAddr =
             if relay.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
         socket.bind(&any.into())?;
@@ -115,26 +112,6 @@ impl Socket {
             let length = if meta.addr == relay { meta.len.min(BUFFER) } else { 0 };
             bytes[..length].chunks(meta.stride.max(1))
         })
-    }
-}
-
-fn force(socket: &socket2::Socket, option: libc::c_int) {
-    use std::os::fd::AsRawFd;
-    let size = libc::c_int::try_from(KERNEL).unwrap_or(libc::c_int::MAX);
-    // SAFETY: the descriptor is open for as long as it is borrowed, and the pointer is to an int of the given length.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            option,
-            (&raw const size).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if done != 0 {
-        // Without the privilege: up to the system's limit.
-        let _ = socket.set_recv_buffer_size(KERNEL);
-        let _ = socket.set_send_buffer_size(KERNEL);
     }
 }
 

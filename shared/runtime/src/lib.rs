@@ -20,4 +20,5 @@ pub mod telemetry;
 #[cfg(test)]
 mod testing;
 pub mod tls;
+pub mod udp_buffers;
 pub mod websocket;

@@ -10,7 +10,7 @@ const WANTED: usize = 7 * 1024 * 1024;
 
 /// Raises both buffers: past the system's limit where this process may (CAP_NET_ADMIN), else up to it; warns once when
 /// they stay small.
-pub(super) fn raise(socket: &impl AsFd) {
+pub fn raise(socket: &impl AsFd) {
     let fd = socket.as_fd();
     let socket = SockRef::from(&fd);
     force(&fd, libc::SO_RCVBUFFORCE);
