@@ -12,11 +12,12 @@
 //! - when the first address rule that covers it denies, no host name rule allows it, wherever the rule stands.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use hedgerow_shared::GroupName;
 use hedgerow_shared::verify::config::DeviceConfig;
 use hedgerow_shared::verify::policy::{Action, Rule, TargetPattern, Via};
+use hedgerow_shared::verify::special::{Faces, names_special};
 
 use crate::target::{Host, Target};
 
@@ -195,7 +196,7 @@ impl Acl {
 
         let by_address = rules().find(|(_, rule)| {
             let network = matches!(rule.target, TargetPattern::Network { .. });
-            network && faces.covered_by(rule)
+            network && covers(rule, &faces)
         });
         if let Some((index, rule)) = by_address
             && rule.action == Action::Deny
@@ -217,7 +218,11 @@ impl Acl {
             };
             let by_name = name.map(|name| rules().find(|(_, rule)| rule.target.covers_name(name)));
             return match by_name {
-                None => Ok(permitted_by(*index, rule, address, port, &what)),
+                // A rule for everything (`deny *`) is no address rule, and comes first all the same where it stands first.
+                None => match rules().find(|(_, rule)| covers(rule, &faces)) {
+                    Some((first, deny)) if deny.action == Action::Deny => Err(denied_by(*first, deny, &what)),
+                    _ => Ok(permitted_by(*index, rule, address, port, &what)),
+                },
                 Some(Some((index, rule))) if rule.action == Action::Allow => {
                     Ok(permitted_by(*index, rule, address, port, &what))
                 }
@@ -225,7 +230,7 @@ impl Acl {
                 Some(None) => Err(denied_by_default(&what)),
             };
         }
-        match rules().find(|(_, rule)| name.is_some_and(|n| rule.target.covers_name(n)) || faces.covered_by(rule)) {
+        match rules().find(|(_, rule)| name.is_some_and(|n| rule.target.covers_name(n)) || covers(rule, &faces)) {
             Some((index, rule)) if rule.action == Action::Allow => Ok(permitted_by(*index, rule, address, port, &what)),
             Some((index, rule)) => Err(denied_by(*index, rule, &what)),
             None => Err(denied_by_default(&what)),
@@ -276,116 +281,12 @@ fn is_own(own: &Host, address: IpAddr) -> bool {
     }
 }
 
-/// An address, and the IPv4 address inside it when a gateway on the way would unpack one.
-struct Faces {
-    itself: IpAddr,
-    embedded: Option<IpAddr>,
-}
-
-impl Faces {
-    fn of(address: IpAddr) -> Self {
-        let embedded = match address {
-            IpAddr::V4(_) => None,
-            IpAddr::V6(v6) => embedded_ipv4(v6).map(IpAddr::V4),
-        };
-        Self { itself: address, embedded }
+/// A deny rule covers either face; an allow rule must cover the address itself.
+fn covers(rule: &Rule, faces: &Faces) -> bool {
+    match rule.action {
+        Action::Deny => faces.any(|face| rule.target.covers_address(face)),
+        Action::Allow => rule.target.covers_address(faces.itself),
     }
-
-    fn any(&self, test: impl Fn(IpAddr) -> bool) -> bool {
-        test(self.itself) || self.embedded.is_some_and(test)
-    }
-
-    /// A deny rule covers either face; an allow rule must cover the address itself.
-    fn covered_by(&self, rule: &Rule) -> bool {
-        match rule.action {
-            Action::Deny => self.any(|face| rule.target.covers_address(face)),
-            Action::Allow => rule.target.covers_address(self.itself),
-        }
-    }
-
-    fn special(&self) -> Option<&'static Special> {
-        special(self.itself).or_else(|| self.embedded.and_then(special))
-    }
-}
-
-/// IPv4 inside IPv6: compatible (::a.b.c.d), 6to4 (2002::/16), NAT64 (64:ff9b::/96), Teredo (2001::/32), ISATAP.
-fn embedded_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let from = |high: u16, low: u16| Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
-    match address.segments() {
-        [0, 0, 0, 0, 0, 0, high, low] if high != 0 || low > 1 => from(high, low),
-        [0x2002, high, low, ..] => from(high, low),
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => from(high, low),
-        [0x2001, 0, _, _, _, _, high, low] => from(!high, !low),
-        [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => from(high, low),
-        _ => None,
-    }
-}
-
-/// A range of addresses that no general rule opens.
-struct Special {
-    network: IpAddr,
-    prefix: u8,
-    what: &'static str,
-}
-
-impl Special {
-    const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8, what: &'static str) -> Self {
-        Self { network: IpAddr::V4(Ipv4Addr::new(a, b, c, d)), prefix, what }
-    }
-
-    const fn v6(segments: [u16; 8], prefix: u8, what: &'static str) -> Self {
-        let [a, b, c, d, e, f, g, h] = segments;
-        Self { network: IpAddr::V6(Ipv6Addr::new(a, b, c, d, e, f, g, h)), prefix, what }
-    }
-
-    fn contains(&self, address: IpAddr) -> bool {
-        TargetPattern::Network { network: self.network, prefix: self.prefix }.covers_address(address)
-    }
-
-    fn is_named_by(&self, pattern: &TargetPattern) -> bool {
-        match pattern {
-            TargetPattern::Network { network, prefix } => *prefix >= self.prefix && self.contains(*network),
-            TargetPattern::Any | TargetPattern::Domain(_) | TargetPattern::Suffix(_) => false,
-        }
-    }
-}
-
-const METADATA: &str = "a cloud metadata service";
-
-/// Narrow ranges first: a rule for all of link-local does not name the metadata service inside it.
-const SPECIAL: &[Special] = &[
-    Special::v4(169, 254, 169, 254, 32, METADATA),
-    Special::v4(169, 254, 170, 2, 32, METADATA),
-    Special::v4(169, 254, 170, 23, 32, METADATA),
-    Special::v4(100, 100, 100, 200, 32, METADATA),
-    Special::v4(192, 0, 0, 192, 32, METADATA),
-    Special::v4(168, 63, 129, 16, 32, METADATA),
-    Special::v4(255, 255, 255, 255, 32, "the broadcast address"),
-    Special::v4(0, 0, 0, 0, 8, "unspecified"),
-    Special::v4(127, 0, 0, 0, 8, "loopback"),
-    Special::v4(169, 254, 0, 0, 16, "link-local"),
-    Special::v4(224, 0, 0, 0, 4, "multicast"),
-    Special::v4(240, 0, 0, 0, 4, "reserved"),
-    Special::v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254], 128, METADATA),
-    Special::v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23], 128, METADATA),
-    Special::v6([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254], 128, METADATA),
-    Special::v6([0, 0, 0, 0, 0, 0, 0, 0], 128, "unspecified"),
-    Special::v6([0, 0, 0, 0, 0, 0, 0, 1], 128, "loopback"),
-    Special::v6([0, 0, 0, 0, 0, 0, 0, 0], 96, "an IPv4-compatible address"),
-    Special::v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48, "a local NAT64 address"),
-    Special::v6([0x100, 0, 0, 0, 0, 0, 0, 0], 64, "a discard address"),
-    Special::v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10, "link-local"),
-    Special::v6([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10, "site-local"),
-    Special::v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8, "multicast"),
-];
-
-/// Whether a rule's target lies wholly inside a special range.
-fn names_special(pattern: &TargetPattern) -> bool {
-    SPECIAL.iter().any(|range| range.is_named_by(pattern))
-}
-
-fn special(address: IpAddr) -> Option<&'static Special> {
-    SPECIAL.iter().find(|range| range.contains(address))
 }
 
 /// Where a device sends a target, and why.

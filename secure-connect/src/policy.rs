@@ -17,7 +17,6 @@
 
 mod names;
 mod rules;
-mod special;
 mod tunnel;
 
 use std::fmt;

@@ -187,6 +187,26 @@ fn p14_a_relay_that_restarts_costs_no_connection_inside() {
 }
 
 #[test]
+fn p14_a_tunnel_that_an_operator_cuts_goes_on_by_another_pairing() {
+    let mut field = Field::with_tunnels(Terrain::default());
+    let mut talk = Talk::open(&mut field);
+    let pairings = |field: &Field| -> Vec<String> {
+        let all = field.get("relay", "/sessions");
+        let tunnels = all.as_array().unwrap().iter().filter(|s| s["kind"] == "tunnel");
+        tunnels.map(|s| s["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let before = pairings(&field);
+    assert_eq!(before.len(), 1);
+    field.verb(&["relay", "sessions", "cut", &before[0]]);
+    // Not by silence, which takes some 15 s to be believed.
+    let pause = talk.ask();
+    assert!(pause < Duration::from_secs(8), "without a way for {pause:?}: {}", field.log("d1"));
+    let after = pairings(&field);
+    assert!(after.len() == 1 && after != before, "{before:?} {after:?}");
+    assert_eq!(field.tunnel(1)["times"], 1, "the same tunnel: {}", field.log("d1"));
+}
+
+#[test]
 fn demands16_a_revoked_device_loses_its_tunnel_within_five_seconds() {
     let field = Field::with_tunnels(Terrain::default());
     let id = field.get("d1", "/status")["device"].as_str().unwrap().to_owned();

@@ -123,7 +123,7 @@ enum TenantCommand {
 
 #[derive(Debug, Subcommand)]
 enum SessionCommand {
-    /// Cut one link or lane; its holder may come back
+    /// Cut one link, lane or tunnel; its holder may come back
     Cut {
         /// As `relay sessions` shows it
         id: SessionId,

@@ -34,7 +34,7 @@ const MAX_REQUESTS: usize = 16;
 impl Inner {
     /// From nothing to a tunnel whose packets pass.
     pub(super) async fn connect(&self) -> Result<Up, Fault> {
-        let ask = TunnelAsk { replaces: self.status.lock().grant.as_ref().map(|g| g.tunnel), mtu: mtu::MOST };
+        let ask = TunnelAsk { mtu: mtu::MOST };
         let (grant, peer) = self.sessions.tunnel(&self.file.group, &ask).await?;
         let (node, instance) = (peer.node, peer.instance);
         let link = self.uplink.link(CONNECT).await?;
@@ -129,9 +129,12 @@ impl Inner {
                 () = async {
                     tokio::select! {
                         () = self.moved.notified() => {}
-                        () = sleep(home::LOOK) => {}
+                        () = sleep(home::LOOK), if self.file.home.server.is_some() => {}
                     }
-                }, if self.file.home.server.is_some() => {
+                } => {
+                    if self.is_unpaired(&up.end) {
+                        pair_at = Some(tokio::time::Instant::now());
+                    }
                     if self.is_home().await {
                         let why = Fault::new(Code::Displaced, "there is a better way: this machine is in the network inside");
                         up.end.close(why.clone());
@@ -152,10 +155,16 @@ impl Inner {
         home::is_here(&self.file.home, &self.timers).await
     }
 
+    /// Whether the relay has ended the pairing that the tunnel goes by: somebody cut it, and did not revoke the device.
+    fn is_unpaired(&self, end: &End) -> bool {
+        let last = *self.unpaired.lock();
+        last.is_some() && last == end.half()
+    }
+
     /// The same tunnel by way of the link that is up now.
     async fn pair_again(&self, up: &mut Up) -> Result<(), Fault> {
         let link = self.uplink.current().ok_or_else(|| Fault::new(Code::Lost, "no link"))?;
-        if link.accept.session == up.link.accept.session {
+        if link.accept.session == up.link.accept.session && !self.is_unpaired(&up.end) {
             return Ok(());
         }
         let half = self.pair(&link, &up.grant, up.node, up.instance).await?;

@@ -34,7 +34,7 @@ use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::verify::DeviceConfig;
 use hedgerow_shared::wire::message::{Control, TunnelGrant};
-use hedgerow_shared::wire::tunnel::Half;
+use hedgerow_shared::wire::tunnel::{Half, HalfId};
 use hedgerow_shared::{EntityId, InstanceId};
 use hedgerow_tunnel::{End, Gate, State, Tun, TunSetup};
 use parking_lot::Mutex;
@@ -82,7 +82,9 @@ struct Inner {
     told: AtomicU64,
     /// The way that belongs to the link in use. One a link: each takes what the link brings.
     gate: Mutex<Option<Arc<Gate>>>,
-    /// The network below has changed.
+    /// The half of a pairing that the relay has ended last.
+    unpaired: Mutex<Option<HalfId>>,
+    /// The network below has changed, or `unpaired`.
     moved: Notify,
     scope: Scope,
 }
@@ -162,6 +164,7 @@ impl Tunnel {
                 status: Mutex::default(),
                 told: AtomicU64::new(0),
                 gate: Mutex::default(),
+                unpaired: Mutex::default(),
                 moved: Notify::new(),
                 scope: scope.clone(),
             }),
@@ -178,8 +181,11 @@ impl Tunnel {
         let (request, answer) = match message {
             Control::PairOffer(offer) => (offer.request, Ok(offer.half)),
             Control::PairRefused(refused) => (refused.request, Err(refused.fault)),
-            // The pairing is over; the session finds out, or is paired anew.
-            Control::PairEnd(end) => return debug!(reason = %end.fault, "the relay has ended a pairing"),
+            Control::PairEnd(end) => {
+                debug!(reason = %end.fault, "the relay has ended a pairing");
+                *self.inner.unpaired.lock() = Some(end.half);
+                return self.inner.moved.notify_one();
+            }
             _ => return,
         };
         if let Some(waiting) = self.inner.requests.lock().remove(&request) {

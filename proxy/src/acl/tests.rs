@@ -99,6 +99,15 @@ fn a18_a_rule_inside_the_special_range_names_it() {
 }
 
 #[test]
+fn a18_a_rule_against_everything_that_stands_first_closes_special_addresses_too() {
+    let closed = acl(&["deny *", "allow 127.0.0.1"]);
+    let denial = closed.address(ip("127.0.0.1"), 80).unwrap_err();
+    assert_eq!((denial.reason, denial.rule), (Reason::Rule, Some(0)));
+    assert!(acl(&["allow *", "allow 127.0.0.1"]).address(ip("127.0.0.1"), 80).is_ok());
+    assert!(acl(&["deny * 81", "allow 127.0.0.1", "deny *"]).address(ip("127.0.0.1"), 80).is_ok());
+}
+
+#[test]
 fn a18_a_name_needs_its_own_rule_to_reach_a_special_address() {
     let acl = acl(&["allow intranet.demo", "allow 127.0.0.1"]);
     assert!(acl.after_resolving("intranet.demo", 80, &[ip("127.0.0.1")]).is_ok());
@@ -263,7 +272,7 @@ proptest! {
                 prop_assert!(addresses.iter().any(|a| a.to_canonical() == dialled.ip()));
                 let allows = |r: &Rule| r.action == Action::Allow && r.ports.contains(port);
                 prop_assert!(rules.iter().any(|r| allows(r) && (r.target.covers_name(name) || r.target.covers_address(dialled.ip()))));
-                if let Some(range) = special(dialled.ip()) {
+                if let Some(range) = Faces::of(dialled.ip()).special() {
                     prop_assert!(rules.iter().any(|r| allows(r) && range.is_named_by(&r.target) && r.target.covers_address(dialled.ip())));
                 }
             }

@@ -103,6 +103,12 @@ impl End {
         self.state.subscribe()
     }
 
+    /// The half of a pairing that it goes by now.
+    #[must_use]
+    pub fn half(&self) -> Option<HalfId> {
+        self.inner.lock().leg.as_ref().map(Leg::id)
+    }
+
     /// Whether it has ended.
     #[must_use]
     pub fn is_over(&self) -> bool {

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use hedgerow_shared::verify::policy::{Action, PortSet, Rule, TargetPattern};
+use hedgerow_shared::verify::special::{Faces, shares};
 
-use super::special::{Faces, shares};
 use super::{Denied, Learnt};
 
 /// What is asked about an address.
@@ -102,20 +102,15 @@ pub(super) fn decide(
     }
     if let Some(special) = faces.special() {
         // The embedded address of a 6to4 or NAT64 address is not what the rule names, so that one never passes.
-        let named = by_address.is_some_and(|rule| match rule.target {
-            TargetPattern::Network { network, prefix } => {
-                faces.embedded.is_none() && special.is_named_by(network, prefix)
-            }
-            TargetPattern::Any | TargetPattern::Domain(_) | TargetPattern::Suffix(_) => false,
-        });
+        let named = by_address.is_some_and(|rule| faces.embedded.is_none() && special.is_named_by(&rule.target));
         if !named {
             return Err(Denied::Special);
         }
-        // No name rule opens it, but one may close it.
-        return match rules().find(|rule| rule.covers_name(address, names)) {
-            Some(rule) if rule.action == Action::Deny => Err(Denied::Rule),
-            Some(_) | None => Ok(()),
-        };
+        // No name rule opens it, but one may close it, as one for everything does that stands first.
+        let denies = |rule: Option<&Compiled>| rule.is_some_and(|rule| rule.action == Action::Deny);
+        let closed = denies(rules().find(|rule| rule.covers_name(address, names)))
+            || denies(rules().find(|rule| rule.covers(&faces)));
+        return if closed { Err(Denied::Rule) } else { Ok(()) };
     }
     match rules().find(|rule| rule.covers(&faces) || rule.covers_name(address, names)) {
         Some(rule) if rule.action == Action::Allow => Ok(()),

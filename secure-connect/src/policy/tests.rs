@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use hedgerow_shared::EntityId;
 use hedgerow_shared::verify::policy::{Action, TargetPattern};
+use hedgerow_shared::verify::special::Faces;
 use proptest::prelude::*;
 
 use super::*;
@@ -285,29 +286,9 @@ fn every_reason_has_a_label_of_its_own() {
     assert!(Denied::ALL.iter().all(|reason| !reason.to_string().is_empty()));
 }
 
-#[test]
-fn special_addresses_are_those_of_the_proxy() {
-    let (ours, proxy) = (include_str!("special.rs"), include_str!("../../../proxy/src/acl.rs"));
-    let ranges = |source: &str| -> Vec<String> {
-        let list = source.split("const SPECIAL: &[Special] = &[").nth(1).unwrap().split("\n];").next().unwrap();
-        let lines = list.lines().filter_map(|line| line.trim().strip_prefix("Special::")?.strip_suffix("),"));
-        // The proxy has words behind the numbers.
-        let numbers = |line: &str| {
-            let words = line.split([',', '(', '[', ']']).map(str::trim).filter(|word| !word.is_empty());
-            words.filter(|word| !word.starts_with(['"', 'M']) && !word.ends_with('"')).collect::<Vec<_>>().join(" ")
-        };
-        lines.map(numbers).collect()
-    };
-    assert_eq!(ranges(ours), ranges(proxy));
-    assert!(ranges(ours).len() > 20, "{:?}", ranges(ours));
-    let embedded =
-        |source: &str| source.split("fn embedded_ipv4").nth(1).unwrap().split("\n}").next().unwrap().to_owned();
-    assert_eq!(embedded(ours), embedded(proxy));
-}
-
 /// The proxy's rules about an address, in the words of its documentation.
 fn by_the_book(rules: &[Rule], address: IpAddr, port: u16) -> Result<(), Denied> {
-    let faces = special::Faces::of(address);
+    let faces = Faces::of(address);
     let covers = |rule: &&Rule| {
         let embedded = faces.embedded.filter(|_| rule.action == Action::Deny);
         let one_of = |face| rule.target.covers_address(face);
@@ -319,14 +300,10 @@ fn by_the_book(rules: &[Rule], address: IpAddr, port: u16) -> Result<(), Denied>
         return Err(Denied::Rule);
     }
     if let Some(special) = faces.special() {
-        return match by_address.map(|rule| &rule.target) {
-            Some(TargetPattern::Network { network, prefix })
-                if faces.embedded.is_none() && special.is_named_by(*network, *prefix) =>
-            {
-                Ok(())
-            }
-            _ => Err(Denied::Special),
-        };
+        let named = by_address.is_some_and(|rule| faces.embedded.is_none() && special.is_named_by(&rule.target));
+        if !named {
+            return Err(Denied::Special);
+        }
     }
     match rules.iter().find(covers).map(|rule| rule.action) {
         Some(Action::Allow) => Ok(()),

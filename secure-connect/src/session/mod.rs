@@ -35,7 +35,6 @@ const ATTEMPTS: u8 = 5;
 #[derive(Debug)]
 pub struct Session {
     dtls: Dtls,
-    side: Side,
     mtu: Mtu,
     number: u32,
     /// Numbers and sizes of probes that were not answered.
@@ -102,7 +101,6 @@ impl Session {
     pub fn new(settings: &Settings, own: &Own, side: Side, check: Check, most: u16, now: Instant) -> Self {
         Self {
             dtls: Dtls::new(settings, own, side, check, now),
-            side,
             mtu: Mtu::new(most, now),
             number: 0,
             asked: Vec::new(),
@@ -273,12 +271,6 @@ impl Session {
     /// Says goodbye.
     pub fn close(&mut self, sink: &mut impl Sink) {
         self.dtls.close(sink);
-    }
-
-    /// Which end this is.
-    #[must_use]
-    pub fn side(&self) -> Side {
-        self.side
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod certificate;
 pub mod config;
 pub mod policy;
+pub mod special;
 
 pub use certificate::{CertificateError, Identity, TenantCa, Usage, VerifiedCertificate};
 pub use config::{Audience, ConfigError, DeviceConfig, Head, NodeConfig, RelayConfig, Revoked, SignedConfig, Version};

@@ -204,7 +204,7 @@ fn messages(all: &mut Collected) {
     all.cbor("open-through", 6, &through());
     all.cbor("open-service", 6, &LinkOpen::Service { service: Service::PutConfig });
     all.cbor("open-session", 7, &SessionOpen { host: "intranet.example".into(), port: 443, trace: None, tunnel: None });
-    let ask = Some(TunnelAsk { replaces: Some(TunnelId::from_random([8; 16])), mtu: 1441 });
+    let ask = Some(TunnelAsk { mtu: 1441 });
     all.cbor("open-tunnel", 7, &SessionOpen { host: TUNNEL_HOST.into(), port: 0, trace: None, tunnel: ask });
     let name = |name: &str, origin| RegisteredName { name: name.into(), origin };
     let names = vec![name("mail.example.com", Origin::Gateway), name("mdm.example.com", Origin::Mdm)];

@@ -33,11 +33,8 @@ pub const TUNNEL_HOST: &str = "(tunnel)";
 /// A device asks for an IP tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct TunnelAsk {
-    /// The tunnel it had, which this one replaces: the addresses stay, where they can.
-    #[n(0)]
-    pub replaces: Option<TunnelId>,
     /// The largest IP packet it can take, bytes.
-    #[n(1)]
+    #[n(0)]
     pub mtu: u16,
 }
 
