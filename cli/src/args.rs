@@ -34,6 +34,10 @@ pub(crate) enum Command {
     Tenant(commands::tenant::TenantArgs),
     /// People who may activate devices
     User(commands::user::UserArgs),
+    /// Groups of users
+    Group(commands::group::GroupArgs),
+    /// Named settings, assigned to users and groups
+    Profile(commands::profile::ProfileArgs),
     /// Activation passwords
     Password(commands::password::PasswordArgs),
     /// Enrolment tokens for nodes

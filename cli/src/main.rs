@@ -28,6 +28,8 @@ fn main() -> ExitCode {
         // Verbs: one request to a running core.
         Command::Tenant(args) => commands::tenant::run(args),
         Command::User(args) => commands::user::run(args),
+        Command::Group(args) => commands::group::run(args),
+        Command::Profile(args) => commands::profile::run(args),
         Command::Password(args) => commands::password::run(args),
         Command::Token(args) => commands::token::run(args),
         Command::Rule(args) => commands::rule::run(args),

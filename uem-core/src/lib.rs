@@ -12,6 +12,8 @@ pub mod ca;
 pub mod config;
 mod encoding;
 pub mod error;
+pub mod group;
+pub mod profile;
 pub mod random;
 pub mod seal;
 pub mod service;

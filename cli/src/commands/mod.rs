@@ -3,10 +3,12 @@
 pub(crate) mod audit;
 pub(crate) mod core;
 pub(crate) mod device;
+pub(crate) mod group;
 pub(crate) mod health;
 pub(crate) mod name;
 pub(crate) mod node;
 pub(crate) mod password;
+pub(crate) mod profile;
 pub(crate) mod relay;
 pub(crate) mod route;
 pub(crate) mod rule;

@@ -17,6 +17,20 @@
 //! | password set | `PUT /users/WHO/activation` | `{password?, lifetime_seconds?}` | `{email, password, expires, not_yet}`; generated when not given; shown this once; waits up to 3 s for the relays to know the address, `not_yet` names those that do not |
 //! | password show | `GET /users/WHO/activation` | | `{state, expires, wrong}`, 404 when there is none |
 //! | password clear | `DELETE /users/WHO/activation` | | 204 |
+//! | group add | `POST /groups` | `{name, description?}` | GROUP `{tenant, id, name, description, created}` |
+//! | group list, show | `GET /groups`, `/groups/G` | | list of GROUP; `G` is a group's id or name |
+//! | group remove | `DELETE /groups/G` | | GROUP |
+//! | group members | `GET /groups/G/members` | | list of `{kind: user\|group, id, name}` |
+//! | group join, leave | `PUT`, `DELETE /groups/G/members/P` | | 204; `P` is `WHO` or `group:G` |
+//! | profile add | `POST /profiles` | `{category, name, description?, disabled? [PLATFORM], settings?}` | PROFILE: those and `{id, rank, default, created, modified}` |
+//! | profile list, show | `GET /profiles[?category=C]`, `/profiles/F` | | list of PROFILE; `F` is a profile's id or `CATEGORY/NAME`, percent-encoded |
+//! | profile change | `PUT /profiles/F` | `{name?, description?, disabled?, settings?}` | PROFILE |
+//! | profile rank | `PUT /profiles/F/rank` | `{to}`, from 1 | the category's list |
+//! | profile default | `PUT /profiles/F/default` | `{default}` | PROFILE |
+//! | profile remove | `DELETE /profiles/F` | | PROFILE |
+//! | profile holders | `GET /profiles/F/holders` | | list of `{kind, id, name}` |
+//! | profile assign, unassign | `PUT`, `DELETE /profiles/F/holders/P` | | 204 |
+//! | profile effective | `GET /users/WHO/profiles[?platform=P]`, `/devices/ID/profiles` | | list of `{category, id, name, rank, by: user\|group\|default, groups [name], passed_over [{id, name, why: assigned_to_group\|rank}], settings}` |
 //! | device list | `GET /devices[?user=WHO]` | | list of DEVICE `{id, user, email, name, platform, certificate, state, created, revoked, last_seen}` |
 //! | device show | `GET /devices/ID` | | DEVICE with `certificates [..]` |
 //! | device revoke | `DELETE /devices/ID[?wait=SECONDS]` | | `{device, version, not_yet [holder]}`: waits (5 s) for relays and nodes |
@@ -42,9 +56,11 @@
 //! | audit list | `GET /audit[?after=NUMBER]` | | list of `{number, time, actor, action, subject, outcome, detail, hash}` |
 //! | audit verify | `POST /audit/verify` | | `{records, hash}`; 503 when the chain is broken |
 
+mod groups;
 mod holders;
 mod names;
 mod policy;
+mod profiles;
 mod show;
 mod users;
 
@@ -91,6 +107,18 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/users/{who}/activate", post(users::activate))
         .route("/users/{who}/deactivate", post(users::deactivate))
         .route("/users/{who}/activation", get(users::password).put(users::set_password).delete(users::clear_password))
+        .route("/users/{who}/profiles", get(profiles::of_user))
+        .route("/groups", get(groups::groups).post(groups::add))
+        .route("/groups/{group}", get(groups::show).delete(groups::remove))
+        .route("/groups/{group}/members", get(groups::members))
+        .route("/groups/{group}/members/{who}", put(groups::join).delete(groups::leave))
+        .route("/profiles", get(profiles::profiles).post(profiles::add))
+        .route("/profiles/{profile}", get(profiles::show).put(profiles::change).delete(profiles::remove))
+        .route("/profiles/{profile}/rank", put(profiles::rank))
+        .route("/profiles/{profile}/default", put(profiles::set_default))
+        .route("/profiles/{profile}/holders", get(profiles::holders))
+        .route("/profiles/{profile}/holders/{who}", put(profiles::assign).delete(profiles::unassign))
+        .route("/devices/{id}/profiles", get(profiles::of_device))
         .route("/devices", get(holders::devices))
         .route("/devices/{id}", get(holders::device).delete(holders::revoke_device))
         .route("/nodes", get(holders::nodes))

@@ -5,9 +5,11 @@
 mod activation;
 mod configs;
 mod devices;
+mod groups;
 mod names;
 mod nodes;
 mod policy;
+mod profiles;
 mod tenants;
 mod users;
 
@@ -25,6 +27,7 @@ use crate::{CoreError, audit};
 
 pub use devices::Holder;
 pub use nodes::{EnrolError, NewToken, NodeEnrolReply, NodeEnrolRequest, TokenRefusal};
+pub use profiles::{NewProfile, ProfileChange};
 pub use tenants::{CoreIdentity, NewTenant};
 pub use users::{NewUser, OpenAddress};
 

@@ -1,6 +1,6 @@
 //! Storage in memory, for tests and short-lived embedding: the reference that SQL is compared with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hedgerow_shared::verify::{Route, Rule};
@@ -11,6 +11,8 @@ use crate::account::{Device, DeviceState, Email, Node, NodeState, ServerName, Te
 use crate::activation::ActivationPassword;
 use crate::audit;
 use crate::ca::CertificateRecord;
+use crate::group::{Group, Principal, name_key};
+use crate::profile::{Category, Profile};
 
 /// Everything of one tenant.
 struct Data {
@@ -24,6 +26,12 @@ struct Data {
     rules: Vec<Rule>,
     routes: Vec<Route>,
     names: BTreeMap<String, ServerName>,
+    groups: BTreeMap<EntityId, Group>,
+    /// A group, and who stands in it.
+    members: BTreeSet<(EntityId, Principal)>,
+    profiles: BTreeMap<EntityId, Profile>,
+    /// A profile, and who has it.
+    assignments: BTreeSet<(EntityId, Principal)>,
     audit: Vec<audit::Record>,
     acknowledgements: BTreeMap<String, Acknowledgement>,
 }
@@ -123,6 +131,67 @@ impl Store for Memory {
         self.read(tenant, |d| d.names.values().cloned().collect())
     }
 
+    async fn group(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Group>, StoreError> {
+        self.read(tenant, |d| d.groups.get(&id).cloned())
+    }
+
+    async fn group_by_name(&self, tenant: &TenantId, key: &str) -> Result<Option<Group>, StoreError> {
+        self.read(tenant, |d| d.groups.values().find(|g| name_key(&g.name) == key).cloned())
+    }
+
+    async fn groups(&self, tenant: &TenantId, p: Page) -> Result<Vec<Group>, StoreError> {
+        self.read(tenant, |d| page(d.groups.iter(), p))
+    }
+
+    async fn members(&self, tenant: &TenantId, group: EntityId, p: Page) -> Result<Vec<Principal>, StoreError> {
+        self.read(tenant, |d| {
+            let of: BTreeMap<_, _> =
+                d.members.iter().filter(|(g, _)| *g == group).map(|(_, member)| (member.id(), *member)).collect();
+            page(of.iter(), p)
+        })
+    }
+
+    async fn groups_of(&self, tenant: &TenantId, member: Principal) -> Result<Vec<EntityId>, StoreError> {
+        self.read(tenant, |d| d.members.iter().filter(|(_, m)| *m == member).map(|(group, _)| *group).collect())
+    }
+
+    async fn nesting(&self, tenant: &TenantId) -> Result<Vec<(EntityId, EntityId)>, StoreError> {
+        self.read(tenant, |d| {
+            let inner = |(outer, member): &(EntityId, Principal)| match member {
+                Principal::Group(inner) => Some((*inner, *outer)),
+                Principal::User(_) => None,
+            };
+            d.members.iter().filter_map(inner).collect()
+        })
+    }
+
+    async fn profile(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Profile>, StoreError> {
+        self.read(tenant, |d| d.profiles.get(&id).cloned())
+    }
+
+    async fn profiles(&self, tenant: &TenantId, category: Category) -> Result<Vec<Profile>, StoreError> {
+        self.read(tenant, |d| {
+            let mut of: Vec<_> = d.profiles.values().filter(|p| p.category == category).cloned().collect();
+            of.sort_by_key(|p| (p.rank, p.id));
+            of
+        })
+    }
+
+    async fn default_profiles(&self, tenant: &TenantId) -> Result<Vec<Profile>, StoreError> {
+        self.read(tenant, |d| d.profiles.values().filter(|p| p.default).cloned().collect())
+    }
+
+    async fn profiles_of(&self, tenant: &TenantId, holder: Principal) -> Result<Vec<Profile>, StoreError> {
+        self.read(tenant, |d| {
+            let ids = d.assignments.iter().filter(|(_, h)| *h == holder).map(|(profile, _)| profile);
+            ids.filter_map(|id| d.profiles.get(id)).cloned().collect()
+        })
+    }
+
+    async fn holders_of(&self, tenant: &TenantId, profile: EntityId) -> Result<Vec<Principal>, StoreError> {
+        self.read(tenant, |d| d.assignments.iter().filter(|(p, _)| *p == profile).map(|(_, h)| *h).collect())
+    }
+
     async fn revoked(&self, tenant: &TenantId, now: UnixTime) -> Result<Vec<EntityId>, StoreError> {
         self.read(tenant, |d| {
             let inactive = |user: &EntityId| d.users.get(user).is_none_or(|u| !u.active);
@@ -171,6 +240,10 @@ impl Store for Memory {
             rules: Vec::new(),
             routes: Vec::new(),
             names: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            members: BTreeSet::new(),
+            profiles: BTreeMap::new(),
+            assignments: BTreeSet::new(),
             audit: Vec::new(),
             acknowledgements: BTreeMap::new(),
         });
@@ -188,6 +261,21 @@ impl Store for Memory {
                 Change::SetRoutes(routes) => data.routes = routes,
                 Change::PutName(name) => drop(data.names.insert(name.name.clone(), name)),
                 Change::DeleteName(name) => drop(data.names.remove(&name)),
+                Change::PutGroup(group) => drop(data.groups.insert(group.id, group)),
+                Change::DeleteGroup(id) => {
+                    data.groups.remove(&id);
+                    data.members.retain(|(group, member)| *group != id && *member != Principal::Group(id));
+                    data.assignments.retain(|(_, holder)| *holder != Principal::Group(id));
+                }
+                Change::PutMember { group, member } => _ = data.members.insert((group, member)),
+                Change::DeleteMember { group, member } => _ = data.members.remove(&(group, member)),
+                Change::PutProfile(profile) => drop(data.profiles.insert(profile.id, profile)),
+                Change::DeleteProfile(id) => {
+                    data.profiles.remove(&id);
+                    data.assignments.retain(|(profile, _)| *profile != id);
+                }
+                Change::PutAssignment { profile, holder } => _ = data.assignments.insert((profile, holder)),
+                Change::DeleteAssignment { profile, holder } => _ = data.assignments.remove(&(profile, holder)),
             }
         }
         data.audit.extend(commit.audit);

@@ -18,6 +18,8 @@ use crate::account::{Device, Email, Node, ServerName, Tenant, Token, User};
 use crate::activation::ActivationPassword;
 use crate::audit;
 use crate::ca::CertificateRecord;
+use crate::group::{Group, Principal};
+use crate::profile::{Category, Profile};
 
 /// Why storage did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +86,42 @@ pub enum Change {
     PutName(ServerName),
     /// Removes a server name.
     DeleteName(String),
+    /// Adds or replaces a group.
+    PutGroup(Group),
+    /// Removes a group, whoever stands in it, what it stands in, and what is assigned to it.
+    DeleteGroup(EntityId),
+    /// Puts somebody into a group, if they are not in it.
+    PutMember {
+        /// Into which.
+        group: EntityId,
+        /// Whom.
+        member: Principal,
+    },
+    /// Takes somebody out of a group.
+    DeleteMember {
+        /// Out of which.
+        group: EntityId,
+        /// Whom.
+        member: Principal,
+    },
+    /// Adds or replaces a profile.
+    PutProfile(Profile),
+    /// Removes a profile and its assignments.
+    DeleteProfile(EntityId),
+    /// Assigns a profile, if it is not assigned.
+    PutAssignment {
+        /// Which.
+        profile: EntityId,
+        /// To whom.
+        holder: Principal,
+    },
+    /// Ends an assignment.
+    DeleteAssignment {
+        /// Of which profile.
+        profile: EntityId,
+        /// To whom.
+        holder: Principal,
+    },
 }
 
 /// Everything that changes together.
@@ -161,6 +199,57 @@ pub trait Store: Send + Sync + 'static {
     fn routes(&self, tenant: &TenantId) -> impl Future<Output = Result<Vec<Route>, StoreError>> + Send;
     /// Server names, in their order.
     fn names(&self, tenant: &TenantId) -> impl Future<Output = Result<Vec<ServerName>, StoreError>> + Send;
+    /// One group.
+    fn group(&self, tenant: &TenantId, id: EntityId) -> impl Future<Output = Result<Option<Group>, StoreError>> + Send;
+    /// The group whose name has this `name_key`.
+    fn group_by_name(
+        &self,
+        tenant: &TenantId,
+        key: &str,
+    ) -> impl Future<Output = Result<Option<Group>, StoreError>> + Send;
+    /// Groups.
+    fn groups(&self, tenant: &TenantId, page: Page) -> impl Future<Output = Result<Vec<Group>, StoreError>> + Send;
+    /// Who stands in a group itself.
+    fn members(
+        &self,
+        tenant: &TenantId,
+        group: EntityId,
+        page: Page,
+    ) -> impl Future<Output = Result<Vec<Principal>, StoreError>> + Send;
+    /// Groups that somebody stands in themselves, in the order of ids.
+    fn groups_of(
+        &self,
+        tenant: &TenantId,
+        member: Principal,
+    ) -> impl Future<Output = Result<Vec<EntityId>, StoreError>> + Send;
+    /// Every pair of a group and one that it stands in.
+    fn nesting(&self, tenant: &TenantId) -> impl Future<Output = Result<Vec<(EntityId, EntityId)>, StoreError>> + Send;
+    /// One profile.
+    fn profile(
+        &self,
+        tenant: &TenantId,
+        id: EntityId,
+    ) -> impl Future<Output = Result<Option<Profile>, StoreError>> + Send;
+    /// Profiles of a category, in the order of ranks.
+    fn profiles(
+        &self,
+        tenant: &TenantId,
+        category: Category,
+    ) -> impl Future<Output = Result<Vec<Profile>, StoreError>> + Send;
+    /// Profiles that are their category's default.
+    fn default_profiles(&self, tenant: &TenantId) -> impl Future<Output = Result<Vec<Profile>, StoreError>> + Send;
+    /// Profiles that are assigned to somebody themselves, in the order of ids.
+    fn profiles_of(
+        &self,
+        tenant: &TenantId,
+        holder: Principal,
+    ) -> impl Future<Output = Result<Vec<Profile>, StoreError>> + Send;
+    /// To whom a profile is assigned, users first, in the order of ids.
+    fn holders_of(
+        &self,
+        tenant: &TenantId,
+        profile: EntityId,
+    ) -> impl Future<Output = Result<Vec<Principal>, StoreError>> + Send;
     /// Ids whose certificates do not count although they have not expired at `now`: revoked devices and nodes, and
     /// devices of inactive users; in the order of ids.
     fn revoked(

@@ -15,6 +15,7 @@ macro_rules! call {
 mod activation;
 mod configs;
 mod holders;
+mod profiles;
 mod storage;
 mod tenants;
 mod world;
@@ -22,6 +23,7 @@ mod world;
 pub(crate) use activation::*;
 pub(crate) use configs::*;
 pub(crate) use holders::*;
+pub(crate) use profiles::*;
 pub(crate) use storage::*;
 pub(crate) use tenants::*;
 
@@ -63,6 +65,12 @@ macro_rules! suite {
             another_key_file_is_noticed
             acknowledgements_and_last_seen_are_kept
             tenants_do_not_see_each_other
+            p18_groups_have_unique_names_and_nest_within_bounds
+            p18_lists_of_groups_and_members_come_in_pages
+            p21_profiles_are_ranked_and_ranks_move
+            p21_a_category_has_one_default_and_it_stays
+            p21_what_has_effect_is_told_with_its_reason
+            two_tenants_side_by_side_are_each_as_if_alone
         }
     };
     (@ $with:ident $($case:ident)*) => {

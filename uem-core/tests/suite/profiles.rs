@@ -1,0 +1,305 @@
+//! Groups, profiles, and what of them has effect.
+
+use std::collections::BTreeSet;
+
+use super::world::*;
+use hedgerow_shared::{EntityId, TenantId};
+use hedgerow_uem_core::group::{Group, MAX_DEPTH, Principal};
+use hedgerow_uem_core::profile::{Category, Passed, Platform, Profile, Reason};
+use hedgerow_uem_core::service::{NewProfile, NewUser, ProfileChange};
+use hedgerow_uem_core::store::{Memory, Page, Store};
+use hedgerow_uem_core::{Actor, Call, CoreError};
+
+fn new(category: Category, name: &str) -> NewProfile {
+    let settings = serde_json::from_str(r#"{"note":"it's \"so\" – ünd 1.5"}"#).unwrap();
+    NewProfile { category, name: name.into(), description: String::new(), disabled: BTreeSet::new(), settings }
+}
+
+impl<S: Store> World<S> {
+    async fn group(&mut self, name: &str) -> Group {
+        self.core.add_group(call!(self), &self.tenant, name, "").await.unwrap()
+    }
+
+    async fn join(&mut self, group: &Group, member: Principal) -> Result<(), CoreError> {
+        self.core.add_member(call!(self), &self.tenant, group.id, member).await
+    }
+
+    async fn profile(&mut self, category: Category, name: &str) -> Profile {
+        self.core.add_profile(call!(self), &self.tenant, new(category, name)).await.unwrap()
+    }
+
+    async fn assign(&mut self, profile: &Profile, holder: Principal) {
+        self.core.assign_profile(call!(self), &self.tenant, profile.id, holder).await.unwrap();
+    }
+
+    async fn in_effect(&self, user: EntityId) -> Vec<(String, Reason)> {
+        let found = self.core.effective_profiles(&self.tenant, user, Some(Platform::Linux)).await.unwrap();
+        found.into_iter().map(|e| (e.profile.name.clone(), e.reason)).collect()
+    }
+}
+
+pub(crate) async fn p18_groups_have_unique_names_and_nest_within_bounds<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let sales = w.group("Sales").await;
+    let again = w.core.add_group(call!(w), &w.tenant, " sALES ", "").await;
+    assert!(matches!(again, Err(CoreError::Exists { kind: "group", .. })));
+    assert_eq!(w.core.group_by_name(&w.tenant, "SALES").await.unwrap(), sales);
+    assert!(w.core.add_group(call!(w), &w.tenant, "a\nb", "").await.is_err());
+    let mut below = sales.clone();
+    for n in 1..MAX_DEPTH {
+        let on = w.group(&format!("level {n}")).await;
+        w.join(&on, Principal::Group(below.id)).await.unwrap();
+        below = on;
+    }
+    let over = w.group("one too many").await;
+    let refused = w.join(&over, Principal::Group(below.id)).await.unwrap_err();
+    assert!(refused.to_string().contains("on top of each other"), "{refused}");
+    let refused = w.join(&sales, Principal::Group(below.id)).await.unwrap_err();
+    assert!(refused.to_string().contains("circle"), "{refused}");
+    let nobody = Principal::User(sales.id);
+    assert!(matches!(w.join(&sales, nobody).await, Err(CoreError::NotFound { kind: "user", .. })));
+    let anna = w.user("anna@example.com").await;
+    w.join(&sales, Principal::User(anna.id)).await.unwrap();
+    w.join(&sales, Principal::User(anna.id)).await.unwrap();
+    assert_eq!(w.core.members(&w.tenant, sales.id, Page::first()).await.unwrap(), [Principal::User(anna.id)]);
+    let ways = w.core.groups_of_user(&w.tenant, anna.id).await.unwrap();
+    assert_eq!((ways.len(), ways[&below.id].len()), (MAX_DEPTH, MAX_DEPTH));
+    w.core.remove_member(call!(w), &w.tenant, sales.id, Principal::User(anna.id)).await.unwrap();
+    assert!(w.core.remove_member(call!(w), &w.tenant, sales.id, Principal::User(anna.id)).await.is_err());
+    assert!(w.core.groups_of_user(&w.tenant, anna.id).await.unwrap().is_empty());
+    w.core.verify_audit(&w.tenant).await.unwrap();
+}
+
+pub(crate) async fn p18_lists_of_groups_and_members_come_in_pages<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let all = w.group("everybody").await;
+    let mut expected = BTreeSet::new();
+    for n in 0..5 {
+        let user = w.user(&format!("user{n}@example.com")).await;
+        let group = w.group(&format!("group {n}")).await;
+        for member in [Principal::User(user.id), Principal::Group(group.id)] {
+            w.join(&all, member).await.unwrap();
+            expected.insert(member.id());
+        }
+    }
+    let (mut seen, mut page) = (Vec::new(), Page { after: None, limit: 3 });
+    loop {
+        let part = w.core.members(&w.tenant, all.id, page).await.unwrap();
+        seen.extend(part.iter().map(|member| member.id()));
+        match part.last() {
+            Some(last) if part.len() == 3 => page.after = Some(last.id()),
+            _ => break,
+        }
+    }
+    assert_eq!(seen, Vec::from_iter(expected));
+    let first = w.core.groups(&w.tenant, Page { after: None, limit: 4 }).await.unwrap();
+    let rest = w.core.groups(&w.tenant, Page { after: first.last().map(|g| g.id), limit: 4 }).await.unwrap();
+    assert_eq!((first.len(), rest.len()), (4, 2));
+}
+
+pub(crate) async fn p21_profiles_are_ranked_and_ranks_move<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let mut made = Vec::new();
+    for name in ["one", "two", "three", "four"] {
+        made.push(w.profile(Category::ItConfig, name).await);
+    }
+    w.profile(Category::Email, "one").await;
+    let again = w.core.add_profile(call!(w), &w.tenant, new(Category::ItConfig, "ONE")).await;
+    assert!(matches!(again, Err(CoreError::Exists { kind: "profile", .. })));
+    for (moved, to, expected) in [
+        (3, 1, "four one two three"),
+        (3, 3, "one two four three"),
+        (0, 99, "two four three one"),
+        (0, 4, "two four three one"),
+    ] {
+        let told = w.core.rank_profile(call!(w), &w.tenant, made[moved].id, to).await.unwrap();
+        let now = w.core.profiles(&w.tenant, Category::ItConfig).await.unwrap();
+        assert_eq!(told, now);
+        assert_eq!(now.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(" "), expected);
+        assert_eq!(now.iter().map(|p| p.rank).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    }
+    assert!(w.core.rank_profile(call!(w), &w.tenant, made[0].id, 0).await.is_err());
+    let change = ProfileChange {
+        name: Some("uno".into()),
+        disabled: Some([Platform::Ios, Platform::Linux].into()),
+        settings: serde_json::from_str(r#"{"passwordLength":12,"list":[1,null,{"a":true}]}"#).unwrap(),
+        ..ProfileChange::default()
+    };
+    w.now = w.now.plus(60);
+    let changed = w.core.change_profile(call!(w), &w.tenant, made[0].id, change).await.unwrap();
+    assert_eq!(w.core.profile(&w.tenant, made[0].id).await.unwrap(), changed);
+    assert_eq!((changed.modified, changed.created, changed.rank), (w.now, NOW, 4));
+    let taken = ProfileChange { name: Some("Two".into()), ..ProfileChange::default() };
+    assert!(w.core.change_profile(call!(w), &w.tenant, made[0].id, taken).await.is_err());
+    w.core.verify_audit(&w.tenant).await.unwrap();
+}
+
+pub(crate) async fn p21_a_category_has_one_default_and_it_stays<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let (one, two) = (w.profile(Category::Compliance, "one").await, w.profile(Category::Compliance, "two").await);
+    w.core.set_default_profile(call!(w), &w.tenant, one.id, true).await.unwrap();
+    w.core.set_default_profile(call!(w), &w.tenant, two.id, true).await.unwrap();
+    let now = w.core.profiles(&w.tenant, Category::Compliance).await.unwrap();
+    assert_eq!(now.iter().map(|p| p.default).collect::<Vec<_>>(), [false, true]);
+    assert!(w.core.remove_profile(call!(w), &w.tenant, two.id).await.is_err());
+    let rename = ProfileChange { name: Some("deux".into()), ..ProfileChange::default() };
+    assert!(w.core.change_profile(call!(w), &w.tenant, two.id, rename).await.is_err());
+    w.core.set_default_profile(call!(w), &w.tenant, two.id, false).await.unwrap();
+    w.core.remove_profile(call!(w), &w.tenant, two.id).await.unwrap();
+    assert!(matches!(w.core.profile(&w.tenant, two.id).await, Err(CoreError::NotFound { .. })));
+    let wifi = w.profile(Category::Wifi, "guests").await;
+    assert!(w.core.set_default_profile(call!(w), &w.tenant, wifi.id, true).await.is_err());
+}
+
+pub(crate) async fn p21_what_has_effect_is_told_with_its_reason<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let anna = w.user("anna@example.com").await;
+    let (sales, staff) = (w.group("sales").await, w.group("staff").await);
+    w.join(&sales, Principal::User(anna.id)).await.unwrap();
+    w.join(&staff, Principal::Group(sales.id)).await.unwrap();
+    let strict = w.profile(Category::ItConfig, "strict").await;
+    let normal = w.profile(Category::ItConfig, "normal").await;
+    let usual = w.profile(Category::ItConfig, "usual").await;
+    w.core.set_default_profile(call!(w), &w.tenant, usual.id, true).await.unwrap();
+    assert_eq!(w.in_effect(anna.id).await, [("usual".into(), Reason::Default)]);
+    w.assign(&normal, Principal::Group(sales.id)).await;
+    assert_eq!(w.in_effect(anna.id).await, [("normal".into(), Reason::Group { way: vec![sales.id] })]);
+    // The rank decides, not how near the group is.
+    w.assign(&strict, Principal::Group(staff.id)).await;
+    assert_eq!(w.in_effect(anna.id).await, [("strict".into(), Reason::Group { way: vec![sales.id, staff.id] })]);
+    w.assign(&normal, Principal::User(anna.id)).await;
+    let found = w.core.effective_profiles(&w.tenant, anna.id, None).await.unwrap();
+    let passed: Vec<_> = found[0].passed_over.iter().map(|(p, why)| (p.name.as_str(), *why)).collect();
+    assert_eq!((found[0].profile.id, &found[0].reason), (normal.id, &Reason::User));
+    assert_eq!(passed, [("strict", Passed::AssignedToGroup)]);
+    let off = ProfileChange { disabled: Some([Platform::Linux].into()), ..ProfileChange::default() };
+    w.core.change_profile(call!(w), &w.tenant, normal.id, off).await.unwrap();
+    assert_eq!(w.in_effect(anna.id).await[0].0, "strict");
+    w.core.remove_group(call!(w), &w.tenant, staff.id).await.unwrap();
+    assert_eq!(w.in_effect(anna.id).await, [("usual".into(), Reason::Default)]);
+    assert!(w.core.holders(&w.tenant, strict.id).await.unwrap().is_empty());
+    // Of Wi-Fi networks a device gets all.
+    for name in ["guests", "office"] {
+        let wifi = w.profile(Category::Wifi, name).await;
+        w.assign(&wifi, Principal::User(anna.id)).await;
+    }
+    let names: Vec<_> = w.in_effect(anna.id).await.into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["usual", "guests", "office"]);
+    w.core.unassign_profile(call!(w), &w.tenant, normal.id, Principal::User(anna.id)).await.unwrap();
+    let twice = w.core.unassign_profile(call!(w), &w.tenant, normal.id, Principal::User(anna.id)).await;
+    assert!(matches!(twice, Err(CoreError::NotFound { kind: "assignment", .. })));
+}
+
+/// One tenant's administrator, who does one thing after another.
+struct Hand {
+    tenant: TenantId,
+    random: Seeded,
+    users: Vec<EntityId>,
+    groups: Vec<EntityId>,
+    profiles: Vec<EntityId>,
+}
+
+impl Hand {
+    fn new(tenant: &str, seed: u64) -> Self {
+        let tenant = tenant.parse().unwrap();
+        Self { tenant, random: Seeded(seed), users: Vec::new(), groups: Vec::new(), profiles: Vec::new() }
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        let mut byte = [0; 2];
+        hedgerow_uem_core::Random::fill(&mut self.random, &mut byte);
+        usize::from(u16::from_be_bytes(byte)) % n.max(1)
+    }
+
+    fn principal(&mut self) -> Option<Principal> {
+        let (user, group) = (self.below(self.users.len()), self.below(self.groups.len()));
+        match self.below(2) {
+            0 => self.users.get(user).copied().map(Principal::User),
+            _ => self.groups.get(group).copied().map(Principal::Group),
+        }
+    }
+
+    /// What is refused is refused: which of both is for the other cases.
+    async fn act<S: Store>(&mut self, w: &World<S>) {
+        let (tenant, what, name) = (self.tenant.clone(), self.below(9), format!("n{}", self.below(12)));
+        let (principal, group) = (self.principal(), self.below(self.groups.len()));
+        let (group, place) = (self.groups.get(group).copied(), self.below(self.profiles.len()));
+        let (profile, category) = (self.profiles.get(place).copied(), Category::ALL[self.below(4)]);
+        let mut call = Call::new(Actor::Admin("root".into()), w.now, &mut self.random);
+        let (core, call) = (&w.core, &mut call);
+        match (what, principal, group, profile) {
+            (0, ..) => {
+                let email = format!("{name}@example.com").parse().unwrap();
+                let user = core.add_user(call, &tenant, NewUser { email, display_name: name }).await;
+                self.users.extend(user.map(|user| user.id));
+            }
+            (1, ..) => self.groups.extend(core.add_group(call, &tenant, &name, "").await.map(|group| group.id)),
+            (2, ..) => {
+                let made = core.add_profile(call, &tenant, new(category, &name)).await;
+                self.profiles.extend(made.map(|profile| profile.id));
+            }
+            (3, Some(member), Some(group), _) => _ = core.add_member(call, &tenant, group, member).await,
+            (4, Some(member), Some(group), _) => _ = core.remove_member(call, &tenant, group, member).await,
+            (5, Some(holder), _, Some(profile)) => _ = core.assign_profile(call, &tenant, profile, holder).await,
+            (6, _, _, Some(profile)) => _ = core.set_default_profile(call, &tenant, profile, true).await,
+            (7, _, _, Some(profile)) => _ = core.rank_profile(call, &tenant, profile, 1).await,
+            (8, _, Some(group), _) if place == 0 => _ = core.remove_group(call, &tenant, group).await,
+            _ => {}
+        }
+    }
+
+    /// Everything that this tenant has, as text.
+    async fn sees<S: Store>(&self, w: &World<S>) -> String {
+        let (core, tenant) = (&w.core, &self.tenant);
+        let mut all = format!("{:?}", core.users(tenant, Page::first()).await.unwrap());
+        for group in core.groups(tenant, Page::first()).await.unwrap() {
+            let members = core.members(tenant, group.id, Page::first()).await.unwrap();
+            all += &format!("\n{group:?} {members:?}");
+        }
+        for category in Category::ALL {
+            for profile in core.profiles(tenant, category).await.unwrap() {
+                all += &format!("\n{profile:?} {:?}", core.holders(tenant, profile.id).await.unwrap());
+            }
+        }
+        for user in &self.users {
+            all += &format!("\n{:?}", core.effective_profiles(tenant, *user, None).await.unwrap());
+        }
+        let actions = core.audit(tenant, 0, 1000).await.unwrap();
+        all + &format!("\n{:?}", actions.iter().map(|r| (&r.action, &r.subject, &r.detail)).collect::<Vec<_>>())
+    }
+}
+
+pub(crate) async fn two_tenants_side_by_side_are_each_as_if_alone<S: Store>(store: S) {
+    let mut shared = World::new(store).await;
+    shared.make_tenant("S87654321").await.unwrap();
+    let (mut one, mut two) = (Hand::new("S12345678", 11), Hand::new("S87654321", 12));
+    for _ in 0..150 {
+        one.act(&shared).await;
+        two.act(&shared).await;
+    }
+    for (hand, seed) in [(&one, 11), (&two, 12)] {
+        let mut alone = World::new(Memory::new()).await;
+        if alone.tenant != hand.tenant {
+            alone.make_tenant(hand.tenant.as_str()).await.unwrap();
+        }
+        let mut same = Hand::new(hand.tenant.as_str(), seed);
+        for _ in 0..150 {
+            same.act(&alone).await;
+        }
+        assert_eq!(hand.sees(&shared).await, same.sees(&alone).await);
+        assert!(hand.users.len() > 3 && hand.groups.len() > 3 && hand.profiles.len() > 5, "too little was done");
+    }
+    // Ids of the other tenant are nobody's here.
+    let (core, mine) = (&shared.core, &one.tenant);
+    let mut random = Seeded(13);
+    let call = &mut Call::new(Actor::System, NOW, &mut random);
+    let theirs = (Principal::User(two.users[0]), two.profiles[0]);
+    assert!(matches!(core.effective_profiles(mine, two.users[0], None).await, Err(CoreError::NotFound { .. })));
+    assert!(matches!(core.assign_profile(call, mine, theirs.1, theirs.0).await, Err(CoreError::NotFound { .. })));
+    assert!(matches!(
+        core.assign_profile(call, mine, one.profiles[0], theirs.0).await,
+        Err(CoreError::NotFound { .. })
+    ));
+    assert!(matches!(core.remove_profile(call, mine, theirs.1).await, Err(CoreError::NotFound { .. })));
+    assert!(matches!(core.holders(mine, theirs.1).await, Err(CoreError::NotFound { .. })));
+}
