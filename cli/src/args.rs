@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Group(commands::group::GroupArgs),
     /// Named settings, assigned to users and groups
     Profile(commands::profile::ProfileArgs),
+    /// What devices are to do
+    Command(commands::command::CommandArgs),
     /// Activation passwords
     Password(commands::password::PasswordArgs),
     /// Enrolment tokens for nodes

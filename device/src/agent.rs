@@ -23,6 +23,7 @@ use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
+use crate::commands::Commands;
 use crate::config::DeviceConfigFile;
 use crate::sessions::Sessions;
 use crate::state::DeviceState;
@@ -48,6 +49,9 @@ struct Inner {
     config: watch::Sender<Option<DeviceConfig>>,
     tunnel: OnceLock<Tunnel>,
     wake: Notify,
+    /// The core has commands, perhaps.
+    commands: Notify,
+    erased: watch::Sender<bool>,
     scope: Scope,
     instance: InstanceId,
     file: DeviceConfigFile,
@@ -108,6 +112,8 @@ impl Agent {
             config: watch::Sender::new(config),
             tunnel: OnceLock::new(),
             wake: Notify::new(),
+            commands: Notify::new(),
+            erased: watch::Sender::new(false),
             scope: scope.clone(),
             instance,
             file,
@@ -116,6 +122,9 @@ impl Agent {
         scope.spawn(agent.clone().listen());
         scope.spawn(agent.clone().keep_config());
         scope.spawn(agent.clone().follow_network(changes));
+        if agent.inner.file.commands.enabled {
+            scope.spawn(agent.clone().keep_commands());
+        }
         Ok(agent)
     }
 
@@ -249,12 +258,16 @@ impl Agent {
             };
             if let Some(link) = link {
                 self.inner.wake.notify_one();
+                self.inner.commands.notify_one();
                 let agent = self.clone();
                 // A task a link: a draining link's last offers are taken while the next one is up.
                 self.inner.scope.spawn(async move {
                     while let Some(message) = link.mux.next_control().await {
                         match message {
-                            Control::Wake(_) => agent.inner.wake.notify_one(),
+                            Control::Wake(_) => {
+                                agent.inner.wake.notify_one();
+                                agent.inner.commands.notify_one();
+                            }
                             pair @ (Control::PairOffer(_) | Control::PairRefused(_) | Control::PairEnd(_)) => {
                                 if let Some(tunnel) = agent.inner.tunnel.get() {
                                     tunnel.handle(pair);
@@ -283,6 +296,27 @@ impl Agent {
                 tunnel.network_changed();
             }
         }
+    }
+
+    /// Completes when the organisation has had this device erased. Cancel safe.
+    pub async fn erased(&self) {
+        // The sender lives as long as the agent.
+        let _ = self.inner.erased.subscribe().wait_for(|erased| *erased).await;
+    }
+
+    async fn keep_commands(self) {
+        let refreshed = self.clone();
+        let inner = &self.inner;
+        let commands = Commands {
+            config: inner.file.commands.clone(),
+            state: inner.state.clone(),
+            uplink: inner.uplink.clone(),
+            timers: inner.file.timers(),
+            scope: inner.scope.clone(),
+            refresh: Box::new(move || refreshed.inner.wake.notify_one()),
+            erased: inner.erased.clone(),
+        };
+        commands.keep(&inner.commands).await;
     }
 
     /// Keeps the configuration fresh: at every link-up and wake-up, and now and then.

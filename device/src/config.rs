@@ -36,6 +36,9 @@ pub struct DeviceConfigFile {
     /// The IP tunnel.
     #[serde(default)]
     pub tunnel: TunnelConfig,
+    /// What the organisation's core may have this device do.
+    #[serde(default)]
+    pub commands: Commands,
     /// Timers.
     #[serde(default)]
     pub timers: TimerScale,
@@ -63,6 +66,25 @@ impl Default for LocalProxy {
             http: SocketAddr::from(([127, 0, 0, 1], 3128)),
             connections: 8192,
         }
+    }
+}
+
+/// What the organisation's core may have this device do. Whatever stands here, it may ask what the device is and what is
+/// installed, and erase the device's key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Commands {
+    /// Whether commands are fetched at all.
+    pub enabled: bool,
+    /// The program that locks the screen, with its arguments; none: it cannot be locked.
+    pub lock: Vec<String>,
+    /// Files and folders of the organisation's, erased with everything in them before the key is.
+    pub erase: Vec<PathBuf>,
+}
+
+impl Default for Commands {
+    fn default() -> Self {
+        Self { enabled: true, lock: ["loginctl", "lock-sessions"].map(str::to_owned).to_vec(), erase: Vec::new() }
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod activate;
 pub mod agent;
+mod commands;
 pub mod config;
 pub mod local_proxy;
 pub mod sessions;
@@ -62,8 +63,12 @@ pub async fn run(config: DeviceConfigFile, context: &Context) -> anyhow::Result<
         }
     });
     context.ready();
-    context.draining().await;
-    agent.drain(context.drain_deadline()).await;
+    let erased = tokio::select! {
+        () = context.draining() => false,
+        () = agent.erased() => true,
+    };
+    agent.drain(if erased { Duration::ZERO } else { context.drain_deadline() }).await;
+    anyhow::ensure!(!erased, "this device was erased by its organisation: to use it again, activate it again");
     Ok(())
 }
 

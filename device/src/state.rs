@@ -7,6 +7,7 @@
 //! | `tenant-ca.pem` | the tenant's CA |
 //! | `relay.json` | how to find and trust the relay |
 //! | `config.cbor` | the newest signed configuration |
+//! | `commands.json` | commands that were carried out lately, and what was answered |
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -128,6 +129,28 @@ impl DeviceState {
     /// Writing failed.
     pub fn write_config(&self, config: &SignedConfig) -> anyhow::Result<()> {
         write_file(&self.dir, CONFIG, &minicbor::to_vec(config)?)
+    }
+}
+
+impl DeviceState {
+    /// Erases what makes this an organisation's device: the key first.
+    ///
+    /// # Errors
+    /// Files that could not be removed; the others are gone.
+    pub fn erase(&self) -> anyhow::Result<()> {
+        let mut failed = Vec::new();
+        for name in [KEY, CERTIFICATE, TENANT_CA, RELAY, CONFIG, crate::commands::FILE] {
+            let path = self.dir.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    failed.push(format!("{}: {error}", path.display()));
+                }
+                _ => {}
+            }
+        }
+        // So that they are gone after a power cut as well.
+        let _ = fs::File::open(&self.dir).and_then(|dir| dir.sync_all());
+        if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod account;
 pub mod activation;
 pub mod audit;
 pub mod ca;
+pub mod command;
 pub mod config;
 mod encoding;
 pub mod error;

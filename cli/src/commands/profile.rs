@@ -131,14 +131,15 @@ impl Content {
     }
 }
 
-fn settings(file: &Path) -> anyhow::Result<Value> {
+/// A JSON object from a file.
+pub(super) fn settings(file: &Path) -> anyhow::Result<Value> {
     let text = match file.as_os_str() == "-" {
         true => std::io::read_to_string(std::io::stdin()),
         false => std::fs::read_to_string(file),
     };
-    let text = text.with_context(|| format!("the settings cannot be read from {}", file.display()))?;
+    let text = text.with_context(|| format!("cannot read {}", file.display()))?;
     let value: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))?;
-    anyhow::ensure!(value.is_object(), "{}: settings are a JSON object: {{\"name\": value, ..}}", file.display());
+    anyhow::ensure!(value.is_object(), "{}: expected a JSON object: {{\"name\": value, ..}}", file.display());
     Ok(value)
 }
 

@@ -31,6 +31,10 @@
 //! | profile holders | `GET /profiles/F/holders` | | list of `{kind, id, name}` |
 //! | profile assign, unassign | `PUT`, `DELETE /profiles/F/holders/P` | | 204 |
 //! | profile effective | `GET /users/WHO/profiles[?platform=P]`, `/devices/ID/profiles` | | list of `{category, id, name, rank, by: user\|group\|default, groups [name], passed_over [{id, name, why: assigned_to_group\|rank}], settings}` |
+//! | command send | `POST /devices/ID/commands` | `{kind, properties?, lifetime_seconds?}` | COMMAND `{id, device, number, kind, properties [name], state, created, expires, sent, not_before, completed, error, result}`; a week when no lifetime is given |
+//! | command list | `GET /devices/ID/commands` | | list of COMMAND, the newest first, at most 500 |
+//! | command show | `GET /commands/ID` | | COMMAND |
+//! | command cancel | `DELETE /commands/ID` | | COMMAND; 400 when the device may have it already |
 //! | device list | `GET /devices[?user=WHO]` | | list of DEVICE `{id, user, email, name, platform, certificate, state, created, revoked, last_seen}` |
 //! | device show | `GET /devices/ID` | | DEVICE with `certificates [..]` |
 //! | device revoke | `DELETE /devices/ID[?wait=SECONDS]` | | `{device, version, not_yet [holder]}`: waits (5 s) for relays and nodes |
@@ -56,6 +60,7 @@
 //! | audit list | `GET /audit[?after=NUMBER]` | | list of `{number, time, actor, action, subject, outcome, detail, hash}` |
 //! | audit verify | `POST /audit/verify` | | `{records, hash}`; 503 when the chain is broken |
 
+mod commands;
 mod groups;
 mod holders;
 mod names;
@@ -119,6 +124,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/profiles/{profile}/holders", get(profiles::holders))
         .route("/profiles/{profile}/holders/{who}", put(profiles::assign).delete(profiles::unassign))
         .route("/devices/{id}/profiles", get(profiles::of_device))
+        .route("/devices/{id}/commands", get(commands::of_device).post(commands::give))
+        .route("/commands/{id}", get(commands::show).delete(commands::cancel))
         .route("/devices", get(holders::devices))
         .route("/devices/{id}", get(holders::device).delete(holders::revoke_device))
         .route("/nodes", get(holders::nodes))

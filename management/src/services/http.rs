@@ -1,4 +1,4 @@
-//! HTTP/1.1 on one connection, with bounds on everything: head 16 KiB and 64 fields, body 64 KiB, a deadline for the
+//! HTTP/1.1 on one connection, with bounds on everything: head 16 KiB and 64 fields, the body as given, a deadline for the
 //! head, for the body, and for the connection.
 
 use std::convert::Infallible;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hedgerow_shared::limits::{MAX_FIRST_BYTES, Timers};
-use hedgerow_shared::wire::core_api::{MAX_REQUEST, MEDIA_JSON, Refused};
+use hedgerow_shared::wire::core_api::{MEDIA_JSON, Refused};
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -89,8 +89,9 @@ impl Answer {
     }
 }
 
-/// Serves one connection until the client closes it or its time is over. Errors are the client's.
-pub(crate) async fn serve<IO, F, Fut>(io: IO, timers: &Timers, answer: F)
+/// Serves one connection until the client closes it or its time is over, with bodies of at most `largest` bytes. Errors are
+/// the client's.
+pub(crate) async fn serve<IO, F, Fut>(io: IO, timers: &Timers, largest: usize, answer: F)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn(Request) -> Fut + Clone + Send + 'static,
@@ -101,7 +102,7 @@ where
         let answer = answer.clone();
         async move {
             let (head, body) = request.into_parts();
-            let response = match read(body, limit).await {
+            let response = match read(body, largest, limit).await {
                 Ok(body) => {
                     let path = head.uri.path().to_owned();
                     let query = head.uri.query().map(str::to_owned);
@@ -122,11 +123,11 @@ where
     }
 }
 
-async fn read(body: Incoming, limit: Duration) -> Result<Bytes, Answer> {
-    match timeout(limit, Limited::new(body, MAX_REQUEST).collect()).await {
+async fn read(body: Incoming, largest: usize, limit: Duration) -> Result<Bytes, Answer> {
+    match timeout(limit, Limited::new(body, largest).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let why = format!("the request is larger than {MAX_REQUEST} bytes");
+            let why = format!("the request is larger than {largest} bytes");
             Err(Answer::refused(StatusCode::PAYLOAD_TOO_LARGE, why).header("connection", "close"))
         }
         Ok(Err(_)) => {

@@ -2,12 +2,13 @@
 //! for `mdm` go on, unopened, to the server that is published for it.
 //!
 //! ```text
-//!   accept: header read, permit taken --> TLS of the origin --> HTTP/1.1 --> activate | enrol | configs | bws
+//!   accept: header read, permit taken --> TLS of the origin --> HTTP/1.1 --> activate | enrol | configs | commands | bws
 //! ```
 //! What the relay says of the peer is for logs. Who the peer is stands in its certificate, and whether it still
 //! counts is asked at every request.
 
 mod activate;
+mod commands;
 mod configs;
 mod enrol;
 pub(crate) mod http;
@@ -144,6 +145,7 @@ where
             }
         }
     };
+    let largest = if certificate.is_some() { core_api::MAX_REPORT } else { core_api::MAX_REQUEST };
     let peer = Arc::new(Peer {
         app: app.clone(),
         from: from.to_owned(),
@@ -151,7 +153,7 @@ where
         certificate,
         stage: Mutex::new(Stage::Fresh),
     });
-    http::serve(stream, &app.timers, move |request| {
+    http::serve(stream, &app.timers, largest, move |request| {
         let peer = peer.clone();
         async move { peer.answer(request).await }
     })
@@ -176,6 +178,7 @@ impl Peer {
             core_api::ENROL_NODE => ("enrol_node", Method::POST),
             core_api::CONFIG_NODE => ("config_node", Method::GET),
             core_api::CONFIG_DEVICE => ("config_device", Method::GET),
+            core_api::COMMAND_DEVICE => ("command_device", Method::POST),
             _ => ("unknown", Method::GET),
         };
         let answer = match label {
@@ -187,6 +190,7 @@ impl Peer {
             "activate_confirm" => self.confirm(&request.body).await,
             "activate_finish" => self.finish(&request.body).await,
             "enrol_node" => self.enrol(&request.body).await,
+            "command_device" => self.command(&request.body).await,
             "config_node" => self.config(Role::Node, request.query.as_deref()).await,
             _ => self.config(Role::Device, request.query.as_deref()).await,
         };

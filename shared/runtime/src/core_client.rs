@@ -67,6 +67,19 @@ impl CoreClient {
     /// # Errors
     /// What failed; a refusal carries the core's words.
     pub async fn post<A: DeserializeOwned>(&mut self, path: &str, question: &impl Serialize) -> Result<A, Fault> {
+        let answer = self.ask(path, question).await?;
+        answer.ok_or_else(|| Fault::new(Code::Protocol, "the core's answer is empty"))
+    }
+
+    /// As `post`; `None` when the core has nothing to say (204).
+    ///
+    /// # Errors
+    /// As `post`.
+    pub async fn ask<A: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        question: &impl Serialize,
+    ) -> Result<Option<A>, Fault> {
         let body = serde_json::to_vec(question).map_err(broken)?;
         let request = Request::builder()
             .method(Method::POST)
@@ -75,8 +88,12 @@ impl CoreClient {
             .header(header::HOST, "core.hedgerow")
             .body(Full::new(Bytes::from(body)))
             .map_err(broken)?;
-        let (_, answer) = self.exchange(request).await?;
-        serde_json::from_slice(&answer).map_err(|_| Fault::new(Code::Protocol, "the core's answer cannot be read"))
+        match self.exchange(request).await? {
+            (StatusCode::NO_CONTENT, _) => Ok(None),
+            (_, answer) => serde_json::from_slice(&answer)
+                .map(Some)
+                .map_err(|_| Fault::new(Code::Protocol, "the core's answer cannot be read")),
+        }
     }
 
     /// Asks for a configuration (`core_api::CONFIG_NODE` or `CONFIG_DEVICE`); `None` when `have` is the newest.

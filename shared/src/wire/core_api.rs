@@ -10,9 +10,11 @@
 //!   POST /enroll/v1/node       EnrolNode     -> NodeEnrolled   a new node: TLS to the CA pinned by its token
 //!   GET  /config/v1/node[?have=E.V]          -> SignedConfig   a node: mutual TLS under the tenant CA
 //!   GET  /config/v1/device[?have=E.V]        -> SignedConfig   a device: mutual TLS under the tenant CA
+//!   POST /command/v1/device    Report        -> Order          a device: what became of its last command, and the next;
+//!                                                              204: it is to be idle
 //! ```
-//! `Start`, `Offer`, `Proof`, `Confirmation`, `Sealed` and what the seal covers are `uem_core::activation`'s; the rest
-//! is here. Bodies are JSON (`application/json`), bytes in it standard base64; a signed configuration travels as CBOR
+//! `Start`, `Offer`, `Proof`, `Confirmation`, `Sealed` and what the seal covers are `uem_core::activation`'s, `Report` and
+//! `Order` are `uem_core::command`'s; the rest is here. Bodies are JSON (`application/json`), bytes in it standard base64; a signed configuration travels as CBOR
 //! (`application/cbor`). With `have`, the version the caller has **in force**, a config request also acknowledges it;
 //! the answer is 204 when that is the newest. Whoever has taken a new one asks again at once, so that the core knows;
 //! `have` is left out only when the caller has none.
@@ -40,6 +42,8 @@ pub const ENROL_NODE: &str = "/enroll/v1/node";
 pub const CONFIG_NODE: &str = "/config/v1/node";
 /// A device's configuration.
 pub const CONFIG_DEVICE: &str = "/config/v1/device";
+/// A device's commands.
+pub const COMMAND_DEVICE: &str = "/command/v1/device";
 /// ALPN inside the inner TLS.
 pub const ALPN_HTTP: &[u8] = b"http/1.1";
 /// Media type of a signed configuration.
@@ -48,6 +52,8 @@ pub const MEDIA_CBOR: &str = "application/cbor";
 pub const MEDIA_JSON: &str = "application/json";
 /// The largest request body, bytes.
 pub const MAX_REQUEST: usize = 64 * 1024;
+/// The largest request body of a peer that has shown its certificate, bytes: a report with a result.
+pub const MAX_REPORT: usize = 1024 * 1024;
 /// The largest answer, bytes: a signed configuration in base64, with room.
 pub const MAX_ANSWER: usize = 8 * 1024 * 1024;
 

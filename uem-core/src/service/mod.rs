@@ -3,6 +3,7 @@
 //! reads and decides again.
 
 mod activation;
+mod commands;
 mod configs;
 mod devices;
 mod groups;
@@ -25,6 +26,7 @@ use crate::seal::Kek;
 use crate::store::{Change, Commit, Store, StoreError};
 use crate::{CoreError, audit};
 
+pub use commands::NewCommand;
 pub use devices::Holder;
 pub use nodes::{EnrolError, NewToken, NodeEnrolReply, NodeEnrolRequest, TokenRefusal};
 pub use profiles::{NewProfile, ProfileChange};

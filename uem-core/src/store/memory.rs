@@ -6,11 +6,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use hedgerow_shared::verify::{Route, Rule};
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 
-use super::{Acknowledgement, Change, Commit, Page, Store, StoreError};
+use super::{Acknowledgement, Change, Commit, MAX_COMMANDS, Page, Store, StoreError};
 use crate::account::{Device, DeviceState, Email, Node, NodeState, ServerName, Tenant, Token, User};
 use crate::activation::ActivationPassword;
 use crate::audit;
 use crate::ca::CertificateRecord;
+use crate::command::Command;
 use crate::group::{Group, Principal, name_key};
 use crate::profile::{Category, Profile};
 
@@ -32,6 +33,7 @@ struct Data {
     profiles: BTreeMap<EntityId, Profile>,
     /// A profile, and who has it.
     assignments: BTreeSet<(EntityId, Principal)>,
+    commands: BTreeMap<EntityId, Command>,
     audit: Vec<audit::Record>,
     acknowledgements: BTreeMap<String, Acknowledgement>,
 }
@@ -64,6 +66,12 @@ fn page<'a, T: Clone + 'a>(map: impl Iterator<Item = (&'a EntityId, &'a T)>, pag
         .take(page.limit.min(Page::MAX) as usize)
         .map(|(_, value)| value.clone())
         .collect()
+}
+
+fn of_device(data: &Data, device: EntityId, which: impl Fn(&Command) -> bool) -> Vec<Command> {
+    let mut of: Vec<_> = data.commands.values().filter(|c| c.device == device && which(c)).cloned().collect();
+    of.sort_by_key(|c| (c.number, c.id));
+    of
 }
 
 impl Store for Memory {
@@ -192,6 +200,29 @@ impl Store for Memory {
         self.read(tenant, |d| d.assignments.iter().filter(|(p, _)| *p == profile).map(|(_, h)| *h).collect())
     }
 
+    async fn command(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Command>, StoreError> {
+        self.read(tenant, |d| d.commands.get(&id).cloned())
+    }
+
+    async fn commands(&self, tenant: &TenantId, device: EntityId) -> Result<Vec<Command>, StoreError> {
+        let mut all = self.read(tenant, |d| of_device(d, device, |_| true))?;
+        all.reverse();
+        all.truncate(MAX_COMMANDS as usize);
+        Ok(all)
+    }
+
+    async fn open_commands(&self, tenant: &TenantId, device: EntityId) -> Result<Vec<Command>, StoreError> {
+        self.read(tenant, |d| of_device(d, device, |c| c.state.is_open()))
+    }
+
+    async fn move_command(&self, from: &Command, to: Command) -> Result<(), StoreError> {
+        let mut tenants = self.lock();
+        let found = tenants.get_mut(&to.tenant).and_then(|d| d.commands.get_mut(&to.id));
+        let found = found.filter(|c| (c.state, c.sent) == (from.state, from.sent)).ok_or(StoreError::Conflict)?;
+        *found = to;
+        Ok(())
+    }
+
     async fn revoked(&self, tenant: &TenantId, now: UnixTime) -> Result<Vec<EntityId>, StoreError> {
         self.read(tenant, |d| {
             let inactive = |user: &EntityId| d.users.get(user).is_none_or(|u| !u.active);
@@ -244,6 +275,7 @@ impl Store for Memory {
             members: BTreeSet::new(),
             profiles: BTreeMap::new(),
             assignments: BTreeSet::new(),
+            commands: BTreeMap::new(),
             audit: Vec::new(),
             acknowledgements: BTreeMap::new(),
         });
@@ -273,6 +305,10 @@ impl Store for Memory {
                 Change::DeleteProfile(id) => {
                     data.profiles.remove(&id);
                     data.assignments.retain(|(profile, _)| *profile != id);
+                }
+                Change::PutCommand(command) => drop(data.commands.insert(command.id, command)),
+                Change::ForgetCommands { device, before } => {
+                    data.commands.retain(|_, c| c.device != device || c.completed.is_none_or(|at| at >= before));
                 }
                 Change::PutAssignment { profile, holder } => _ = data.assignments.insert((profile, holder)),
                 Change::DeleteAssignment { profile, holder } => _ = data.assignments.remove(&(profile, holder)),

@@ -18,6 +18,7 @@ use crate::account::{Device, Email, Node, ServerName, Tenant, Token, User};
 use crate::activation::ActivationPassword;
 use crate::audit;
 use crate::ca::CertificateRecord;
+use crate::command::Command;
 use crate::group::{Group, Principal};
 use crate::profile::{Category, Profile};
 
@@ -122,7 +123,19 @@ pub enum Change {
         /// To whom.
         holder: Principal,
     },
+    /// Adds or replaces a command.
+    PutCommand(Command),
+    /// Removes a device's commands that came to their end before.
+    ForgetCommands {
+        /// Whose.
+        device: EntityId,
+        /// Before when.
+        before: UnixTime,
+    },
 }
+
+/// Most that one answer holds of a device's commands.
+pub const MAX_COMMANDS: u32 = 500;
 
 /// Everything that changes together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -250,6 +263,24 @@ pub trait Store: Send + Sync + 'static {
         tenant: &TenantId,
         profile: EntityId,
     ) -> impl Future<Output = Result<Vec<Principal>, StoreError>> + Send;
+    /// One command.
+    fn command(
+        &self,
+        tenant: &TenantId,
+        id: EntityId,
+    ) -> impl Future<Output = Result<Option<Command>, StoreError>> + Send;
+    /// A device's newest commands, the newest first, at most `MAX_COMMANDS`.
+    fn commands(
+        &self,
+        tenant: &TenantId,
+        device: EntityId,
+    ) -> impl Future<Output = Result<Vec<Command>, StoreError>> + Send;
+    /// A device's commands of which something may still become, the oldest first.
+    fn open_commands(
+        &self,
+        tenant: &TenantId,
+        device: EntityId,
+    ) -> impl Future<Output = Result<Vec<Command>, StoreError>> + Send;
     /// Ids whose certificates do not count although they have not expired at `now`: revoked devices and nodes, and
     /// devices of inactive users; in the order of ids.
     fn revoked(
@@ -277,6 +308,9 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<Acknowledgement>, StoreError>> + Send;
     /// Does all of it or, with `Conflict`, nothing.
     fn commit(&self, commit: Commit) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Replaces a command as it was read by what has become of it, on disk when this returns; `Conflict` where it is not as
+    /// it was read any more. Not audited, no new revision.
+    fn move_command(&self, from: &Command, to: Command) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Notes that a device or node spoke with the core. Not audited, no new revision.
     fn seen(
         &self,

@@ -1,0 +1,218 @@
+//! Carrying commands out on Linux.
+
+use std::ffi::CStr;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use hedgerow_runtime::telemetry;
+use hedgerow_uem_core::command::{Kind, Order, Reply};
+use serde_json::{Map, Value, json};
+use tokio::process::Command;
+
+use crate::config::Commands as Config;
+
+/// How long a program may take.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Bytes of a program's output that are read.
+const OUTPUT: usize = 8 * 1024 * 1024;
+/// Packages that are told.
+const PACKAGES: usize = 8000;
+
+/// How packages are listed, a line each: name, a tab, version.
+const PACKAGE_TOOLS: [&[&str]; 3] = [
+    &["dpkg-query", "--show", "--showformat=${Package}\t${Version}\n"],
+    &["rpm", "--query", "--all", "--queryformat=%{NAME}\t%{VERSION}-%{RELEASE}\n"],
+    &["apk", "list", "--installed"],
+];
+
+/// Carries a command out.
+pub(super) async fn out(order: &Order, config: &Config, refresh: &(dyn Fn() + Send + Sync)) -> Reply {
+    let done = match order.kind {
+        Kind::LockDevice => run(&config.lock).await.map(|_| Map::new()),
+        Kind::DeleteWorkSpaceData => erase(config).map(|()| Map::new()),
+        Kind::RequestDeviceInfo => Ok(information()),
+        Kind::ListApplications => packages().await,
+        Kind::UpdateProfiles => {
+            refresh();
+            Ok(Map::new())
+        }
+        other => Err(format!("this device does not know how to carry out {other}")),
+    };
+    match done {
+        Ok(result) => Reply::Done { result },
+        Err(error) => Reply::Failed { error },
+    }
+}
+
+/// Runs a program without a shell; its output.
+async fn run(words: &[impl AsRef<str>]) -> Result<String, String> {
+    let mut words = words.iter().map(AsRef::as_ref);
+    let Some(program) = words.next() else { return Err("this device is not told how (its configuration)".to_owned()) };
+    let mut command = Command::new(program);
+    command.args(words).stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(LIMIT, command.output()).await;
+    let output = output.map_err(|_| format!("{program} took longer than {LIMIT:?}"))?;
+    let output = output.map_err(|error| format!("{program}: {error}"))?;
+    if output.status.success() {
+        let end = output.stdout.len().min(OUTPUT);
+        return Ok(String::from_utf8_lossy(&output.stdout[..end]).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{program} failed ({}): {}", output.status, said.trim()))
+}
+
+/// Erases the organisation's data. Keys and configuration go after the core has been told.
+fn erase(config: &Config) -> Result<(), String> {
+    let failed: Vec<_> = config
+        .erase
+        .iter()
+        .filter_map(|path| remove(path).err().map(|error| format!("{}: {error}", path.display())))
+        .collect();
+    if failed.is_empty() { Ok(()) } else { Err(format!("not everything could be erased: {}", failed.join("; "))) }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        // Links are not followed: what they lead to was not named.
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+async fn packages() -> Result<Map<String, Value>, String> {
+    let mut reasons = Vec::new();
+    for tool in PACKAGE_TOOLS {
+        match run(tool).await {
+            Ok(text) => {
+                let lines = || text.lines().filter(|line| !line.trim().is_empty());
+                let packages: Vec<_> = lines().take(PACKAGES).map(package).collect();
+                let told = json!({ "source": tool[0], "count": lines().count(), "packages": packages });
+                return Ok(object(told));
+            }
+            Err(error) => reasons.push(error),
+        }
+    }
+    Err(format!("no list of packages: {}", reasons.join("; ")))
+}
+
+fn package(line: &str) -> Value {
+    let (name, version) = line.split_once('\t').unwrap_or((line, ""));
+    json!({ "name": name, "version": version })
+}
+
+/// What this machine is and how it does, in the web services' words where they have some.
+fn information() -> Map<String, Value> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let release = read("/etc/os-release");
+    let of_release = |key: &str| {
+        let value = release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        value.map(|value| value.trim_matches('"').to_owned())
+    };
+    let memory = read("/proc/meminfo");
+    let of_memory = |key: &str| {
+        let line = memory.lines().find_map(|line| line.strip_prefix(key))?;
+        line.split_ascii_whitespace().next()?.parse::<u64>().ok()
+    };
+    let dmi = |name: &str| Some(read(&format!("/sys/class/dmi/id/{name}")).trim().to_owned()).filter(|s| !s.is_empty());
+    let uptime = read("/proc/uptime").split('.').next().and_then(|seconds| seconds.parse::<u64>().ok());
+    let (size, free) = disk(c"/").unzip();
+    object(json!({
+        "os": "Linux", "osFamilyName": of_release("NAME"), "osVersion": of_release("VERSION_ID"),
+        "kernel": read("/proc/sys/kernel/osrelease").trim(), "hostName": read("/proc/sys/kernel/hostname").trim(),
+        "hardwareVendorCompanyName": dmi("sys_vendor"), "hardwareModel": dmi("product_name"),
+        "ramTotal": of_memory("MemTotal:").map(|kib| kib * 1024), "ramFree": of_memory("MemAvailable:").map(|kib| kib * 1024),
+        "internalStorageSize": size, "internalStorageFree": free, "uptimeSeconds": uptime,
+        "clientVersion": telemetry::VERSION,
+    }))
+}
+
+/// Size of the file system that a path is in, and what is free of it, bytes.
+fn disk(path: &CStr) -> Option<(u64, u64)> {
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends in a zero byte and the pointer is to a statvfs that the call fills when it returns 0.
+    let done = unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) };
+    if done != 0 {
+        return None;
+    }
+    // SAFETY: the call returned 0.
+    let stat = unsafe { stat.assume_init() };
+    Some((stat.f_frsize * stat.f_blocks, stat.f_frsize * stat.f_bavail))
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        other => Map::from_iter([("value".to_owned(), other)]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hedgerow_shared::EntityId;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    async fn carry(kind: Kind, config: &Config) -> Reply {
+        let order = Order { id: EntityId::from_random([1; 16]), kind, properties: Map::new() };
+        out(&order, config, &|| {}).await
+    }
+
+    #[tokio::test]
+    async fn p22_a_machine_tells_what_it_is_and_what_is_installed() {
+        let config = Config::default();
+        let Reply::Done { result } = carry(Kind::RequestDeviceInfo, &config).await else { panic!("no information") };
+        assert_eq!(result["os"], "Linux");
+        for key in ["ramTotal", "internalStorageSize", "uptimeSeconds"] {
+            assert!(result[key].as_u64().is_some_and(|n| n > 0), "{key}: {result:?}");
+        }
+        let Reply::Done { result } = carry(Kind::ListApplications, &config).await else { panic!("no packages") };
+        let packages = result["packages"].as_array().unwrap();
+        assert!(packages.iter().any(|p| p["name"] == "dpkg" && p["version"] != ""), "{}", packages.len());
+        assert!(hedgerow_uem_core::command::fits(&result), "it is to be kept");
+    }
+
+    #[tokio::test]
+    async fn p22_what_a_device_cannot_do_it_says() {
+        let missing = Config { lock: vec!["no-such-program".into()], ..Config::default() };
+        let fails = Config { lock: vec!["ls".into(), "/no/such/path".into()], ..Config::default() };
+        let none = Config { lock: Vec::new(), ..Config::default() };
+        for (config, kind, words) in [
+            (&missing, Kind::LockDevice, "no-such-program"),
+            (&fails, Kind::LockDevice, "/no/such/path"),
+            (&none, Kind::LockDevice, "not told how"),
+            (&none, Kind::EnableLostMode, "ENABLE_LOST_MODE"),
+        ] {
+            let Reply::Failed { error } = carry(kind, config).await else { panic!("{kind} {config:?}") };
+            assert!(error.contains(words), "{error}");
+        }
+        let asked = AtomicUsize::new(0);
+        let order = Order { id: EntityId::from_random([1; 16]), kind: Kind::UpdateProfiles, properties: Map::new() };
+        out(&order, &none, &|| _ = asked.fetch_add(1, Ordering::Relaxed)).await;
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn p22_what_was_named_is_erased_and_nothing_behind_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("work/deep")).unwrap();
+        fs::write(at("work/deep/file"), "x").unwrap();
+        fs::create_dir(at("private")).unwrap();
+        fs::write(at("private/diary"), "x").unwrap();
+        std::os::unix::fs::symlink(at("private"), at("link")).unwrap();
+        std::os::unix::fs::symlink(at("private"), at("work/link")).unwrap();
+        let config = Config { erase: vec![at("work"), at("link"), at("gone")], ..Config::default() };
+        assert_eq!(carry(Kind::DeleteWorkSpaceData, &config).await, Reply::Done { result: Map::new() });
+        assert!(!at("work").exists() && fs::symlink_metadata(at("link")).is_err() && at("private/diary").exists());
+        let config = Config { erase: vec!["/proc/version".into()], ..config };
+        assert!(matches!(carry(Kind::DeleteWorkSpaceData, &config).await, Reply::Failed { .. }));
+    }
+}

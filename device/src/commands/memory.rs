@@ -1,0 +1,77 @@
+//! What was carried out, on disk: a command that comes again gets the answer that it got.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use hedgerow_shared::EntityId;
+use hedgerow_uem_core::command::Reply;
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use crate::state::write_file;
+
+/// The file in the state folder.
+pub(crate) const FILE: &str = "commands.json";
+/// Answers that are kept. The core sends one command at a time, so the last would do.
+const MOST: usize = 16;
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    id: EntityId,
+    reply: Reply,
+}
+
+/// See the module.
+pub(super) struct Memory {
+    dir: PathBuf,
+    entries: Vec<Entry>,
+}
+
+impl Memory {
+    pub(super) fn read(dir: &Path) -> Self {
+        let read = fs::read(dir.join(FILE)).ok();
+        let entries = read.and_then(|bytes| {
+            serde_json::from_slice(&bytes)
+                .inspect_err(|error| warn!(%error, "{FILE} does not parse: a command may be carried out twice"))
+                .ok()
+        });
+        Self { dir: dir.to_owned(), entries: entries.unwrap_or_default() }
+    }
+
+    /// The answer that a command got.
+    pub(super) fn answer(&self, id: EntityId) -> Option<Reply> {
+        self.entries.iter().find(|entry| entry.id == id).map(|entry| entry.reply.clone())
+    }
+
+    /// Writes an answer down. Where the disk does not take it, a command may be carried out twice, rather than never.
+    pub(super) fn keep(&mut self, id: EntityId, reply: &Reply) {
+        self.entries.push(Entry { id, reply: reply.clone() });
+        let surplus = self.entries.len().saturating_sub(MOST);
+        self.entries.drain(..surplus);
+        let written =
+            serde_json::to_vec(&self.entries).map_err(Into::into).and_then(|b| write_file(&self.dir, FILE, &b));
+        if let Err(error) = written {
+            warn!(error = format!("{error:#}"), "an answer cannot be written down");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p22_answers_are_there_after_a_restart_and_the_oldest_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = |n: u8| EntityId::from_random([n; 16]);
+        let mut memory = Memory::read(dir.path());
+        for n in 0..20 {
+            memory.keep(id(n), &Reply::Failed { error: n.to_string() });
+        }
+        let again = Memory::read(dir.path());
+        assert_eq!(again.answer(id(19)), Some(Reply::Failed { error: "19".into() }));
+        assert_eq!((again.answer(id(3)), again.entries.len()), (None, MOST));
+        fs::write(dir.path().join(FILE), "[{").unwrap();
+        assert!(Memory::read(dir.path()).entries.is_empty());
+    }
+}

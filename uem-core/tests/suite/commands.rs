@@ -1,0 +1,126 @@
+//! Commands: queued, fetched, answered.
+
+use std::collections::BTreeSet;
+
+use super::world::*;
+use hedgerow_shared::EntityId;
+use hedgerow_uem_core::account::{Device, DeviceState};
+use hedgerow_uem_core::command::{Command, DEFAULT_LIFETIME_SECONDS, Kind, MAX_OPEN, Reply, State};
+use hedgerow_uem_core::service::NewCommand;
+use hedgerow_uem_core::store::Store;
+use hedgerow_uem_core::{Actor, Call, CoreError};
+use serde_json::Map;
+
+impl<S: Store> World<S> {
+    async fn device_of(&mut self, email: &str) -> Device {
+        let user = self.user(email).await;
+        self.password(&user, "open sesame").await;
+        self.activate(email, "open sesame").await.unwrap().1
+    }
+
+    async fn give(&mut self, device: &Device, kind: Kind) -> Result<Command, CoreError> {
+        let properties = serde_json::from_str(r#"{"message":"Ring 555-0100 – \"now\""}"#).unwrap();
+        let lifetime_seconds = DEFAULT_LIFETIME_SECONDS;
+        let new = NewCommand { device: device.id, kind, properties, lifetime_seconds };
+        self.core.queue_command(call!(self), &self.tenant, new).await
+    }
+
+    async fn fetch(&self, device: EntityId) -> Option<Command> {
+        self.core.next_command(&self.tenant, device, &BTreeSet::new(), self.now).await.unwrap()
+    }
+
+    async fn answer(&mut self, device: &Device, id: EntityId, reply: Reply) -> Result<Command, CoreError> {
+        self.core.answer_command(call!(self), &self.tenant, device.id, id, reply).await
+    }
+}
+
+fn done() -> Reply {
+    Reply::Done { result: serde_json::from_str(r#"{"packages":["a 1.0","b 2"]}"#).unwrap() }
+}
+
+pub(crate) async fn p22_commands_are_fetched_in_order_and_answered_once<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let device = w.device_of("anna@example.com").await;
+    let other = w.device_of("bob@example.com").await;
+    let info = w.give(&device, Kind::RequestDeviceInfo).await.unwrap();
+    let lock = w.give(&device, Kind::LockDevice).await.unwrap();
+    let list = w.give(&device, Kind::ListApplications).await.unwrap();
+    assert!(w.fetch(other.id).await.is_none());
+    let got = w.fetch(device.id).await.unwrap();
+    assert_eq!((got.id, got.state, got.sent, &got.properties), (lock.id, State::Sent, 1, &lock.properties));
+    // Again, until it is answered; what is stored is what was sent.
+    assert_eq!(w.fetch(device.id).await.unwrap().sent, 2);
+    assert_eq!(w.core.command(&w.tenant, lock.id).await.unwrap().sent, 2);
+    assert!(matches!(w.answer(&other, lock.id, done()).await, Err(CoreError::NotFound { .. })));
+    w.now = w.now.plus(5);
+    let ended = w.answer(&device, lock.id, done()).await.unwrap();
+    assert_eq!((ended.state, ended.completed), (State::Succeeded, Some(w.now)));
+    let again = w.answer(&device, lock.id, Reply::Failed { error: "twice".into() }).await.unwrap();
+    assert_eq!(again, ended, "the first answer counts");
+    assert_eq!(w.core.command(&w.tenant, lock.id).await.unwrap(), ended);
+    assert_eq!(w.fetch(device.id).await.unwrap().id, info.id);
+    w.answer(&device, info.id, Reply::NotNow).await.unwrap();
+    assert_eq!(w.fetch(device.id).await.unwrap().id, list.id);
+    w.answer(&device, list.id, Reply::Failed { error: "no dpkg".into() }).await.unwrap();
+    assert!(w.fetch(device.id).await.is_none());
+    w.now = w.now.plus(3600);
+    assert_eq!(w.fetch(device.id).await.unwrap().id, info.id);
+    let states: Vec<_> = w.core.commands(&w.tenant, device.id).await.unwrap().iter().map(|c| (c.id, c.state)).collect();
+    assert_eq!(states, [(list.id, State::Failed), (lock.id, State::Succeeded), (info.id, State::Sent)]);
+    let records = w.core.audit(&w.tenant, 0, 100).await.unwrap();
+    assert_eq!(records.iter().filter(|r| r.action == "command.queue").count(), 3);
+    assert!(!serde_json::to_string(&records).unwrap().contains("555-0100"));
+}
+
+pub(crate) async fn p22_commands_are_taken_back_and_expire<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let device = w.device_of("anna@example.com").await;
+    let (first, second) =
+        (w.give(&device, Kind::LockDevice).await.unwrap(), w.give(&device, Kind::EnableLostMode).await.unwrap());
+    let cancelled = w.core.cancel_command(call!(w), &w.tenant, second.id).await.unwrap();
+    assert_eq!((cancelled.state, cancelled.completed), (State::Cancelled, Some(w.now)));
+    assert!(w.core.cancel_command(call!(w), &w.tenant, second.id).await.is_err());
+    assert_eq!(w.fetch(device.id).await.unwrap().id, first.id);
+    let refused = w.core.cancel_command(call!(w), &w.tenant, first.id).await.unwrap_err();
+    assert!(refused.to_string().contains("may have it"), "{refused}");
+    w.now = w.now.plus(DEFAULT_LIFETIME_SECONDS);
+    assert!(w.fetch(device.id).await.is_none());
+    let expired = w.core.command(&w.tenant, first.id).await.unwrap();
+    assert_eq!((expired.state, expired.completed), (State::Expired, Some(w.now)));
+    // It arrives late: what was told the administrator stays.
+    assert_eq!(w.answer(&device, first.id, done()).await.unwrap().state, State::Expired);
+    // Those of long ago are forgotten with the next.
+    w.now = w.now.plus(91 * 24 * 3600);
+    w.give(&device, Kind::UpdateProfiles).await.unwrap();
+    assert_eq!(w.core.commands(&w.tenant, device.id).await.unwrap().len(), 1);
+    w.core.verify_audit(&w.tenant).await.unwrap();
+}
+
+pub(crate) async fn p22_a_queue_has_a_bound_and_revoked_devices_have_none<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let device = w.device_of("anna@example.com").await;
+    for _ in 0..MAX_OPEN {
+        w.give(&device, Kind::RequestDeviceInfo).await.unwrap();
+    }
+    assert!(w.give(&device, Kind::LockDevice).await.unwrap_err().to_string().contains("wait for this device"));
+    w.now = w.now.plus(DEFAULT_LIFETIME_SECONDS);
+    w.give(&device, Kind::LockDevice).await.unwrap();
+    let lifetime_seconds = 0;
+    let none = NewCommand { device: device.id, kind: Kind::LockDevice, properties: Map::new(), lifetime_seconds };
+    assert!(w.core.queue_command(call!(w), &w.tenant, none).await.is_err());
+    w.core.revoke_device(call!(w), &w.tenant, device.id).await.unwrap();
+    assert!(matches!(w.give(&device, Kind::LockDevice).await, Err(CoreError::Revoked { .. })));
+}
+
+pub(crate) async fn p22_a_device_that_has_erased_itself_is_revoked<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let device = w.device_of("anna@example.com").await;
+    let wipe = w.give(&device, Kind::DeleteWorkSpaceData).await.unwrap();
+    w.fetch(device.id).await.unwrap();
+    let state = async |w: &World<S>| w.core.device(&w.tenant, device.id).await.unwrap().state;
+    w.answer(&device, wipe.id, Reply::NotNow).await.unwrap();
+    assert_eq!(state(&w).await, DeviceState::Active);
+    w.answer(&device, wipe.id, done()).await.unwrap();
+    assert_eq!(state(&w).await, DeviceState::Revoked);
+    assert_eq!(w.core.command(&w.tenant, wipe.id).await.unwrap().state, State::Succeeded);
+}
