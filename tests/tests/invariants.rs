@@ -122,7 +122,10 @@ fn no_build_of_the_product_speaks_dtls_1_2_or_links_what_its_interop_tests_do() 
         seen += u32::from(name == krate);
         // The default is empty too: what nobody asks for is off.
         assert!(name != krate || node.features.is_empty(), "{krate} is built with {:?}", node.features);
-        assert!(!name.contains("wolfssl") && name != "hedgerow-interop", "{name} is GPL: only tests/interop may use it");
+        assert!(
+            !name.contains("wolfssl") && name != "hedgerow-interop",
+            "{name} is GPL: only tests/interop may use it"
+        );
     }
     assert_eq!(seen, 1, "the walk over packages does not work");
     for package in metadata.workspace_packages() {
