@@ -15,15 +15,21 @@ LINE = re.compile(r"^test (?P<name>\S+)(?: - should panic)? \.\.\. (?P<result>ok
 
 
 def programs(log):
-    """The test programs cargo built: (crate and target, path, folder to run in)."""
-    with open(os.path.join(log, "build.json"), encoding="utf-8") as lines:
-        for line in lines:
-            message = json.loads(line)
-            if message.get("reason") != "compiler-artifact" or not message["profile"]["test"] or not message.get("executable"):
-                continue
-            folder = os.path.dirname(message["manifest_path"])
-            name = f"{os.path.relpath(folder)}: {message['target']['name']}"
-            yield name, message["executable"], folder
+    """The test programs cargo built, in either workspace: (crate and target, path, folder to run in)."""
+    found = []
+    for build in ("build.json", "build-interop.json"):
+        before = len(found)
+        with open(os.path.join(log, build), encoding="utf-8") as lines:
+            for line in lines:
+                message = json.loads(line)
+                if message.get("reason") != "compiler-artifact" or not message["profile"]["test"] or not message.get("executable"):
+                    continue
+                folder = os.path.dirname(message["manifest_path"])
+                name = f"{os.path.relpath(folder)}: {message['target']['name']}"
+                found.append((name, message["executable"], folder))
+        if len(found) == before:
+            sys.exit(f"{build} names no test program")
+    return found
 
 
 def main():

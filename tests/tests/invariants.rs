@@ -32,6 +32,9 @@ const PURE: &[(&str, &str)] = &[
     ("hedgerow-uem-core", "uem-core/src"),
 ];
 
+/// The one Cargo feature, for `tests/interop` alone: the tunnel's driver with DTLS 1.2.
+const INTEROP: (&str, &str) = ("hedgerow-secure-connect", "dtls12-interop");
+
 /// Longest source file, lines.
 const MAX_LINES: usize = 800;
 
@@ -103,8 +106,40 @@ fn every_crate_obeys_the_workspace_lints_and_has_no_features() {
     for package in metadata().workspace_packages() {
         let manifest = std::fs::read_to_string(&package.manifest_path).unwrap();
         assert!(manifest.contains("[lints]\nworkspace = true"), "{} does not take the workspace's lints", package.name);
-        assert!(package.features.is_empty(), "{} has Cargo features", package.name);
+        let features: Vec<_> = package.features.keys().map(|f| (package.name.as_str(), f.as_str())).collect();
+        assert!(features.is_empty() || features == [INTEROP], "Cargo features: {features:?}");
     }
+}
+
+#[test]
+fn no_build_of_the_product_speaks_dtls_1_2_or_links_what_its_interop_tests_do() {
+    let (krate, feature) = INTEROP;
+    let metadata = metadata();
+    let resolve = metadata.resolve.as_ref().unwrap();
+    let mut seen = 0;
+    for node in &resolve.nodes {
+        let name = metadata[&node.id].name.as_str();
+        seen += u32::from(name == krate);
+        // The default is empty too: what nobody asks for is off.
+        assert!(name != krate || node.features.is_empty(), "{krate} is built with {:?}", node.features);
+        assert!(
+            !name.contains("wolfssl") && name != "hedgerow-interop",
+            "{name} is GPL: only tests/interop may use it"
+        );
+    }
+    assert_eq!(seen, 1, "the walk over packages does not work");
+    for package in metadata.workspace_packages() {
+        let asks = package.dependencies.iter().any(|d| d.features.iter().any(|f| f == feature));
+        assert!(!asks, "{} enables {feature}", package.name);
+    }
+    // The constructor stands behind the feature, and nothing else does.
+    let behind: Vec<_> = sources().filter(|(.., line)| line.contains(feature)).map(|(.., l)| l).collect();
+    assert_eq!(behind, [format!("    #[cfg(feature = \"{feature}\")]")]);
+    let driver = std::fs::read_to_string(root().join("secure-connect/src/session/dtls.rs")).unwrap();
+    let (before, after) = driver.split_once(&behind[0]).unwrap();
+    assert!(!before.contains("new_12"), "DTLS 1.2 without the feature");
+    let rest = after.split_once("\n    }\n").unwrap().1;
+    assert!(!rest.contains("new_12") && !rest.contains("new_auto"), "DTLS 1.2 without the feature");
 }
 
 #[test]
@@ -280,7 +315,7 @@ fn folders() -> Vec<(String, PathBuf)> {
         .map(|p| p.manifest_path.parent().unwrap().to_owned())
         .collect::<Vec<_>>();
     // `shared/runtime` lies in `shared`: sources are collected per crate from its own src, tests and benches.
-    let below = |m: &cargo_metadata::camino::Utf8PathBuf| ["src", "tests"].map(|d| m.join(d));
+    let below = |m: &cargo_metadata::camino::Utf8PathBuf| ["src", "tests", "interop/src"].map(|d| m.join(d));
     members.iter().flat_map(below).filter(|d| d.exists()).map(|d| (d.to_string(), d.into_std_path_buf())).collect()
 }
 

@@ -34,6 +34,12 @@ pub struct Own {
     pub key: Secret,
 }
 
+impl Own {
+    fn to_library(&self) -> dimpl::DtlsCertificate {
+        dimpl::DtlsCertificate { certificate: self.certificate.clone(), private_key: self.key.expose().to_vec() }
+    }
+}
+
 impl std::fmt::Debug for Own {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Own")
@@ -128,9 +134,20 @@ impl Dtls {
     /// A new connection; the client's first records come with the first `tick`.
     #[must_use]
     pub fn new(settings: &Settings, own: &Own, side: Side, check: Check, now: Instant) -> Self {
-        let certificate =
-            dimpl::DtlsCertificate { certificate: own.certificate.clone(), private_key: own.key.expose().to_vec() };
-        let mut inner = dimpl::Dtls::new_13(settings.config.clone(), certificate, now);
+        let inner = dimpl::Dtls::new_13(settings.config.clone(), own.to_library(), now);
+        Self::around(inner, side, check, now)
+    }
+
+    /// As `new`, with DTLS 1.2 (RFC 6347): the tests in `tests/interop` reach with it the implementations that have no
+    /// 1.3. No build of the product has it; its nonces and what it shows of certificates are not what we promise.
+    #[cfg(feature = "dtls12-interop")]
+    #[must_use]
+    pub fn new_12(settings: &Settings, own: &Own, side: Side, check: Check, now: Instant) -> Self {
+        let inner = dimpl::Dtls::new_12(settings.config.clone(), own.to_library(), now);
+        Self::around(inner, side, check, now)
+    }
+
+    fn around(mut inner: dimpl::Dtls, side: Side, check: Check, now: Instant) -> Self {
         inner.set_active(side == Side::Client);
         Self { inner, check, checked: false, connected: false, due: Some(now) }
     }
