@@ -15,6 +15,7 @@ mod steady;
 mod stream;
 mod subjects;
 mod target;
+mod tenant;
 mod tunnel;
 
 use std::path::PathBuf;
@@ -67,6 +68,12 @@ enum Bench {
         /// How many pairings.
         pairings: usize,
     },
+    /// Devices of `tunnel --idle`: links and tunnels as it is told on standard input.
+    #[command(hide = true)]
+    Idlers {
+        /// The relay to dial, as `tunnel --idle` described it.
+        place: PathBuf,
+    },
     /// The server that the others load: source, sink, echo, steady lines and a 128-byte HTTP answer on one port.
     Target {
         /// Loopback port.
@@ -98,6 +105,7 @@ fn main() -> ExitCode {
         Bench::Relay { config } => return link::relay(&config),
         Bench::Alone { count } => link::alone(count),
         Bench::Forwarder { pairings } => tunnel::forwarder(pairings),
+        Bench::Idlers { place } => tunnel::idlers(&place),
         Bench::Target { port } => target::serve(port),
         Bench::Hop { port, to } => target::hop(port, to),
     };

@@ -118,6 +118,40 @@ pub(crate) fn http_get(address: &str, path: &str) -> anyhow::Result<String> {
     Ok(body.to_owned())
 }
 
+/// The sum of a metric over its labels.
+pub(crate) fn metric(metrics: &str, name: &str) -> f64 {
+    let of = |l: &&str| l.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+    metrics.lines().filter(of).filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+/// File descriptors that a load tool may have.
+const DESCRIPTORS: u64 = 20_000;
+
+/// Lets this process open as many files as a load tool needs.
+pub(crate) fn raise_descriptors() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls read or write one rlimit that lives on this stack frame. Where it cannot be raised, opening
+    // sockets fails and says so.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max.min(DESCRIPTORS);
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
+
+/// Takes memory as it is written to: a load tool has thousands of receive buffers of megabytes, and a few pages of each
+/// in use. A huge page for each, or an allocator that clears them itself, would need all of this machine's memory.
+pub(crate) fn take_memory_late() {
+    // SAFETY: both set a parameter of this process. A threshold that is set does not grow: glibc gives larger buffers
+    // mappings of their own, which the kernel clears page by page.
+    unsafe {
+        libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+        #[cfg(target_env = "gnu")]
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024);
+    }
+}
+
 /// Waits until something listens on a loopback port.
 pub(crate) fn wait_for_port(port: u16, limit: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + limit;

@@ -55,3 +55,38 @@ fn the_bench_of_tunnels_says_which_peers_are_missing() {
     assert!(!output.status.success(), "{said}");
     assert!(said.contains("ocserv") && said.contains("wg") && said.contains("benches/peers/install"), "{said}");
 }
+
+#[test]
+fn the_bench_of_idle_tunnels_brings_them_all_up_and_says_what_one_costs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("idle.json");
+    let product = std::path::Path::new(env!("CARGO_BIN_EXE_hedgerow-benches")).with_file_name("hedgerow");
+    for links in ["quic", "tls"] {
+        let output = bench()
+            .args(["--idle", "40", "--links", links, "--binary"])
+            .arg(&product)
+            .arg("--json")
+            .arg(&json)
+            .output()
+            .expect("the bench starts");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        let written: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&json).expect("a JSON file")).expect("JSON");
+        let rows = written["rows"].as_array().expect("rows");
+        let median = |subject: &str, figure: &str| {
+            let row = rows.iter().find(|r| r["subject"] == subject && r["figure"] == figure);
+            row.and_then(|r| r["median"].as_f64()).unwrap_or_else(|| panic!("{subject}, {figure}: {said}"))
+        };
+        assert_eq!(median("all", "up at the end"), 40.0);
+        assert_eq!(median("all", "answered from inside"), 40.0);
+        assert!(median("all", "tunnels brought up") > 0.0);
+        for role in ["relay", "node", "simulated device"] {
+            median(role, "memory of a link");
+            median(role, "memory of a tunnel beyond its link");
+        }
+        for role in ["relay", "node"] {
+            median(role, "idle tunnels: CPU");
+        }
+    }
+}

@@ -8,28 +8,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use futures_util::future::try_join_all;
-use hedgerow_relay::identity;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::link::{self, Credentials, Link};
 use hedgerow_runtime::scope::Scope;
-use hedgerow_runtime::tls::{RelayRoots, SigningKey};
+use hedgerow_runtime::tls::RelayRoots;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
-use hedgerow_shared::verify::certificate::Identity;
-use hedgerow_shared::{EntityId, InstanceId, Origin, Role, TenantId};
-use hedgerow_uem_core::ca::{Authority, Key};
-use rustls::pki_types::CertificateDer;
+use hedgerow_shared::{InstanceId, Role, TenantId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::Transport;
 use super::lanes::Lanes;
-use super::place::{Described, RELAY, TENANT, dice};
+use super::place::{Described, RELAY};
 use super::source::Source;
+use crate::process::raise_descriptors;
+use crate::tenant::Tenant;
 
-/// File descriptors that this process may have.
-const DESCRIPTORS: u64 = 20_000;
 /// Holders that one client of a rate has: the relay may still be busy with a link of one when the next comes.
 const HOLDERS: usize = 8;
 /// How long the end of a link may take.
@@ -83,24 +79,11 @@ pub(super) fn serve(file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn raise_descriptors() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls read or write one rlimit that lives on this stack frame. Where it cannot be raised, opening
-    // sockets fails and says so.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max.min(DESCRIPTORS);
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-        }
-    }
-}
-
 /// Devices and nodes of one tenant.
 pub(super) struct Crowd {
     pub(super) address: String,
     roots: RelayRoots,
-    tenant: TenantId,
-    authority: Authority,
+    tenant: Tenant,
     timers: Timers,
     pub(super) scope: Scope,
     /// For the next source address.
@@ -109,13 +92,10 @@ pub(super) struct Crowd {
 
 impl Crowd {
     fn new(place: &Described) -> anyhow::Result<Self> {
-        let (tenant, key): (TenantId, _) = (TENANT.parse()?, Key::from_pkcs8(&std::fs::read(&place.tenant_key)?)?);
-        let pem = std::fs::read_to_string(&place.relay_ca)?;
         Ok(Self {
             address: place.address.clone(),
-            roots: RelayRoots::Ca(identity::certificates(&pem)?),
-            authority: Authority::from_parts(tenant.clone(), std::fs::read(&place.tenant_ca)?, key),
-            tenant,
+            roots: place.roots()?,
+            tenant: place.tenant()?,
             timers: Timers::default(),
             scope: Scope::new(),
             next: AtomicUsize::new(0),
@@ -132,7 +112,7 @@ impl Crowd {
     }
 
     pub(super) fn tenant(&self) -> &TenantId {
-        &self.tenant
+        &self.tenant.id
     }
 
     pub(super) fn roots(&self) -> &RelayRoots {
@@ -141,20 +121,7 @@ impl Crowd {
 
     /// A certificate for somebody new.
     fn holder(&self, role: Role) -> anyhow::Result<Credentials> {
-        let origins = if role == Role::Node { vec![Origin::Proxy] } else { vec![] };
-        let group = (role == Role::Node).then(Default::default);
-        let id = EntityId::from_random(clock::random());
-        let identity = Identity { tenant: self.tenant.clone(), role, id, group, origins: origins.clone() };
-        let key = Key::generate(&mut dice)?;
-        let leaf = self.authority.issue_for_key(&key, &identity, clock::now(), &mut dice)?.certificate;
-        let key = SigningKey::from_pkcs8(&key.to_pkcs8()).context("a key of the CA's own making")?;
-        Ok(Credentials::Certificate {
-            role,
-            tenant: self.tenant.clone(),
-            leaf: CertificateDer::from(leaf),
-            key,
-            origins,
-        })
+        Ok(self.tenant.holder(role)?.credentials())
     }
 
     async fn open(&self, by: Transport, to: &RelayTarget, credentials: &Credentials) -> anyhow::Result<Link> {

@@ -4,7 +4,7 @@
 mod alone;
 mod crowd;
 mod lanes;
-mod place;
+pub(crate) mod place;
 mod source;
 
 use std::fmt;
@@ -26,8 +26,8 @@ use crowd::Order;
 use place::Place;
 
 /// What a link runs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-enum Transport {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub(crate) enum Transport {
     Tls,
     Quic,
 }

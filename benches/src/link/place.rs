@@ -7,35 +7,46 @@ use std::process::{ChildStdin, ChildStdout, Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use hedgerow_relay::identity;
 use hedgerow_relay::store::Store;
 use hedgerow_runtime::config::{self, Sources};
 use hedgerow_runtime::telemetry::Logging;
+use hedgerow_runtime::tls::RelayRoots;
 use hedgerow_runtime::{boot, clock};
-use hedgerow_shared::TenantId;
-use hedgerow_shared::verify::config::{Audience, Head, RelayConfig, Revoked, Version};
-use hedgerow_uem_core::ca::{Authority, ConfigKey, Key};
+use hedgerow_shared::verify::config::{Audience, RelayConfig, Revoked};
 use serde::{Deserialize, Serialize};
 
 use super::crowd::{Answer, Order};
-use crate::process::{Process, free_port, http_get, wait_for_port};
+use crate::process::{Process, free_port, http_get, metric, wait_for_port};
+use crate::tenant::Tenant;
 
-pub(super) const TENANT: &str = "S12345678";
-pub(super) const RELAY: &str = "relay.bench.invalid";
+pub(crate) const TENANT: &str = "S12345678";
+pub(crate) const RELAY: &str = "relay.bench.invalid";
 /// How long a relay may take to listen: other work may keep the machine busy.
 const START: Duration = Duration::from_secs(120);
-/// Longer than any order takes.
-const DAY: u64 = 86_400;
 
 /// What the load tool must know of the place.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Described {
+pub(crate) struct Described {
     /// Where the relay listens, TCP and UDP.
-    pub(super) address: String,
+    pub(crate) address: String,
     /// The relay's self-made CA.
-    pub(super) relay_ca: PathBuf,
+    pub(crate) relay_ca: PathBuf,
     /// The tenant's CA: certificate, DER, and key, PKCS#8.
-    pub(super) tenant_ca: PathBuf,
-    pub(super) tenant_key: PathBuf,
+    tenant_ca: PathBuf,
+    tenant_key: PathBuf,
+}
+
+impl Described {
+    /// The tenant, with its CA.
+    pub(crate) fn tenant(&self) -> anyhow::Result<Tenant> {
+        Tenant::read(TENANT, &self.tenant_ca, &self.tenant_key)
+    }
+
+    /// Whom to trust for the relay.
+    pub(crate) fn roots(&self) -> anyhow::Result<RelayRoots> {
+        Ok(RelayRoots::Ca(identity::certificates(&fs::read_to_string(&self.relay_ca)?)?))
+    }
 }
 
 /// A relay and its load tool; both end with it, and the load tool first.
@@ -97,9 +108,7 @@ impl Place {
 
     /// The sum of a metric of the relay over its labels.
     pub(super) fn metric(&self, name: &str) -> anyhow::Result<f64> {
-        let metrics = http_get(&self.admin, "/metrics")?;
-        let of = |l: &&str| l.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
-        Ok(metrics.lines().filter(of).filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+        Ok(metric(&http_get(&self.admin, "/metrics")?, name))
     }
 
     /// Waits until a metric of the relay has a value: both ends know then what was opened or closed.
@@ -119,41 +128,21 @@ impl Place {
 }
 
 /// The relay's state with its tenant, and the files for the load tool.
-fn prepare(folder: &Path, state: &Path, address: String) -> anyhow::Result<Described> {
-    let (tenant, now): (TenantId, _) = (TENANT.parse()?, clock::now());
-    let authority = Authority::create(tenant.clone(), now, &mut dice)?;
-    let key = Key::generate(&mut dice)?;
-    let certificate = authority.issue_config_key(&key, now, &mut dice)?;
-    let head = Head {
-        tenant: tenant.clone(),
-        audience: Audience::Relay,
-        version: Version { epoch: 0, version: 1 },
-        issued: now,
-        expires: now.plus(DAY),
-    };
-    let signed = ConfigKey::from_parts(key, certificate).sign(&RelayConfig { head, revoked: Revoked::default() })?;
+pub(crate) fn prepare(folder: &Path, state: &Path, address: String) -> anyhow::Result<Described> {
+    let tenant = Tenant::create(TENANT)?;
+    let signed = tenant.sign(Audience::Relay, |head| RelayConfig { head, revoked: Revoked::default() })?;
     let store = Store::open(state)?;
-    store.add(tenant.clone())?;
-    store.register_ca(&tenant, authority.certificate())?;
-    store.put_config(&tenant, signed, now)?;
+    store.add(tenant.id.clone())?;
+    store.register_ca(&tenant.id, tenant.ca())?;
+    store.put_config(&tenant.id, signed, clock::now())?;
     let described = Described {
         address,
         relay_ca: state.join("relay-ca.pem"),
         tenant_ca: folder.join("tenant-ca.der"),
         tenant_key: folder.join("tenant-ca.key"),
     };
-    fs::write(&described.tenant_ca, authority.certificate())?;
-    // The folder is the bench's own, and its key is worth nothing beyond it.
-    fs::write(&described.tenant_key, authority.key().to_pkcs8().as_slice())?;
+    tenant.write(&described.tenant_ca, &described.tenant_key)?;
     Ok(described)
-}
-
-/// Random bytes from the system.
-pub(super) fn dice(bytes: &mut [u8]) {
-    for chunk in bytes.chunks_mut(32) {
-        let random: [u8; 32] = clock::random();
-        chunk.copy_from_slice(&random[..chunk.len()]);
-    }
 }
 
 /// Runs the relay of a configuration until it is told to stop.

@@ -4,6 +4,7 @@
 
 mod forwarder;
 mod ground;
+mod idle;
 mod measure;
 mod peers;
 mod product;
@@ -18,6 +19,7 @@ use anyhow::{Context, bail};
 
 use crate::Output;
 use crate::figures::Figures;
+use crate::link::Transport;
 use crate::machine::Machine;
 use crate::progress::Progress;
 use crate::{plot, stream};
@@ -47,6 +49,12 @@ pub(crate) struct Options {
     /// Instead: the relay's forwarder alone, on loopback, by the number of pairings.
     #[arg(long)]
     forwarder: bool,
+    /// Instead: so many idle tunnels of simulated devices at one relay and one node: how fast they come up, memory and CPU.
+    #[arg(long, value_name = "TUNNELS", num_args = 0..=1, default_missing_value = "10000", env = "HEDGEROW_BENCH_IDLE")]
+    idle: Option<usize>,
+    /// What the links of `--idle` run on.
+    #[arg(long, value_enum, default_value_t = Transport::Quic, requires = "idle")]
+    links: Transport,
     /// Everything once and as short as it can be: shows that the bench works, its figures say nothing
     #[arg(long, env = "HEDGEROW_BENCH_QUICK")]
     quick: bool,
@@ -104,10 +112,18 @@ pub(crate) fn forwarder(pairings: usize) -> anyhow::Result<()> {
     forwarder::serve(pairings)
 }
 
+/// The devices' process, for `--idle`.
+pub(crate) fn idlers(place: &Path) -> anyhow::Result<()> {
+    idle::idlers(place)
+}
+
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let (names, amount) = (options.names()?, options.amount()?);
     if options.forwarder {
         return forwarder_alone(options, &amount);
+    }
+    if let Some(count) = options.idle {
+        return idle_tunnels(options, count);
     }
     subjects::check(&names)?;
     let binary = options.binary()?;
@@ -138,6 +154,23 @@ fn forwarder_alone(options: &Options, amount: &Amount) -> anyhow::Result<()> {
     println!("{machine}; one sender, so one core of the forwarder; sender and receiver share the CPUs with it");
     let mut figures = Figures::default();
     let result = forwarder::measure(amount.repetitions, amount.udp, &mut figures);
+    print!("{}", figures.table());
+    if let Some(path) = &options.output.json {
+        figures.write_json(&machine, path)?;
+    }
+    result
+}
+
+fn idle_tunnels(options: &Options, count: usize) -> anyhow::Result<()> {
+    subjects::check(&[])?;
+    let binary = options.binary()?;
+    let machine = Machine::look();
+    let by = options.links;
+    println!("{machine}; {count} simulated devices on {by}s, in processes of their own");
+    let seconds = |full| Duration::from_secs(if options.quick { 1 } else { full });
+    let amount = idle::Amount { count, by, settle: seconds(20), calm: seconds(65), idle: seconds(30) };
+    let mut figures = Figures::default();
+    let result = idle::measure(&binary, &amount, &mut figures);
     print!("{}", figures.table());
     if let Some(path) = &options.output.json {
         figures.write_json(&machine, path)?;

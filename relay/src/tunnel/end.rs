@@ -21,6 +21,9 @@ use crate::udp::Target;
 
 /// How long a challenge may be answered.
 const CHALLENGED: Duration = Duration::from_secs(10);
+/// A BIND that comes so soon after an address was confirmed was sent before it: a link may be slower than UDP. An end
+/// that gives its address up again does so after more than three seconds.
+const OVERTAKEN: Duration = Duration::from_secs(1);
 /// MACs computed for one half in a second: an end needs two for a new address.
 const CHECKS: u32 = 20;
 
@@ -96,6 +99,8 @@ pub struct End {
 struct Proof {
     /// Of the newest address.
     confirmed: Option<u64>,
+    /// When that was.
+    since_confirmed: Option<Instant>,
     pending: Option<Pending>,
     checks: u32,
     /// The second that `checks` is of.
@@ -154,8 +159,14 @@ impl End {
         self.heard.load(Ordering::Relaxed)
     }
 
-    pub(super) fn bind(&self, link: Weak<Live<Channel>>) {
-        *self.path.write() = Path::Link(link);
+    /// It is on its link; a BIND that UDP has overtaken is not listened to.
+    pub(super) fn bind(&self, link: Weak<Live<Channel>>, now: Instant) {
+        let proof = self.proof.lock();
+        let overtaken = |at: Instant| now.saturating_duration_since(at) < OVERTAKEN;
+        let mut path = self.path.write();
+        if !matches!(&*path, Path::Udp(_)) || !proof.since_confirmed.is_some_and(overtaken) {
+            *path = Path::Link(link);
+        }
     }
 
     /// Takes an ATTACH.
@@ -226,6 +237,7 @@ impl End {
             }
             pending.is_done = true;
             proof.confirmed = Some(pending.counter);
+            proof.since_confirmed = Some(now);
             *self.path.write() = Path::Udp(target);
             metrics::counter!("hedgerow_relay_tunnel_attaches_total").increment(1);
         }
@@ -303,9 +315,23 @@ mod tests {
         // nor does one move it later,
         assert_eq!(attach(&end, 5, AWAY, now), Err(DropReason::TunnelForged));
         // nor a copy of the CONFIRM, with the sender's address forged, once the end has gone to its link.
-        end.bind(Weak::new());
-        assert_eq!(confirm(&end, nonce, HOME, now), Err(DropReason::TunnelForged));
+        let later = now + OVERTAKEN;
+        end.bind(Weak::new(), later);
+        assert_eq!(confirm(&end, nonce, HOME, later), Err(DropReason::TunnelForged));
         assert!(matches!(end.path(), Path::Link(_)));
+    }
+
+    #[tokio::test]
+    async fn a_bind_that_udp_has_overtaken_takes_no_address_away() {
+        let (end, now) = (end(), Instant::now());
+        end.bind(Weak::new(), now);
+        assert!(matches!(end.path(), Path::Link(_)), "it has no address yet");
+        let nonce = attach(&end, 1, HOME, now).unwrap();
+        assert!(confirm(&end, nonce, HOME, now).is_ok());
+        end.bind(Weak::new(), now + OVERTAKEN / 2);
+        assert!(end.is_at(HOME.parse().unwrap()));
+        end.bind(Weak::new(), now + OVERTAKEN);
+        assert!(matches!(end.path(), Path::Link(_)), "this one is meant");
     }
 
     #[tokio::test]

@@ -193,7 +193,7 @@ impl Tunnels {
             self.pass(links, &pair, side, length, &mut own, now, out);
         } else {
             end.hear(self.at(now));
-            end.bind(Arc::downgrade(live));
+            end.bind(Arc::downgrade(live), now);
         }
     }
 }

@@ -57,7 +57,8 @@ impl AsFd for Device {
 pub struct Packets {
     buffers: Vec<Vec<u8>>,
     used: usize,
-    table: GROTable,
+    /// A megabyte; made when something is written.
+    table: Option<GROTable>,
 }
 
 impl std::fmt::Debug for Packets {
@@ -68,7 +69,7 @@ impl std::fmt::Debug for Packets {
 
 impl Default for Packets {
     fn default() -> Self {
-        Self { buffers: Vec::new(), used: 0, table: GROTable::new() }
+        Self { buffers: Vec::new(), used: 0, table: None }
     }
 }
 
@@ -232,7 +233,8 @@ impl Tun {
         if used == 0 {
             return;
         }
-        let written = self.device.get_ref().0.send_multiple(&mut packets.table, &mut packets.buffers[..used], FRONT);
+        let table = packets.table.get_or_insert_with(GROTable::new);
+        let written = self.device.get_ref().0.send_multiple(table, &mut packets.buffers[..used], FRONT);
         if let Err(error) = written {
             tracing::debug!(%error, "the kernel did not take a packet of the tunnel");
         }

@@ -26,6 +26,9 @@ const CONNECT: Duration = Duration::from_secs(20);
 const KEEPALIVE: Duration = Duration::from_secs(25);
 /// The same while we send and hear nothing.
 const UNANSWERED: Duration = Duration::from_secs(4);
+/// Without IP packets for so long a tunnel is idle: how large they may be is asked again when there are any, and a tunnel
+/// that nobody uses costs a sign of life now and then.
+const IDLE: Duration = Duration::from_secs(60);
 /// Time for each sign of life,
 const PATIENCE: Duration = Duration::from_secs(2);
 /// and how often it is asked for, before the peer is taken for dead.
@@ -46,7 +49,6 @@ pub struct Session {
     used: Instant,
     /// Signs of life asked for since the last one, and when.
     unanswered: (u8, Instant),
-    buffer: Vec<u8>,
 }
 
 /// Plaintexts of our own are kept back.
@@ -109,7 +111,6 @@ impl Session {
             began: now,
             used: now,
             unanswered: (0, now),
-            buffer: Vec::new(),
         }
     }
 
@@ -197,7 +198,13 @@ impl Session {
         if !self.dtls.is_connected() {
             return dtls.min(self.began + CONNECT);
         }
-        dtls.min(self.mtu.due()).min(self.next_sign())
+        let due = dtls.min(self.next_sign());
+        if self.wants_probes() { due.min(self.mtu.due()) } else { due }
+    }
+
+    /// What is due once the tunnel is idle waits for the next packet.
+    fn wants_probes(&self) -> bool {
+        self.mtu.due() < self.used + IDLE
     }
 
     fn next_sign(&self) -> Instant {
@@ -225,7 +232,9 @@ impl Session {
             return Ok(changed);
         }
         let mut sizes = Vec::new();
-        self.mtu.poll(now, |size| sizes.push(size));
+        if self.wants_probes() {
+            self.mtu.poll(now, |size| sizes.push(size));
+        }
         for size in sizes {
             self.ask(size, sink)?;
         }
@@ -253,9 +262,7 @@ impl Session {
     fn ask(&mut self, size: u16, sink: &mut impl Sink) -> Result<(), Fault> {
         const OPEN: usize = 32;
         self.number = self.number.wrapping_add(1);
-        let mut probe = std::mem::take(&mut self.buffer);
-        probe.clear();
-        probe.push(PROBE);
+        let mut probe = vec![PROBE];
         probe.extend_from_slice(&self.number.to_be_bytes());
         probe.resize(usize::from(size).max(probe.len()), 0);
         let length = u16::try_from(probe.len()).unwrap_or(u16::MAX);
@@ -263,9 +270,7 @@ impl Session {
             self.asked.remove(0);
         }
         self.asked.push((self.number, length));
-        let sealed = self.dtls.seal(&probe, sink);
-        self.buffer = probe;
-        sealed
+        self.dtls.seal(&probe, sink)
     }
 
     /// Says goodbye.

@@ -158,6 +158,27 @@ fn the_paths_mtu_is_found_by_both_ends_and_follows_the_path() {
 }
 
 #[test]
+fn an_idle_tunnel_costs_a_sign_of_life_now_and_then_until_the_next_packet() {
+    let mut pair = Pair::connected(&Settings::new().unwrap());
+    pair.run(IDLE, |_| true).unwrap();
+    let (mut all, mut large) = (0, 0);
+    let time = Duration::from_secs(1200);
+    let count = |datagram: &[u8]| {
+        all += 1;
+        large += u32::from(datagram.len() > 100);
+        true
+    };
+    pair.run(time, count).unwrap();
+    assert!(large == 0 && all <= 4 * time.as_secs() / KEEPALIVE.as_secs(), "{all}, {large} of them large");
+    assert_eq!((pair.device.mtu(), pair.node.mtu()), (mtu::MOST, mtu::MOST));
+    let sealed = pair.send(&packet(7, 100));
+    assert!(pair.arrive(&sealed));
+    let narrow = 1400 + dtls::OVERHEAD;
+    pair.run(Duration::from_secs(10), |d| d.len() <= narrow).unwrap();
+    assert_eq!((pair.device.mtu(), pair.node.mtu()), (1400, 1400), "the path is another by now");
+}
+
+#[test]
 fn a04_a_certificate_that_does_not_hold_ends_the_hand_shake_before_any_packet() {
     let settings = Settings::new().unwrap();
     for refusing in ["node", "device"] {
