@@ -24,10 +24,10 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use crate::store::{Sqlite, State, SystemRandom};
+use crate::store::{Database, State, SystemRandom};
 
 /// The domain over the database.
-pub type Domain = Core<Sqlite>;
+pub type Domain = Core<Database>;
 
 /// Connections to `core` and `bws` served at once; more are refused with `Limited`.
 pub const MAX_CONNECTIONS: usize = 1024;

@@ -1,6 +1,8 @@
 //! The core's configuration file. `tenant`, `state`, `srp_key_file` and at least one of `relays` must be given; the
 //! rest has defaults.
 
+mod database;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +22,10 @@ use hedgerow_shared::{Origin, TenantId};
 use hedgerow_uem_core::account::TenantSettings;
 use serde::{Deserialize, Serialize};
 
+pub use database::{DatabaseConfig, DatabaseUrl};
+
+use crate::store::Place;
+
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,8 +35,11 @@ pub struct CoreConfig {
     /// The organisation's name, for people; used when the tenant is made at the first start.
     #[serde(default)]
     pub name: Option<String>,
-    /// The folder for the database, its key and the control socket (`control.sock`); made with mode 0700.
+    /// The folder for the database, unless `database` says otherwise, its key and the control socket (`control.sock`); made with mode 0700.
     pub state: PathBuf,
+    /// Where the database is.
+    #[serde(default)]
+    pub database: DatabaseConfig,
     /// The tenant's SRP authentication key, 64 hexadecimal digits, in a file that only its owner can read.
     pub srp_key_file: SecretFile,
     /// Relays to keep a link to, each of them all the time.
@@ -129,6 +138,7 @@ impl CoreConfig {
     pub fn check(&self) -> Result<(), ConfigFault> {
         let bad = |text: String| Err(ConfigFault::new(text));
         self.srp_key()?;
+        self.place()?;
         if self.relays.is_empty() {
             return bad("relays: give at least one [[relays]] with name and addresses".into());
         }
@@ -168,6 +178,14 @@ impl CoreConfig {
         }
         self.outbound.network()?;
         self.settings().map(|_| ())
+    }
+
+    /// Where the database is.
+    ///
+    /// # Errors
+    /// Which key of `database` is wrong.
+    pub fn place(&self) -> Result<Place, ConfigFault> {
+        self.database.place(&self.state)
     }
 
     /// What is published.

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
@@ -45,7 +46,11 @@ pub struct Running {
 /// The configuration, the state directory or a listener cannot be used. Relays that cannot be reached are no error:
 /// they are tried for ever.
 pub async fn run(config: CoreConfig, context: boot::Context) -> anyhow::Result<()> {
-    let running = start(config, &context).await?;
+    let running = tokio::select! {
+        running = start(config, &context) => running?,
+        // A start may wait for its database.
+        () = context.draining() => return Ok(()),
+    };
     context.ready();
     context.draining().await;
     running.drain(&context).await;
@@ -62,19 +67,25 @@ pub async fn start(config: CoreConfig, context: &boot::Context) -> anyhow::Resul
     let timers = config.timers();
     let (database, link) = (context.readiness.check("database"), context.readiness.check("relay link"));
     let listener = Admin::bind(config.admin.listen).await?;
+    let address = listener.address();
+    // It answers from the beginning: whoever waits for a core that waits for its database can see why.
+    let shown = Arc::new(OnceLock::new());
+    let routes = Router::new().route("/status", get(show)).with_state(shown.clone());
+    listener.serve(context.metrics.clone(), context.readiness.clone(), routes, &context.scope);
 
-    let state = store::State::open(&config.state).await.context("the state directory cannot be used")?;
+    let state =
+        store::State::open(&config.state, &config.place()?).await.context("the state directory cannot be used")?;
     let name = config.name.clone().unwrap_or_else(|| config.tenant.to_string());
     let new = NewTenant { id: config.tenant.clone(), name, settings: config.settings()? };
     let names: Vec<String> = config.relays.iter().map(|r| r.name.clone()).collect();
     let app = App::open(state, new, &names, web(&config)?, config.published()?, timers).await?;
     database.pass();
+    context.scope.spawn(watch_database(app.clone(), database));
 
     let socket = config.state.join(CONTROL);
     admin::control::serve(&socket, control::router(app.clone()), &context.scope).await?;
-    let address = listener.address();
-    let routes = Router::new().route("/status", get(show)).with_state(app.clone());
-    listener.serve(context.metrics.clone(), context.readiness.clone(), routes, &context.scope);
+    // Nobody else sets it.
+    let _ = shown.set(app.clone());
 
     let credentials = Credentials::Srp { tenant: config.tenant.clone(), key: config.srp_key()? };
     let instance = InstanceId::from_random(random());
@@ -126,6 +137,35 @@ impl Running {
     }
 }
 
+/// How often the database is asked whether it is there.
+const DATABASE_LOOK: Duration = Duration::from_secs(2);
+/// How long it may take to answer that.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Ready while the database answers. Whoever needs it meanwhile is told so; nothing has to be started again when it is
+/// back.
+async fn watch_database(app: Arc<App>, check: admin::Check) {
+    let mut away = false;
+    loop {
+        tokio::time::sleep(DATABASE_LOOK).await;
+        let why = match tokio::time::timeout(DATABASE_PATIENCE, app.domain.store().ping()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("no answer".to_owned()),
+        };
+        match why {
+            None if away => tracing::info!("the database answers again"),
+            Some(ref why) if !away => tracing::error!(why, "the database does not answer"),
+            None | Some(_) => {}
+        }
+        away = why.is_some();
+        match why {
+            None => check.pass(),
+            Some(why) => check.fail(format!("it does not answer: {why}")),
+        }
+    }
+}
+
 /// Ready while at least one relay is linked.
 async fn watch_links(uplinks: Vec<Uplink>, check: admin::Check) {
     let mut changes: Vec<_> = uplinks.iter().map(Uplink::status).collect();
@@ -158,8 +198,11 @@ fn web(config: &CoreConfig) -> anyhow::Result<Option<Own>> {
     Ok(Some(Own { chain, key }))
 }
 
-async fn show(State(app): State<Arc<App>>) -> Response {
-    match status::show(&app).await {
+async fn show(State(app): State<Arc<OnceLock<Arc<App>>>>) -> Response {
+    let Some(app) = app.get() else {
+        return Problem::new(http::StatusCode::SERVICE_UNAVAILABLE, "the core is starting").into_response();
+    };
+    match status::show(app).await {
         Ok(value) => axum::Json(value).into_response(),
         Err(error) => {
             tracing::error!(%error, "the status cannot be read");

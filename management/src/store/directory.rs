@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 
 use hedgerow_uem_core::Random;
 use hedgerow_uem_core::seal::Kek;
+use hedgerow_uem_core::store::StoreError;
 use zeroize::Zeroizing;
 
-use super::Sqlite;
+use super::connect::{Place, ServerError, reach};
+use super::database::Database;
+use super::migrate::{Asked, Migrated, Plan};
 
 /// Why the state cannot be used. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -45,20 +48,52 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
-    /// The database cannot be opened or brought up to date.
-    #[error("the database {path} cannot be opened")]
-    Database {
-        /// Where.
+    /// The server does not let us in.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The database does not do what it is asked.
+    #[error("the database cannot be used")]
+    Database(#[from] sqlx::Error),
+    /// The same, through the repository.
+    #[error("the database cannot be used")]
+    Store(#[from] StoreError),
+    /// A newer program was here.
+    #[error(
+        "the database {0} was made by a newer version of hedgerow (it has migration {1}): run that version, or restore the backup from before the upgrade"
+    )]
+    Newer(String, i64),
+    /// Same number, other content.
+    #[error(
+        "migration {1} in the database {0} is not the one of this version: the database belongs to another build of hedgerow"
+    )]
+    Changed(String, i64),
+    /// Begun and not ended.
+    #[error("migration {1} in the database {0} was begun and not ended: restore the backup from before it")]
+    Unfinished(String, i64),
+    /// Something is pending, and a start does not do it.
+    #[error(
+        "the database {0} lacks {1} migration(s): back it up (pg_dump), then run `hedgerow core migrate --backup-exists`"
+    )]
+    Pending(String, usize),
+    /// Something is pending, and nobody said that there is a backup.
+    #[error(
+        "{1} migration(s) would be applied to the database {0}: back it up first (pg_dump --format=custom), then say --backup-exists"
+    )]
+    NoBackup(String, usize),
+    /// No copy, no migration.
+    #[error("the copy {path} before migrating cannot be made; nothing was changed: is there room?")]
+    Backup {
+        /// The copy.
         path: PathBuf,
         /// Why.
         #[source]
-        source: sqlx::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The database was made by a newer version, or its history differs.
-    #[error("the database {path} cannot be brought up to date; was it used by a newer version?")]
+    /// A migration failed.
+    #[error("the database {place} cannot be brought up to date")]
     Migration {
         /// Where.
-        path: PathBuf,
+        place: String,
         /// Why.
         #[source]
         source: sqlx::migrate::MigrateError,
@@ -79,7 +114,7 @@ impl Random for SystemRandom {
 #[derive(Debug)]
 pub struct State {
     /// The database.
-    pub store: Sqlite,
+    pub store: Database,
     /// The key of its secrets.
     pub kek: Kek,
     /// Held while the state is in use; the database may outlive it by the requests in flight.
@@ -87,11 +122,45 @@ pub struct State {
 }
 
 impl State {
-    /// Opens the state in `directory`, making whatever is not there yet: directory 0700, files 0600.
+    /// Opens the state in `directory` and the database at `place`, making whatever is not there yet: directory 0700,
+    /// files 0600, tables.
     ///
     /// # Errors
     /// `OpenError`; fails closed when anything secret is open to others.
-    pub async fn open(directory: &Path) -> Result<Self, OpenError> {
+    pub async fn open(directory: &Path, place: &Place) -> Result<Self, OpenError> {
+        let (state, _) = Self::bring_up(directory, place, Asked::ByStart).await?;
+        Ok(state)
+    }
+
+    /// Brings the database up to date at an administrator's wish, with no core running.
+    ///
+    /// # Errors
+    /// As `open`, and when nobody says that there is a backup where we cannot make one.
+    pub async fn migrate(directory: &Path, place: &Place, backup_exists: bool) -> Result<Migrated, OpenError> {
+        let (state, migrated) = Self::bring_up(directory, place, Asked::ByHand { backup_exists }).await?;
+        state.store.close().await;
+        Ok(migrated)
+    }
+
+    /// How the database's migrations stand. Changes nothing, and needs no core to stop.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn plan(place: &Place) -> Result<Plan, OpenError> {
+        if let Place::Sqlite(path) = place {
+            match fs::metadata(path) {
+                Ok(_) => check_private(path, 0o077, 0o600)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Plan::empty()),
+                Err(source) => return Err(OpenError::Io { path: path.clone(), source }),
+            }
+        }
+        let store = Database { pool: reach(place).await? };
+        let plan = store.plan().await;
+        store.close().await;
+        plan
+    }
+
+    async fn bring_up(directory: &Path, place: &Place, asked: Asked) -> Result<(Self, Migrated), OpenError> {
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| OpenError::Io { path, source }
@@ -108,19 +177,21 @@ impl State {
             Err(TryLockError::Error(error)) => return Err(io(&lock_path)(error)),
         }
 
-        let database = directory.join("core.db");
-        // An empty file is what is left when the first start was cut short before the first migration.
-        let fresh = fs::metadata(&database).map_or(true, |m| m.len() == 0);
-        let kek = open_kek(&directory.join("kek"), fresh)?;
-        // Made here, because SQLite would make it with the umask's mode; its journals take the mode of this file.
-        drop(private(&database).map_err(io(&database))?);
-        check_private(&database, 0o077, 0o600)?;
-        let store = Sqlite::open(&database).await?;
-        Ok(Self { store, kek, lock })
+        if let Place::Sqlite(path) = place {
+            // Made here, because SQLite would make it with the umask's mode; its journals take the mode of this file.
+            drop(private(path).map_err(io(path))?);
+            check_private(path, 0o077, 0o600)?;
+        }
+        let store = Database { pool: reach(place).await? };
+        let plan = store.plan().await?;
+        // The key comes before the first thing that is sealed under it.
+        let kek = open_kek(&directory.join("kek"), store.is_empty(&plan).await?)?;
+        let migrated = store.migrate(place, &plan, asked).await?;
+        Ok((Self { store, kek, lock }, migrated))
     }
 }
 
-fn private(path: &Path) -> io::Result<File> {
+pub(super) fn private(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 

@@ -1,13 +1,22 @@
-//! The core's state on disk: one private directory with the database (`core.db`), the key under which the
-//! database's secrets are sealed (`kek`), and a lock that keeps a second process out.
+//! The core's state: one private directory with the key under which the database's secrets are sealed (`kek`), a lock
+//! that keeps a second process out, and, unless a PostgreSQL server holds it, the database (`core.db`).
 //!
-//! A copy of the database alone opens no secret; a backup needs both files, kept apart.
+//! A copy of the database alone opens no secret; a backup needs both, kept apart.
+//!
+//! A new table takes four steps: a file in `management/migrations`, a reader in `rows`, a writer in `writes`, and the
+//! `Store` methods in `database`. TEXT and BIGINT only; nothing in any of them names a dialect.
 
+mod connect;
+mod database;
 mod directory;
+mod migrate;
 mod rows;
-mod sqlite;
+mod sql;
 #[cfg(test)]
 mod tests;
+mod writes;
 
+pub use connect::{Place, ServerError};
+pub use database::Database;
 pub use directory::{OpenError, State, SystemRandom};
-pub use sqlite::Sqlite;
+pub use migrate::{Migrated, Plan, Standing, Step};

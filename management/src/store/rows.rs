@@ -14,8 +14,8 @@ use hedgerow_uem_core::ca::CertificateRecord;
 use hedgerow_uem_core::store::{Acknowledgement, StoreError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::Row as _;
-use sqlx::sqlite::SqliteRow;
+
+use super::sql::SqlRow;
 
 /// A number as SQL keeps it. Times and counters beyond 2^63 do not occur; saturating keeps them in order.
 pub(super) fn int(number: u64) -> i64 {
@@ -51,11 +51,11 @@ pub(super) fn node_state(state: NodeState) -> &'static str {
 /// One row of a kind of record.
 pub(super) struct Row<'a> {
     what: &'static str,
-    row: &'a SqliteRow,
+    row: &'a SqlRow,
 }
 
 impl<'a> Row<'a> {
-    pub(super) fn new(what: &'static str, row: &'a SqliteRow) -> Self {
+    pub(super) fn new(what: &'static str, row: &'a SqlRow) -> Self {
         Self { what, row }
     }
 
@@ -64,11 +64,11 @@ impl<'a> Row<'a> {
     }
 
     pub(super) fn text(&self, column: &str) -> Result<String, StoreError> {
-        self.row.try_get(column).map_err(|e| self.corrupt(column, e))
+        self.row.get(column).map_err(|e| self.corrupt(column, e))
     }
 
     fn text_or_null(&self, column: &str) -> Result<Option<String>, StoreError> {
-        self.row.try_get(column).map_err(|e| self.corrupt(column, e))
+        self.row.get(column).map_err(|e| self.corrupt(column, e))
     }
 
     pub(super) fn parse<T: FromStr<Err: Display>>(&self, column: &str) -> Result<T, StoreError> {
@@ -88,7 +88,7 @@ impl<'a> Row<'a> {
     }
 
     fn number(&self, column: &str) -> Result<u64, StoreError> {
-        let number: i64 = self.row.try_get(column).map_err(|e| self.corrupt(column, e))?;
+        let number: i64 = self.row.get(column).map_err(|e| self.corrupt(column, e))?;
         u64::try_from(number).map_err(|e| self.corrupt(column, e))
     }
 
@@ -97,7 +97,7 @@ impl<'a> Row<'a> {
     }
 
     fn time_or_null(&self, column: &str) -> Result<Option<UnixTime>, StoreError> {
-        let number: Option<i64> = self.row.try_get(column).map_err(|e| self.corrupt(column, e))?;
+        let number: Option<i64> = self.row.get(column).map_err(|e| self.corrupt(column, e))?;
         number.map(|n| u64::try_from(n).map(UnixTime).map_err(|e| self.corrupt(column, e))).transpose()
     }
 

@@ -48,7 +48,8 @@ pub struct World {
 impl World {
     pub async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let state = store::State::open(&dir.path().join("core")).await.unwrap();
+        let state_dir = dir.path().join("core");
+        let state = store::State::open(&state_dir, &store::Place::in_directory(&state_dir)).await.unwrap();
         let settings =
             TenantSettings { relays: vec!["relay.example:443".into()], relay_name: None, relay_ca_pem: None };
         let new = NewTenant { id: tenant(), name: "Test".into(), settings };

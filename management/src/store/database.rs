@@ -1,0 +1,215 @@
+//! The domain's storage in a database. One code for SQLite and PostgreSQL; see `docs/decisions/0014-database.md`.
+
+use hedgerow_shared::verify::{Route, Rule};
+use hedgerow_shared::{EntityId, TenantId, UnixTime};
+use hedgerow_uem_core::account::{Device, Email, Node, ServerName, Tenant, Token, User};
+use hedgerow_uem_core::activation::ActivationPassword;
+use hedgerow_uem_core::audit;
+use hedgerow_uem_core::ca::CertificateRecord;
+use hedgerow_uem_core::store::{Acknowledgement, Commit, Page, Store, StoreError};
+
+use super::rows::{Row, int};
+use super::sql::{Pool, Query};
+use super::writes::{add_audit, change_queries, put_tenant};
+
+/// The database. Clones share its connections.
+#[derive(Debug, Clone)]
+pub struct Database {
+    pub(super) pool: Pool,
+}
+
+impl Database {
+    /// Whether it answers, asked anew.
+    ///
+    /// # Errors
+    /// It does not, and why.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.pool.execute(Query::new("SELECT 1")).await
+    }
+
+    /// Writes everything out and closes the connections; later calls fail.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    #[cfg(test)]
+    pub(super) async fn execute_for_test(&self, sql: &'static str) {
+        self.pool.execute(Query::new(sql)).await.expect("the statement of a test");
+    }
+
+    #[cfg(test)]
+    pub(super) async fn text_for_test(&self, sql: &'static str) -> String {
+        let rows = self.pool.fetch(Query::new(sql)).await.expect("the question of a test");
+        rows[0].get("text").expect("a column named text")
+    }
+
+    async fn one<T>(
+        &self,
+        what: &'static str,
+        query: Query,
+        read: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        self.all(what, query, read).await.map(|all| all.into_iter().next())
+    }
+
+    pub(super) async fn all<T>(
+        &self,
+        what: &'static str,
+        query: Query,
+        read: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
+        let rows = self.pool.fetch(query).await?;
+        rows.iter().map(|row| read(&Row::new(what, row))).collect()
+    }
+}
+
+pub(super) fn by_tenant(sql: &'static str, tenant: &TenantId) -> Query {
+    Query::new(sql).bind(tenant.to_string())
+}
+
+pub(super) fn by_id(sql: &'static str, tenant: &TenantId, id: EntityId) -> Query {
+    by_tenant(sql, tenant).bind(id.to_string())
+}
+
+/// `$2` is the id to begin behind (every id is above the empty text), `$3` the limit.
+fn by_page(sql: &'static str, tenant: &TenantId, page: Page) -> Query {
+    let after = page.after.map(|id| id.to_string()).unwrap_or_default();
+    by_tenant(sql, tenant).bind(after).bind(i64::from(page.limit.min(Page::MAX)))
+}
+
+impl Store for Database {
+    async fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
+        self.all("tenant", Query::new("SELECT id FROM tenant ORDER BY id"), |row| row.tenant_id()).await
+    }
+
+    async fn tenant(&self, tenant: &TenantId) -> Result<Option<Tenant>, StoreError> {
+        self.one("tenant", by_tenant("SELECT * FROM tenant WHERE id = $1", tenant), |row| row.tenant()).await
+    }
+
+    async fn user(&self, tenant: &TenantId, id: EntityId) -> Result<Option<User>, StoreError> {
+        self.one("user", by_id("SELECT * FROM account WHERE tenant = $1 AND id = $2", tenant, id), |row| row.user())
+            .await
+    }
+
+    async fn user_by_email(&self, tenant: &TenantId, email: &Email) -> Result<Option<User>, StoreError> {
+        let query = by_tenant("SELECT * FROM account WHERE tenant = $1 AND email = $2", tenant).bind(email.to_string());
+        self.one("user", query, |row| row.user()).await
+    }
+
+    async fn users(&self, tenant: &TenantId, page: Page) -> Result<Vec<User>, StoreError> {
+        let sql = "SELECT * FROM account WHERE tenant = $1 AND id > $2 ORDER BY id LIMIT $3";
+        self.all("user", by_page(sql, tenant, page), |row| row.user()).await
+    }
+
+    async fn password(&self, tenant: &TenantId, user: EntityId) -> Result<Option<ActivationPassword>, StoreError> {
+        let query = by_id("SELECT * FROM activation_password WHERE tenant = $1 AND account = $2", tenant, user);
+        self.one("activation password", query, |row| row.password()).await
+    }
+
+    async fn passwords(&self, tenant: &TenantId) -> Result<Vec<ActivationPassword>, StoreError> {
+        let query = by_tenant("SELECT * FROM activation_password WHERE tenant = $1 ORDER BY account", tenant);
+        self.all("activation password", query, |row| row.password()).await
+    }
+
+    async fn node(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Node>, StoreError> {
+        self.one("node", by_id("SELECT * FROM node WHERE tenant = $1 AND id = $2", tenant, id), |row| row.node()).await
+    }
+
+    async fn nodes(&self, tenant: &TenantId, page: Page) -> Result<Vec<Node>, StoreError> {
+        let sql = "SELECT * FROM node WHERE tenant = $1 AND id > $2 ORDER BY id LIMIT $3";
+        self.all("node", by_page(sql, tenant, page), |row| row.node()).await
+    }
+
+    async fn device(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Device>, StoreError> {
+        self.one("device", by_id("SELECT * FROM device WHERE tenant = $1 AND id = $2", tenant, id), |row| row.device())
+            .await
+    }
+
+    async fn devices(&self, tenant: &TenantId, user: Option<EntityId>, page: Page) -> Result<Vec<Device>, StoreError> {
+        let query = match user {
+            None => by_page("SELECT * FROM device WHERE tenant = $1 AND id > $2 ORDER BY id LIMIT $3", tenant, page),
+            Some(user) => {
+                let sql = "SELECT * FROM device WHERE tenant = $1 AND id > $2 AND account = $4 ORDER BY id LIMIT $3";
+                by_page(sql, tenant, page).bind(user.to_string())
+            }
+        };
+        self.all("device", query, |row| row.device()).await
+    }
+
+    async fn token(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Token>, StoreError> {
+        let query = by_id("SELECT * FROM enrolment_token WHERE tenant = $1 AND id = $2", tenant, id);
+        self.one("token", query, |row| row.token()).await
+    }
+
+    async fn tokens(&self, tenant: &TenantId, page: Page) -> Result<Vec<Token>, StoreError> {
+        let sql = "SELECT * FROM enrolment_token WHERE tenant = $1 AND id > $2 ORDER BY id LIMIT $3";
+        self.all("token", by_page(sql, tenant, page), |row| row.token()).await
+    }
+
+    async fn rules(&self, tenant: &TenantId) -> Result<Vec<Rule>, StoreError> {
+        let query = by_tenant("SELECT rule FROM access_rule WHERE tenant = $1 ORDER BY position", tenant);
+        self.all("access rule", query, |row| row.json("rule")).await
+    }
+
+    async fn routes(&self, tenant: &TenantId) -> Result<Vec<Route>, StoreError> {
+        let query = by_tenant("SELECT route FROM route WHERE tenant = $1 ORDER BY position", tenant);
+        self.all("route", query, |row| row.json("route")).await
+    }
+
+    async fn names(&self, tenant: &TenantId) -> Result<Vec<ServerName>, StoreError> {
+        let query = by_tenant("SELECT * FROM server_name WHERE tenant = $1 ORDER BY name", tenant);
+        self.all("server name", query, |row| row.server_name()).await
+    }
+
+    async fn revoked(&self, tenant: &TenantId, now: UnixTime) -> Result<Vec<EntityId>, StoreError> {
+        let sql = "SELECT d.id AS id FROM device d JOIN account a ON a.tenant = d.tenant AND a.id = d.account \
+                   WHERE d.tenant = $1 AND d.not_after > $2 AND (d.state = 'revoked' OR a.active = 0) \
+                   UNION SELECT n.id AS id FROM node n WHERE n.tenant = $1 AND n.not_after > $2 AND n.state = 'revoked' \
+                   ORDER BY id";
+        self.all("revocation", by_tenant(sql, tenant).bind(int(now.0)), |row| row.parse("id")).await
+    }
+
+    async fn certificates(&self, tenant: &TenantId, holder: EntityId) -> Result<Vec<CertificateRecord>, StoreError> {
+        let sql = "SELECT * FROM certificate WHERE tenant = $1 AND holder = $2 ORDER BY not_before, serial";
+        self.all("certificate", by_id(sql, tenant, holder), |row| row.certificate()).await
+    }
+
+    async fn audit(&self, tenant: &TenantId, after: u64, limit: u32) -> Result<Vec<audit::Record>, StoreError> {
+        let sql = "SELECT * FROM audit WHERE tenant = $1 AND number > $2 ORDER BY number LIMIT $3";
+        let query = by_tenant(sql, tenant).bind(int(after)).bind(i64::from(limit.min(Page::MAX)));
+        self.all("audit record", query, |row| row.audit()).await
+    }
+
+    async fn acknowledgements(&self, tenant: &TenantId) -> Result<Vec<Acknowledgement>, StoreError> {
+        let query = by_tenant("SELECT * FROM acknowledgement WHERE tenant = $1 ORDER BY holder", tenant);
+        self.all("acknowledgement", query, |row| row.acknowledgement()).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<(), StoreError> {
+        let tenant = &commit.tenant.id;
+        let mut rest = Vec::new();
+        for change in &commit.changes {
+            rest.extend(change_queries(tenant, change)?);
+        }
+        rest.extend(commit.audit.iter().map(|record| add_audit(tenant, record)));
+        self.pool.commit(put_tenant(&commit.tenant, commit.expected)?, rest).await
+    }
+
+    async fn seen(&self, tenant: &TenantId, id: EntityId, now: UnixTime) -> Result<(), StoreError> {
+        for sql in [
+            "UPDATE device SET last_seen = $3 WHERE tenant = $1 AND id = $2",
+            "UPDATE node SET last_seen = $3 WHERE tenant = $1 AND id = $2",
+        ] {
+            self.pool.execute(by_id(sql, tenant, id).bind(int(now.0))).await?;
+        }
+        Ok(())
+    }
+
+    async fn acknowledge(&self, tenant: &TenantId, ack: Acknowledgement) -> Result<(), StoreError> {
+        let sql = "INSERT INTO acknowledgement (tenant, holder, epoch, version, time) \
+                   SELECT id, $2, $3, $4, $5 FROM tenant WHERE id = $1 \
+                   ON CONFLICT (tenant, holder) DO UPDATE SET epoch = excluded.epoch, version = excluded.version, time = excluded.time";
+        let query = by_tenant(sql, tenant).bind(ack.holder).bind(int(ack.version.epoch)).bind(int(ack.version.version));
+        self.pool.execute(query.bind(int(ack.time.0))).await
+    }
+}

@@ -1,0 +1,354 @@
+//! P19: the core and its database, killed at any moment. What was acknowledged is there afterwards, all of it; what was
+//! not is there wholly or not at all; the audit record's chain is whole.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "common/postgres.rs"]
+mod postgres;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use postgres::Server;
+use serde_json::{Value, json};
+
+/// How many administrators work at once.
+const WRITERS: usize = 3;
+/// The longest that one round works before the kill.
+const LONGEST: Duration = Duration::from_millis(350);
+
+#[test]
+fn p19_a_core_on_sqlite_killed_twenty_times_loses_nothing_acknowledged() {
+    on_sqlite(20, 1);
+}
+
+#[test]
+fn p19_core_and_postgres_killed_twenty_times_lose_nothing_acknowledged() {
+    on_postgres(20, 2);
+}
+
+#[test]
+#[ignore = "long: 200 kills, some minutes"]
+fn p19_a_core_on_sqlite_killed_two_hundred_times_loses_nothing_acknowledged() {
+    on_sqlite(200, 3);
+}
+
+#[test]
+#[ignore = "long: 200 kills, some minutes"]
+fn p19_core_and_postgres_killed_two_hundred_times_lose_nothing_acknowledged() {
+    on_postgres(200, 4);
+}
+
+fn on_sqlite(rounds: u32, seed: u64) {
+    let site = Site::new("");
+    let mut random = Random(seed);
+    let mut book = Book::default();
+    let mut core = site.start();
+    for round in 0..rounds {
+        if round % 5 == 4 {
+            // Before it has come up, migrations at the first start included.
+            core.kill();
+            core = site.launch();
+            std::thread::sleep(random.below(Duration::from_millis(60)));
+            core.kill();
+            core = site.start();
+        }
+        book.merge(work(&site, round, || {
+            std::thread::sleep(random.below(LONGEST));
+            core.kill();
+        }));
+        site.check_sqlite();
+        core = site.start();
+        book.check(&site, round);
+    }
+    book.was_worth_it(rounds);
+}
+
+fn on_postgres(rounds: u32, seed: u64) {
+    let server = Server::start();
+    let database = server.database();
+    let site = Site::new(&format!("[database]\nurl = \"{}\"\n", server.url(&database)));
+    let mut random = Random(seed);
+    let mut book = Book::default();
+    let mut core = site.start();
+    for round in 0..rounds {
+        let kill_core = round % 2 == 0;
+        book.merge(work(&site, round, || {
+            std::thread::sleep(random.below(LONGEST));
+            if kill_core {
+                core.kill();
+            } else {
+                server.crash();
+                server.launch();
+            }
+        }));
+        if kill_core {
+            core = site.start();
+        } else {
+            assert!(core.runs(), "the core must outlive its database");
+        }
+        book.check(&site, round);
+    }
+    drop(core);
+    server.check(&database);
+    book.was_worth_it(rounds);
+}
+
+/// Lets the writers work until `kill` returns; what each was told.
+fn work(site: &Site, round: u32, kill: impl FnOnce()) -> Vec<Book> {
+    let over = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let (over, socket) = (over.clone(), site.socket());
+            std::thread::spawn(move || {
+                let mut book = Book::default();
+                for n in 0.. {
+                    if over.load(Ordering::Relaxed) || book.step(&socket, &format!("r{round}w{writer}n{n}")).is_err() {
+                        break;
+                    }
+                }
+                book
+            })
+        })
+        .collect();
+    kill();
+    over.store(true, Ordering::Relaxed);
+    writers.into_iter().map(|w| w.join().unwrap()).collect()
+}
+
+/// What the core acknowledged, and what it was asked and did not answer.
+#[derive(Default)]
+struct Book {
+    users: BTreeSet<String>,
+    maybe_users: BTreeSet<String>,
+    /// Which of them have an activation password.
+    passwords: BTreeSet<String>,
+    maybe_passwords: BTreeSet<String>,
+    tokens: BTreeMap<String, String>,
+    maybe_tokens: BTreeSet<String>,
+}
+
+impl Book {
+    /// A user, a password for it, a token. An error ends the writer: the core is gone, or refuses because its database is.
+    fn step(&mut self, socket: &Path, name: &str) -> io::Result<()> {
+        let email = format!("{name}@example.com");
+        self.maybe_users.insert(email.clone());
+        ask(socket, "POST", "/users", &json!({ "email": email }))?;
+        self.maybe_users.remove(&email);
+        self.users.insert(email.clone());
+
+        self.maybe_passwords.insert(email.clone());
+        ask(socket, "PUT", &format!("/users/{email}/activation"), &json!({}))?;
+        self.maybe_passwords.remove(&email);
+        self.passwords.insert(email);
+
+        self.maybe_tokens.insert(name.to_owned());
+        let made = ask(socket, "POST", "/tokens", &json!({ "name": name }))?;
+        self.maybe_tokens.remove(name);
+        self.tokens.insert(made["token"]["id"].as_str().unwrap().to_owned(), name.to_owned());
+        Ok(())
+    }
+
+    fn merge(&mut self, books: Vec<Self>) {
+        for book in books {
+            self.users.extend(book.users);
+            self.maybe_users.extend(book.maybe_users);
+            self.passwords.extend(book.passwords);
+            self.maybe_passwords.extend(book.maybe_passwords);
+            self.tokens.extend(book.tokens);
+            self.maybe_tokens.extend(book.maybe_tokens);
+        }
+    }
+
+    fn check(&self, site: &Site, round: u32) {
+        let users = site.list("/users", "id");
+        let emails: BTreeSet<String> = users.iter().map(|u| u["email"].as_str().unwrap().to_owned()).collect();
+        let lost: Vec<_> = self.users.difference(&emails).collect();
+        assert!(lost.is_empty(), "round {round}: acknowledged and lost: {lost:?}");
+        let foreign: Vec<_> =
+            emails.iter().filter(|e| !self.users.contains(*e) && !self.maybe_users.contains(*e)).collect();
+        assert!(foreign.is_empty(), "round {round}: nobody asked for {foreign:?}");
+
+        let with_password = users.iter().filter(|u| u["activation"]["state"] == "open");
+        let with_password: BTreeSet<String> = with_password.map(|u| u["email"].as_str().unwrap().to_owned()).collect();
+        let lost: Vec<_> = self.passwords.difference(&with_password).collect();
+        assert!(lost.is_empty(), "round {round}: passwords acknowledged and lost: {lost:?}");
+
+        let tokens = site.list("/tokens", "id");
+        let stored: BTreeMap<String, String> = tokens
+            .iter()
+            .map(|t| (t["id"].as_str().unwrap().to_owned(), t["name"].as_str().unwrap().to_owned()))
+            .collect();
+        let lost: Vec<_> = self.tokens.iter().filter(|(id, name)| stored.get(*id) != Some(name)).collect();
+        assert!(lost.is_empty(), "round {round}: tokens acknowledged and lost: {lost:?}");
+
+        // Each of these is one commit of a record, its line in the audit record, and the tenant's row with the new head.
+        // A commit that happened by half leaves a broken chain, or one without the other.
+        let proven = ask(&site.socket(), "POST", "/audit/verify", &json!({})).unwrap();
+        let audit = site.list("/audit", "number");
+        assert_eq!(proven["records"].as_u64(), Some(audit.len() as u64), "round {round}");
+        let count = |action: &str| audit.iter().filter(|r| r["action"] == action).count();
+        assert_eq!(count("user.add"), users.len(), "round {round}");
+        assert_eq!(count("activation.password"), with_password.len(), "round {round}");
+        assert_eq!(count("token.create"), tokens.len(), "round {round}: {:?}", audit.last());
+    }
+
+    /// A test in which nothing was at stake shows nothing.
+    fn was_worth_it(&self, rounds: u32) {
+        let cut = self.maybe_users.len() + self.maybe_passwords.len() + self.maybe_tokens.len();
+        assert!(self.users.len() >= rounds as usize, "only {} users in {rounds} rounds", self.users.len());
+        assert!(cut >= rounds as usize / 2, "only {cut} requests were cut short in {rounds} rounds");
+    }
+}
+
+/// A core's configuration and state; its relay does not exist.
+struct Site {
+    folder: tempfile::TempDir,
+}
+
+impl Site {
+    fn new(more: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("srp.key");
+        fs::write(&key, "0a".repeat(32)).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        let config = format!(
+            "tenant = \"S12345678\"\nstate = {:?}\nsrp_key_file = {key:?}\n[[relays]]\nname = \"relay.test\"\n\
+             addresses = [\"127.0.0.1:9\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n{more}",
+            folder.path().join("core")
+        );
+        fs::write(folder.path().join("core.toml"), config).unwrap();
+        Self { folder }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("core/control.sock")
+    }
+
+    fn launch(&self) -> Core {
+        let log = fs::File::create(self.folder.path().join("core.log")).unwrap();
+        let mut command = Command::new(hedgerow());
+        command.args(["core", "run", "--config"]).arg(self.folder.path().join("core.toml"));
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
+        Core(child.unwrap())
+    }
+
+    /// Launches it and waits until it answers.
+    fn start(&self) -> Core {
+        let mut core = self.launch();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while ask(&self.socket(), "GET", "/tenant", &Value::Null).is_err() {
+            let log = || fs::read_to_string(self.folder.path().join("core.log")).unwrap_or_default();
+            assert!(core.runs() && Instant::now() < deadline, "the core does not come up:\n{}", log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        core
+    }
+
+    /// A whole list, part by part.
+    fn list(&self, path: &str, key: &str) -> Vec<Value> {
+        let mut all: Vec<Value> = Vec::new();
+        loop {
+            let after = all.last().map_or(String::new(), |last| match &last[key] {
+                Value::String(id) => format!("?after={id}"),
+                number => format!("?after={number}"),
+            });
+            let part = ask(&self.socket(), "GET", &format!("{path}{after}"), &Value::Null).unwrap();
+            all.extend(part["items"].as_array().unwrap().iter().cloned());
+            if part["next"].is_null() {
+                return all;
+            }
+        }
+    }
+
+    /// The file as the kill left it, looked at in a copy: looking would repair it.
+    fn check_sqlite(&self) {
+        let copy = tempfile::tempdir().unwrap();
+        for file in ["core.db", "core.db-wal"] {
+            let from = self.folder.path().join("core").join(file);
+            if from.exists() {
+                fs::copy(from, copy.path().join(file)).unwrap();
+            }
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            use sqlx::Connection as _;
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(copy.path().join("core.db"));
+            let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+            let integrity: String =
+                sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut connection).await.unwrap();
+            assert_eq!(integrity, "ok");
+            let keys = sqlx::query("PRAGMA foreign_key_check").fetch_all(&mut connection).await.unwrap();
+            assert!(keys.is_empty());
+            connection.close().await.unwrap();
+        });
+    }
+}
+
+/// A core's process; killed at the latest when dropped.
+struct Core(Child);
+
+impl Core {
+    fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+
+    fn runs(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// One request; an error is whatever is not an acknowledgement.
+fn ask(socket: &Path, method: &str, path: &str, body: &Value) -> io::Result<Value> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(40)))?;
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: core\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    if !status.starts_with('2') {
+        return Err(io::Error::other(format!("{status}: {body}")));
+    }
+    // An answer that was cut short is none.
+    serde_json::from_str(body).map_err(io::Error::other)
+}
+
+/// The product's binary, built with the same profile. `tests/run` builds it first.
+fn hedgerow() -> PathBuf {
+    let me = std::env::current_exe().unwrap();
+    let folder = me.ancestors().find(|p| p.join("deps").is_dir()).unwrap();
+    let binary = folder.join("hedgerow");
+    assert!(binary.exists(), "{} is missing: run tests/run, or `cargo build -p hedgerow-cli` first", binary.display());
+    binary
+}
+
+/// The same moments from the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, longest: Duration) -> Duration {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        longest.mul_f64((self.0 >> 33) as f64 / f64::from(1u32 << 31))
+    }
+}
