@@ -13,7 +13,7 @@ use hedgerow_shared::verify::{TenantCa, Version};
 use hedgerow_shared::wire::core_api::ALPN_HTTP;
 use hedgerow_shared::wire::message::ServiceReply;
 use hedgerow_shared::wire::names::{RefusedName, RegisteredName};
-use hedgerow_shared::{Role, TenantId, UnixTime};
+use hedgerow_shared::{EntityId, Role, TenantId, UnixTime};
 use hedgerow_uem_core::account::{Email, NodeState, TenantSettings};
 use hedgerow_uem_core::service::NewTenant;
 use hedgerow_uem_core::store::Page;
@@ -21,7 +21,7 @@ use hedgerow_uem_core::{Actor, Call, Core, CoreError};
 use parking_lot::{Mutex, RwLock};
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::Instant;
 
 use crate::store::{Database, State, SystemRandom};
@@ -31,6 +31,8 @@ pub type Domain = Core<Database>;
 
 /// Connections to `core` and `bws` served at once; more are refused with `Limited`.
 pub const MAX_CONNECTIONS: usize = 1024;
+/// Devices that wait to be woken; where there are more, all are.
+const WAKES: usize = 256;
 /// Our own certificate is made anew when less than this is left of it.
 const IDENTITY_RESERVE_SECONDS: u64 = 30 * 24 * 3600;
 
@@ -63,6 +65,8 @@ pub struct App {
     _lock: std::fs::File,
     changes: watch::Sender<u64>,
     acknowledgements: watch::Sender<u64>,
+    /// Devices that are to ask for their commands.
+    wakes: broadcast::Sender<EntityId>,
 }
 
 /// The server side of TLS for both origins.
@@ -163,6 +167,7 @@ impl App {
             _lock: lock,
             changes: watch::Sender::new(0),
             acknowledgements: watch::Sender::new(0),
+            wakes: broadcast::Sender::new(WAKES),
         }))
     }
 
@@ -183,6 +188,16 @@ impl App {
     /// Something was committed: relays must be told.
     pub fn changed(&self) {
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// A device has something to fetch: it is told by whatever relay it has a link to.
+    pub(crate) fn wake(&self, device: EntityId) {
+        // Without a link to any relay nobody listens: the device asks by itself when it is back.
+        let _ = self.wakes.send(device);
+    }
+
+    pub(crate) fn wakes(&self) -> broadcast::Receiver<EntityId> {
+        self.wakes.subscribe()
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {

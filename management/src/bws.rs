@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hedgerow_shared::Origin;
+use hedgerow_shared::wire::core_api::MAX_REQUEST;
 use http::{Method, StatusCode};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -35,7 +36,7 @@ where
     let Some(stream) = shake(app, config, io, Origin::Bws, from).await else { return };
     let app = app.clone();
     let timers = app.timers;
-    server::serve(stream, &timers, move |request| {
+    server::serve(stream, &timers, MAX_REQUEST, move |request| {
         let answer = answer(&app, &request);
         async move { answer }
     })

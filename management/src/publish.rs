@@ -19,6 +19,7 @@ use hedgerow_shared::wire::message::{
 };
 use hedgerow_shared::wire::names::RegisteredName;
 use hedgerow_uem_core::{Actor, CoreError};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, timeout};
 
 use crate::app::{App, RelayState, Standing, call};
@@ -64,6 +65,7 @@ pub(crate) async fn keep(app: Arc<App>, relay: usize, uplink: Uplink, scope: Sco
                 scope.spawn(services::accept(app.clone(), link.mux.clone(), scope.clone()));
                 tokio::select! {
                     () = feed(&app, state, &link) => {}
+                    () = wake(&app, &link) => {}
                     _ = status.changed() => continue,
                 }
             }
@@ -116,6 +118,22 @@ async fn feed(app: &App, state: &RelayState, link: &Link) {
         tokio::select! {
             () = due => {}
             _ = link.mux.closed() => return,
+        }
+    }
+}
+
+/// Has the relay wake devices that something waits for, until the link ends.
+async fn wake(app: &App, link: &Link) {
+    let mut wakes = app.wakes();
+    loop {
+        let word = match wakes.recv().await {
+            Ok(device) => Wake { roles: Vec::new(), ids: vec![device] },
+            // Too many at once to name: all are.
+            Err(RecvError::Lagged(_)) => Wake { roles: vec![Role::Device], ids: Vec::new() },
+            Err(RecvError::Closed) => return,
+        };
+        if link.mux.send_control(&word.into()).is_err() && link.mux.is_closed() {
+            return;
         }
     }
 }

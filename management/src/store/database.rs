@@ -6,8 +6,12 @@ use hedgerow_uem_core::account::{Device, Email, Node, ServerName, Tenant, Token,
 use hedgerow_uem_core::activation::ActivationPassword;
 use hedgerow_uem_core::audit;
 use hedgerow_uem_core::ca::CertificateRecord;
-use hedgerow_uem_core::store::{Acknowledgement, Commit, Page, Store, StoreError};
+use hedgerow_uem_core::command::Command;
+use hedgerow_uem_core::group::{Group, Principal};
+use hedgerow_uem_core::profile::{Category, Profile};
+use hedgerow_uem_core::store::{Acknowledgement, Commit, MAX_COMMANDS, Page, Store, StoreError};
 
+use super::managed::{move_command, of_principal};
 use super::rows::{Row, int};
 use super::sql::{Pool, Query};
 use super::writes::{add_audit, change_queries, put_tenant};
@@ -159,6 +163,88 @@ impl Store for Database {
     async fn names(&self, tenant: &TenantId) -> Result<Vec<ServerName>, StoreError> {
         let query = by_tenant("SELECT * FROM server_name WHERE tenant = $1 ORDER BY name", tenant);
         self.all("server name", query, |row| row.server_name()).await
+    }
+
+    async fn group(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Group>, StoreError> {
+        let query = by_id("SELECT * FROM user_group WHERE tenant = $1 AND id = $2", tenant, id);
+        self.one("group", query, |row| row.group()).await
+    }
+
+    async fn group_by_name(&self, tenant: &TenantId, key: &str) -> Result<Option<Group>, StoreError> {
+        let query = by_tenant("SELECT * FROM user_group WHERE tenant = $1 AND name_key = $2", tenant).bind(key);
+        self.one("group", query, |row| row.group()).await
+    }
+
+    async fn groups(&self, tenant: &TenantId, page: Page) -> Result<Vec<Group>, StoreError> {
+        let sql = "SELECT * FROM user_group WHERE tenant = $1 AND id > $2 ORDER BY id LIMIT $3";
+        self.all("group", by_page(sql, tenant, page), |row| row.group()).await
+    }
+
+    async fn members(&self, tenant: &TenantId, group: EntityId, page: Page) -> Result<Vec<Principal>, StoreError> {
+        let sql = "SELECT member, kind FROM group_member WHERE tenant = $1 AND member > $2 AND user_group = $4 \
+                   ORDER BY member LIMIT $3";
+        let query = by_page(sql, tenant, page).bind(group.to_string());
+        self.all("member", query, |row| row.principal("member")).await
+    }
+
+    async fn groups_of(&self, tenant: &TenantId, member: Principal) -> Result<Vec<EntityId>, StoreError> {
+        let sql =
+            "SELECT user_group FROM group_member WHERE tenant = $1 AND member = $2 AND kind = $3 ORDER BY user_group";
+        self.all("member", of_principal(sql, tenant, member), |row| row.parse("user_group")).await
+    }
+
+    async fn nesting(&self, tenant: &TenantId) -> Result<Vec<(EntityId, EntityId)>, StoreError> {
+        let sql = "SELECT member, user_group FROM group_member WHERE tenant = $1 AND kind = 'group'";
+        self.all("member", by_tenant(sql, tenant), |row| Ok((row.parse("member")?, row.parse("user_group")?))).await
+    }
+
+    async fn profile(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Profile>, StoreError> {
+        let query = by_id("SELECT * FROM profile WHERE tenant = $1 AND id = $2", tenant, id);
+        self.one("profile", query, |row| row.profile()).await
+    }
+
+    async fn profiles(&self, tenant: &TenantId, category: Category) -> Result<Vec<Profile>, StoreError> {
+        let sql = "SELECT * FROM profile WHERE tenant = $1 AND category = $2 ORDER BY place, id";
+        self.all("profile", by_tenant(sql, tenant).bind(category.as_str()), |row| row.profile()).await
+    }
+
+    async fn default_profiles(&self, tenant: &TenantId) -> Result<Vec<Profile>, StoreError> {
+        let sql = "SELECT * FROM profile WHERE tenant = $1 AND is_default = 1 ORDER BY id";
+        self.all("profile", by_tenant(sql, tenant), |row| row.profile()).await
+    }
+
+    async fn profiles_of(&self, tenant: &TenantId, holder: Principal) -> Result<Vec<Profile>, StoreError> {
+        let sql = "SELECT p.* FROM profile_assignment a JOIN profile p ON p.tenant = a.tenant AND p.id = a.profile \
+                   WHERE a.tenant = $1 AND a.holder = $2 AND a.kind = $3 ORDER BY p.id";
+        self.all("profile", of_principal(sql, tenant, holder), |row| row.profile()).await
+    }
+
+    async fn holders_of(&self, tenant: &TenantId, profile: EntityId) -> Result<Vec<Principal>, StoreError> {
+        let sql = "SELECT holder, kind FROM profile_assignment WHERE tenant = $1 AND profile = $2 \
+                   ORDER BY kind DESC, holder";
+        self.all("assignment", by_id(sql, tenant, profile), |row| row.principal("holder")).await
+    }
+
+    async fn command(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Command>, StoreError> {
+        let query = by_id("SELECT * FROM device_command WHERE tenant = $1 AND id = $2", tenant, id);
+        self.one("command", query, |row| row.command()).await
+    }
+
+    async fn commands(&self, tenant: &TenantId, device: EntityId) -> Result<Vec<Command>, StoreError> {
+        let sql =
+            "SELECT * FROM device_command WHERE tenant = $1 AND device = $2 ORDER BY number DESC, id DESC LIMIT $3";
+        let query = by_id(sql, tenant, device).bind(i64::from(MAX_COMMANDS));
+        self.all("command", query, |row| row.command()).await
+    }
+
+    async fn open_commands(&self, tenant: &TenantId, device: EntityId) -> Result<Vec<Command>, StoreError> {
+        let sql = "SELECT * FROM device_command WHERE tenant = $1 AND device = $2 AND completed IS NULL \
+                   ORDER BY number, id";
+        self.all("command", by_id(sql, tenant, device), |row| row.command()).await
+    }
+
+    async fn move_command(&self, from: &Command, to: Command) -> Result<(), StoreError> {
+        self.pool.commit(move_command(from, &to)?, Vec::new()).await
     }
 
     async fn revoked(&self, tenant: &TenantId, now: UnixTime) -> Result<Vec<EntityId>, StoreError> {

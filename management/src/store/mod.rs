@@ -9,6 +9,7 @@
 mod connect;
 mod database;
 mod directory;
+mod managed;
 mod migrate;
 mod rows;
 mod sql;

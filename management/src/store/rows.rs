@@ -59,7 +59,7 @@ impl<'a> Row<'a> {
         Self { what, row }
     }
 
-    fn corrupt(&self, column: &str, why: impl Display) -> StoreError {
+    pub(super) fn corrupt(&self, column: &str, why: impl Display) -> StoreError {
         StoreError::Corrupt { what: self.what, why: format!("{column}: {why}") }
     }
 
@@ -67,7 +67,7 @@ impl<'a> Row<'a> {
         self.row.get(column).map_err(|e| self.corrupt(column, e))
     }
 
-    fn text_or_null(&self, column: &str) -> Result<Option<String>, StoreError> {
+    pub(super) fn text_or_null(&self, column: &str) -> Result<Option<String>, StoreError> {
         self.row.get(column).map_err(|e| self.corrupt(column, e))
     }
 
@@ -87,16 +87,16 @@ impl<'a> Row<'a> {
         self.bytes(column)?.try_into().map_err(|_| self.corrupt(column, "wrong length"))
     }
 
-    fn number(&self, column: &str) -> Result<u64, StoreError> {
+    pub(super) fn number(&self, column: &str) -> Result<u64, StoreError> {
         let number: i64 = self.row.get(column).map_err(|e| self.corrupt(column, e))?;
         u64::try_from(number).map_err(|e| self.corrupt(column, e))
     }
 
-    fn time(&self, column: &str) -> Result<UnixTime, StoreError> {
+    pub(super) fn time(&self, column: &str) -> Result<UnixTime, StoreError> {
         self.number(column).map(UnixTime)
     }
 
-    fn time_or_null(&self, column: &str) -> Result<Option<UnixTime>, StoreError> {
+    pub(super) fn time_or_null(&self, column: &str) -> Result<Option<UnixTime>, StoreError> {
         let number: Option<i64> = self.row.get(column).map_err(|e| self.corrupt(column, e))?;
         number.map(|n| u64::try_from(n).map(UnixTime).map_err(|e| self.corrupt(column, e))).transpose()
     }

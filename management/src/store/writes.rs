@@ -8,6 +8,7 @@ use hedgerow_uem_core::ca::CertificateRecord;
 use hedgerow_uem_core::store::{Change, StoreError};
 
 use super::database::{by_id, by_tenant};
+use super::managed;
 use super::rows::{base64, device_state, int, json, node_state, time};
 use super::sql::Query;
 
@@ -71,6 +72,16 @@ pub(super) fn change_queries(tenant: &TenantId, change: &Change) -> Result<Vec<Q
         Change::DeleteName(name) => {
             vec![by_tenant("DELETE FROM server_name WHERE tenant = $1 AND name = $2", tenant).bind(name.clone())]
         }
+        Change::PutGroup(_)
+        | Change::DeleteGroup(_)
+        | Change::PutMember { .. }
+        | Change::DeleteMember { .. }
+        | Change::PutProfile(_)
+        | Change::DeleteProfile(_)
+        | Change::PutAssignment { .. }
+        | Change::DeleteAssignment { .. }
+        | Change::PutCommand(_)
+        | Change::ForgetCommands { .. } => managed::change_queries(tenant, change)?,
     })
 }
 
