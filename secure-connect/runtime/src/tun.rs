@@ -54,6 +54,7 @@ impl AsFd for Device {
 }
 
 /// Packets on their way to the kernel; buffers are used again.
+#[derive(Default)]
 pub struct Packets {
     buffers: Vec<Vec<u8>>,
     used: usize,
@@ -64,12 +65,6 @@ pub struct Packets {
 impl std::fmt::Debug for Packets {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Packets({})", self.used)
-    }
-}
-
-impl Default for Packets {
-    fn default() -> Self {
-        Self { buffers: Vec::new(), used: 0, table: None }
     }
 }
 
