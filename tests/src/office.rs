@@ -47,6 +47,8 @@ pub struct Ways {
     pub node: String,
     /// The addresses of the site's name, as the node resolves it; 127.0.0.1 when empty.
     pub site: Vec<String>,
+    /// More of the device's configuration: whole sections.
+    pub device: String,
 }
 
 impl Ways {
@@ -282,8 +284,8 @@ impl Office {
         let scale = self.ways.device_timers;
         let timers = if scale > 0.0 { format!("timers.scale = {scale}\n") } else { String::new() };
         let text = format!(
-            "lanes = \"{}\"\n{timers}[proxy]\nsocks5 = \"127.0.0.1:{socks5}\"\nhttp = \"127.0.0.1:{http}\"\n",
-            self.ways.lanes
+            "lanes = \"{}\"\n{timers}[proxy]\nsocks5 = \"127.0.0.1:{socks5}\"\nhttp = \"127.0.0.1:{http}\"\n{}",
+            self.ways.lanes, self.ways.device
         );
         self.configure("device", &text);
     }

@@ -151,7 +151,7 @@ impl Device {
         let config = tls::to_tenant(world.ca.clone(), Role::Node, None, Some(&self.holder.own()), &[ALPN_SESSION])?;
         let endpoint = Endpoint::new(world.ca.clone(), self.instance, world.timers, world.scope.clone());
         let session = endpoint.open(stream, config, tls::any_name()).await?;
-        let ask = TunnelAsk { replaces: None, mtu: mtu::MOST };
+        let ask = TunnelAsk { mtu: mtu::MOST };
         let header = SessionOpen { host: TUNNEL_HOST.into(), port: 0, trace: None, tunnel: Some(ask) };
         let stream = session.mux.open(&header).await?;
         let mut answer = Vec::new();

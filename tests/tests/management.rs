@@ -1,0 +1,157 @@
+//! What administrators set for devices, by the command line, and what devices make of it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::process::Output;
+use std::time::Duration;
+
+use hedgerow_tests::office::{Office, Ways};
+use hedgerow_tests::process::{run, try_run, wait_until};
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+struct Desk {
+    office: Office,
+    device: String,
+}
+
+impl Desk {
+    fn open(section: impl Fn(&Office) -> String) -> Self {
+        let mut office = Office::open();
+        let relay = vec![format!("{}:443", office.address), format!("{}:3101", office.address)];
+        let device = section(&office);
+        office.move_in(Ways { device, ..Ways::all(&relay, "") });
+        let id = office.get("device", "/status")["device"].as_str().unwrap().to_owned();
+        Self { office, device: id }
+    }
+
+    /// What a verb prints.
+    fn say(&self, words: &[&str]) -> String {
+        String::from_utf8(run(&mut self.office.command("core", words), LIMIT).stdout).unwrap()
+    }
+
+    fn try_say(&self, words: &[&str]) -> Output {
+        try_run(&mut self.office.command("core", words), LIMIT)
+    }
+
+    fn ask(&self, words: &[&str]) -> Value {
+        serde_json::from_str(&self.say(&[words, &["--json"]].concat())).unwrap()
+    }
+
+    /// Gives the device a command; its id.
+    fn send(&self, words: &[&str]) -> String {
+        let answer = self.ask(&[&["command", "send", &self.device], words].concat());
+        answer["id"].as_str().unwrap().to_owned()
+    }
+
+    /// The command once it has come to its end.
+    fn end_of(&self, id: &str) -> Value {
+        let ended = |told: &Value| told["completed"].is_number();
+        wait_until("the command has come to its end", LIMIT, || ended(&self.ask(&["command", "show", id])));
+        self.ask(&["command", "show", id])
+    }
+}
+
+#[test]
+fn p22_a_device_carries_out_commands_one_after_the_other_and_says_what_came_of_them() {
+    let desk = Desk::open(|office| format!("[commands]\nlock = [\"touch\", {:?}]\n", office.path("locked")));
+    let begun = std::time::Instant::now();
+    let lock = desk.send(&["lock-device", "--set", "message=Please call 555-0100"]);
+    let info = desk.send(&["request-device-info"]);
+    let list = desk.send(&["list-applications"]);
+    let fail = desk.send(&["enable-lost-mode"]);
+    assert_eq!(desk.end_of(&lock)["state"], "SUCCEEDED");
+    assert!(begun.elapsed() < Duration::from_secs(10), "it is woken, and does not wait for its next question");
+    assert!(std::fs::exists(desk.office.path("locked")).unwrap());
+    assert_eq!(desk.end_of(&info)["result"]["os"], "Linux");
+    let packages = desk.end_of(&list)["result"]["packages"].as_array().unwrap().len();
+    assert!(packages > 50, "{packages}");
+    let failed = desk.end_of(&fail);
+    assert!(failed["state"] == "FAILED" && failed["error"].as_str().unwrap().contains("ENABLE_LOST_MODE"), "{failed}");
+    let table = desk.say(&["command", "list", &desk.device]);
+    assert!(table.lines().count() == 5 && table.contains("LOCK_DEVICE"), "{table}");
+    assert!(!desk.say(&["command", "show", &lock]).contains("555-0100"), "properties may be secrets");
+    let none = desk.try_say(&["command", "send", &desk.device, "explode"]);
+    assert!(!none.status.success() && String::from_utf8_lossy(&none.stderr).contains("lock-device"), "{none:?}");
+}
+
+#[test]
+fn p22_a_command_waits_for_a_device_that_is_away_and_can_be_taken_back_until_then() {
+    let mut desk = Desk::open(|office| format!("[commands]\nlock = [\"touch\", {:?}]\n", office.path("locked")));
+    desk.office.stop("device", LIMIT);
+    let (lock, info) = (desk.send(&["lock-device"]), desk.send(&["request-device-info"]));
+    assert_eq!(desk.ask(&["command", "cancel", &info])["state"], "CANCELLED");
+    desk.office.restart_device("auto");
+    assert_eq!(desk.end_of(&lock)["state"], "SUCCEEDED");
+    let late = desk.try_say(&["command", "cancel", &lock]);
+    assert!(String::from_utf8_lossy(&late.stderr).contains("come to its end"), "{late:?}");
+    // Carried out once, whatever is asked again by a device that was restarted.
+    std::fs::remove_file(desk.office.path("locked")).unwrap();
+    desk.office.restart_device("auto");
+    let again = desk.send(&["request-device-info"]);
+    assert_eq!(desk.end_of(&again)["state"], "SUCCEEDED");
+    assert!(!std::fs::exists(desk.office.path("locked")).unwrap());
+}
+
+#[test]
+fn p22_a_device_that_is_to_erase_itself_keeps_no_key_and_is_revoked() {
+    let mut desk = Desk::open(|office| format!("[commands]\nerase = [{:?}]\n", office.path("work")));
+    let (work, state) = (desk.office.path("work"), desk.office.path("device"));
+    std::fs::create_dir(&work).unwrap();
+    std::fs::write(format!("{work}/secret plans"), "x").unwrap();
+    let erase = desk.send(&["delete-work-space-data"]);
+    assert_eq!(desk.end_of(&erase)["state"], "SUCCEEDED");
+    wait_until("the agent has ended", LIMIT, || desk.office.log("device").contains("was erased by its organisation"));
+    assert!(!std::fs::exists(&work).unwrap());
+    for file in ["key.pem", "certificate.pem", "config.cbor", "commands.json"] {
+        assert!(!std::fs::exists(format!("{state}/{file}")).unwrap(), "{file}");
+    }
+    let devices = desk.ask(&["device", "list"]);
+    assert_eq!(devices[0]["state"], "revoked", "{devices}");
+    desk.office.stop("device", LIMIT);
+}
+
+#[test]
+fn p21_the_command_line_says_which_profiles_have_effect_and_why() {
+    let desk = Desk::open(|_| String::new());
+    let settings = desk.office.path("strict.json");
+    std::fs::write(&settings, r#"{"passwordLength": 12}"#).unwrap();
+    for words in [
+        &["group", "add", "Sales", "--description", "who sells"][..],
+        &["group", "add", "staff"],
+        &["group", "join", "sales", "anna@example.com"],
+        &["group", "join", "staff", "group:Sales"],
+        &["profile", "add", "it-config", "strict", "--settings", &settings],
+        &["profile", "add", "it-config", "usual"],
+        &["profile", "add", "it-config", "phones", "--not-on", "linux"],
+        &["profile", "rank", "it-config/phones", "1"],
+        &["profile", "default", "it-config/usual"],
+        &["profile", "assign", "it-config/strict", "group:staff"],
+        &["profile", "assign", "it-config/phones", "group:staff"],
+    ] {
+        desk.say(words);
+    }
+    let table = desk.say(&["profile", "effective", "--device", &desk.device]);
+    assert!(table.contains("IT_CONFIG") && table.contains("assigned to group staff, by way of Sales"), "{table}");
+    let found = desk.ask(&["profile", "effective", "--device", &desk.device]);
+    assert_eq!((&found[0]["name"], &found[0]["settings"]["passwordLength"]), (&"strict".into(), &12.into()));
+    let on_phone = desk.say(&["profile", "effective", "anna@example.com", "--platform", "ios"]);
+    assert!(on_phone.contains("phones") && on_phone.contains("strict (ranks behind)"), "{on_phone}");
+    desk.say(&["profile", "assign", "it-config/usual", "anna@example.com"]);
+    let table = desk.say(&["profile", "effective", "anna@example.com", "--platform", "linux"]);
+    assert!(table.contains("assigned to the user") && table.contains("strict (only by group)"), "{table}");
+    let members = desk.say(&["group", "members", "STAFF"]);
+    assert!(members.contains("group") && members.contains("Sales"), "{members}");
+    for (words, why) in [
+        (&["group", "join", "sales", "group:staff"][..], "circle"),
+        (&["profile", "remove", "it-config/usual"], "default"),
+        (&["profile", "show", "it-config/none"], "there is no profile"),
+        (&["profile", "add", "wlan", "x"], "wifi"),
+        (&["profile", "add", "compliance", "x", "--settings", "/etc/hostname"], "not JSON"),
+    ] {
+        let refused = desk.try_say(words);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(why), "{words:?}: {said}");
+    }
+    desk.say(&["audit", "verify"]);
+}
