@@ -11,6 +11,7 @@ use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -239,6 +240,14 @@ impl Site {
         let log = fs::File::create(self.folder.path().join("core.log")).unwrap();
         let mut command = Command::new(hedgerow());
         command.args(["core", "run", "--config"]).arg(self.folder.path().join("core.toml"));
+        // SAFETY: prctl with these arguments is async-signal-safe and touches no memory of the parent.
+        unsafe {
+            command.pre_exec(|| {
+                // It ends with the test, however that ends.
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
         Core(child.unwrap())
     }
