@@ -24,7 +24,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::Instant;
 
-use crate::store::{Database, State, SystemRandom};
+use crate::store::{Database, Lock, State, SystemRandom};
 
 /// The domain over the database.
 pub type Domain = Core<Database>;
@@ -62,7 +62,7 @@ pub struct App {
     identity: RwLock<Arc<Identity>>,
     web: Option<Own>,
     /// Keeps a second process out of the state directory.
-    _lock: std::fs::File,
+    _lock: Lock,
     changes: watch::Sender<u64>,
     acknowledgements: watch::Sender<u64>,
     /// Devices that are to ask for their commands.

@@ -73,8 +73,7 @@ pub async fn start(config: CoreConfig, context: &boot::Context) -> anyhow::Resul
     let routes = Router::new().route("/status", get(show)).with_state(shown.clone());
     listener.serve(context.metrics.clone(), context.readiness.clone(), routes, &context.scope);
 
-    let state =
-        store::State::open(&config.state, &config.place()?).await.context("the state directory cannot be used")?;
+    let state = store::State::open(&config.state, &config.place()?).await?;
     let name = config.name.clone().unwrap_or_else(|| config.tenant.to_string());
     let new = NewTenant { id: config.tenant.clone(), name, settings: config.settings()? };
     let names: Vec<String> = config.relays.iter().map(|r| r.name.clone()).collect();

@@ -219,13 +219,17 @@ async fn knock(place: &Place, options: &PgConnectOptions, wait: Duration) -> Res
 /// container has one once it runs.
 fn passes(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(error) if error.kind() == ErrorKind::PermissionDenied => false,
-        sqlx::Error::Io(_) => true,
+        sqlx::Error::Io(error) => error.kind() != ErrorKind::PermissionDenied && !is_tls(error),
         sqlx::Error::Database(error) => {
             matches!(error.code().as_deref(), Some("57P03" | "57P01" | "57P02" | "53300"))
         }
         _ => false,
     }
+}
+
+/// What rustls does not like about the other side comes wrapped like a broken connection.
+fn is_tls(error: &std::io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
 }
 
 /// The system's resolver has no error of its own in the standard library, only this text.
@@ -245,6 +249,7 @@ fn fault(place: &Place, options: &PgConnectOptions, source: sqlx::Error) -> Serv
         }
         ("3D000", _) => ServerError::Missing { place, source },
         (_, sqlx::Error::Tls(_)) => ServerError::Tls { place, source },
+        (_, sqlx::Error::Io(error)) if is_tls(error) => ServerError::Tls { place, source },
         _ => ServerError::Other { place, source },
     }
 }

@@ -118,7 +118,19 @@ pub struct State {
     /// The key of its secrets.
     pub kek: Kek,
     /// Held while the state is in use; the database may outlive it by the requests in flight.
-    pub lock: File,
+    pub lock: Lock,
+}
+
+/// The right to a state directory, given back when dropped. Said explicitly, because closing the file would not do while a
+/// child that was just forked still has it, too.
+#[derive(Debug)]
+pub struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // What cannot be unlocked is unlocked at the process's end.
+        let _ = self.0.unlock();
+    }
 }
 
 impl State {
@@ -170,8 +182,8 @@ impl State {
         check_private(directory, 0o022, 0o700)?;
 
         let lock_path = directory.join("lock");
-        let lock = private(&lock_path).map_err(io(&lock_path))?;
-        match lock.try_lock() {
+        let lock = Lock(private(&lock_path).map_err(io(&lock_path))?);
+        match lock.0.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(directory.to_owned())),
             Err(TryLockError::Error(error)) => return Err(io(&lock_path)(error)),

@@ -19,5 +19,5 @@ mod writes;
 
 pub use connect::{Place, ServerError};
 pub use database::Database;
-pub use directory::{OpenError, State, SystemRandom};
+pub use directory::{Lock, OpenError, State, SystemRandom};
 pub use migrate::{Migrated, Plan, Standing, Step};

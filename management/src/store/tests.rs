@@ -74,11 +74,11 @@ fn tenant() -> TenantId {
     "S12345678".parse().unwrap()
 }
 
-async fn core(directory: &Path) -> (Core<Database>, fs::File) {
+async fn core(directory: &Path) -> (Core<Database>, Lock) {
     core_at(directory, &Place::in_directory(directory)).await
 }
 
-async fn core_at(directory: &Path, place: &Place) -> (Core<Database>, fs::File) {
+async fn core_at(directory: &Path, place: &Place) -> (Core<Database>, Lock) {
     let state = State::open(directory, place).await.unwrap();
     (Core::new(state.store, state.kek), state.lock)
 }

@@ -1,4 +1,4 @@
-//! What the domain asks of storage. Two implementations: `Memory` here, SQLite in `management`.
+//! What the domain asks of storage. Two implementations: `Memory` here, SQLite and PostgreSQL in `management`.
 //!
 //! Reading is by small questions. Writing is one thing, `commit`: the tenant's new row and everything that changes
 //! with it, in one transaction, made on a stated revision. If another commit came first the store answers

@@ -1,4 +1,4 @@
-//! The domain over a store: every case runs over memory here and over SQLite in `management`.
+//! The domain over a store: every case runs over memory here, over SQLite and PostgreSQL in `management`.
 //!
 //! `suite!(with_store)` makes one test of each case; `with_store` makes a fresh, empty store and runs the case's
 //! future to its end.

@@ -26,7 +26,7 @@ async fn p19_text_is_compared_by_its_bytes_in_both_databases() {
     let server = Server::shared();
     let english =
         server.sql("postgres", "SELECT string_agg(w, ',' ORDER BY w) FROM (VALUES ('a-b'), ('aa'), ('B')) t (w)");
-    assert_eq!(english.trim(), "aa,a-b,B", "the server must have an order of its own for this to show something");
+    assert_eq!(english.trim(), "a-b,aa,B", "the server must have an order of its own for this to show something");
     let directory = tempfile::tempdir().unwrap();
     for place in places(directory.path()) {
         let (core, _lock) = core_at(directory.path(), &place).await;
