@@ -39,7 +39,8 @@ pub(crate) enum Command {
     /// Named settings, assigned to users and groups
     Profile(commands::profile::ProfileArgs),
     /// What devices are to do
-    Command(commands::command::CommandArgs),
+    #[command(name = "command")]
+    Order(commands::command::CommandArgs),
     /// Activation passwords
     Password(commands::password::PasswordArgs),
     /// Enrolment tokens for nodes

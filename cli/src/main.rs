@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         Command::User(args) => commands::user::run(args),
         Command::Group(args) => commands::group::run(args),
         Command::Profile(args) => commands::profile::run(args),
-        Command::Command(args) => commands::command::run(args),
+        Command::Order(args) => commands::command::run(args),
         Command::Password(args) => commands::password::run(args),
         Command::Token(args) => commands::token::run(args),
         Command::Rule(args) => commands::rule::run(args),
