@@ -42,6 +42,9 @@ struct World {
     platform: Option<Platform>,
 }
 
+/// A profile that has effect, why, and those that it keeps from that.
+type Found = (EntityId, Reason, Vec<(EntityId, Passed)>);
+
 const GROUPS: usize = 6;
 const CATEGORIES: [Category; 3] = [Category::ItConfig, Category::Compliance, Category::Wifi];
 
@@ -81,7 +84,7 @@ fn world() -> impl Strategy<Value = World> {
 
 impl World {
     /// As the product does it.
-    fn product(&self) -> Vec<(EntityId, Reason, Vec<(EntityId, Passed)>)> {
+    fn product(&self) -> Vec<Found> {
         let mut parents = BTreeMap::<_, Vec<_>>::new();
         for (inner, outer) in &self.nesting {
             parents.entry(id(1, *inner)).or_default().push(id(1, *outer));
