@@ -2,6 +2,7 @@
 //! instead. Timed figures are noisy; only the ratios within one run mean something.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
+mod domain;
 mod figures;
 mod link;
 mod load;
@@ -44,6 +45,9 @@ enum Bench {
     /// boringtun, these with and without a plain forwarder where this product has its relay. TCP both ways with CPU,
     /// UDP of 1200 bytes, ping. Needs root.
     Tunnel(tunnel::Options),
+    /// The core's domain over SQLite and PostgreSQL, with few users and with many: importing, finding, effective profiles,
+    /// devices that ask for commands.
+    Core(domain::Options),
     /// The load tool of `link`: opens links and lanes as it is told on standard input.
     #[command(hide = true)]
     Crowd {
@@ -101,6 +105,7 @@ fn main() -> ExitCode {
         Bench::Stream(options) => stream::run(&options),
         Bench::Link(options) => link::run(&options),
         Bench::Tunnel(options) => tunnel::run(&options),
+        Bench::Core(options) => domain::run(&options),
         Bench::Crowd { place } => link::crowd(&place),
         Bench::Relay { config } => return link::relay(&config),
         Bench::Alone { count } => link::alone(count),

@@ -155,3 +155,24 @@ fn p21_the_command_line_says_which_profiles_have_effect_and_why() {
     }
     desk.say(&["audit", "verify"]);
 }
+
+#[test]
+fn p18_users_go_in_and_out_as_csv_by_the_command_line() {
+    let desk = Desk::open(|_| String::new());
+    let (good, bad, out) = (desk.office.path("good.csv"), desk.office.path("bad.csv"), desk.office.path("out.csv"));
+    desk.say(&["group", "add", "sales"]);
+    std::fs::write(&good, "email,name,groups\r\nbob@example.com,\"Miller, Bob\",sales\r\nanna@example.com,Anna,\r\n")
+        .unwrap();
+    std::fs::write(&bad, "email,groups\ncarol@example.com,sales\nnobody,\ndave@example.com,nowhere\n").unwrap();
+    let refused = desk.try_say(&["user", "import", &bad]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("line 3"), "{said}");
+    assert!(desk.say(&["user", "import", &good]).contains("1 users added, 0 changed, 1 as they were"));
+    assert!(desk.say(&["user", "list", "miller"]).contains("bob@example.com"));
+    assert!(!desk.say(&["user", "list", "MILLER"]).contains("anna@example.com"));
+    desk.say(&["user", "export", "--out", &out]);
+    let text = std::fs::read_to_string(&out).unwrap();
+    assert!(text.contains("bob@example.com,\"Miller, Bob\",sales,true\r\n") && text.lines().count() == 3, "{text}");
+    assert!(desk.say(&["user", "import", &out]).contains("0 users added, 0 changed, 2 as they were"));
+    assert!(!desk.try_say(&["user", "export", "--out", &out]).status.success(), "no file is written over");
+}

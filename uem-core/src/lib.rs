@@ -4,10 +4,13 @@
 //! Pure: time comes in as `UnixTime`, randomness as `&mut dyn Random`, storage as a `Store`; no HTTP, no SQL, no
 //! runtime. `service::Core` is the door for everything that changes something; `activation::pake` is also the device's
 //! half of activation, and `ca::Key` the key and certificate request of devices and nodes.
+//!
+//! `examples/embed.rs` runs it inside another program.
 
 pub mod account;
 pub mod activation;
 pub mod audit;
+pub mod bulk;
 pub mod ca;
 pub mod command;
 pub mod config;

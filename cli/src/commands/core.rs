@@ -40,10 +40,10 @@ enum CoreCommand {
         #[command(flatten)]
         source: CoreConfigArgs,
         /// Change nothing: list the migrations, and fail when some are pending or unknown to this version
-        #[arg(long)]
+        #[arg(long, env = "HEDGEROW_CORE_MIGRATE_CHECK")]
         check: bool,
         /// PostgreSQL: there is a backup of this database from before
-        #[arg(long, conflicts_with = "check")]
+        #[arg(long, conflicts_with = "check", env = "HEDGEROW_CORE_MIGRATE_BACKUP_EXISTS")]
         backup_exists: bool,
         /// Print JSON
         #[arg(long, env = "HEDGEROW_JSON")]

@@ -1,11 +1,14 @@
 //! `hedgerow user`: people who may activate devices.
 
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::control::{AtCore, segment, verb};
+use super::control::{At, AtCore, segment, verb};
 use crate::output::{Column, Show};
 
 #[derive(Debug, clap::Args)]
@@ -27,7 +30,21 @@ enum UserCommand {
         name: Option<String>,
     },
     /// List users
-    List,
+    List {
+        /// Only those whose address or name begins so
+        begins: Option<String>,
+    },
+    /// Add users of a CSV file and give those that are there their names and groups; columns: email, name, groups
+    Import {
+        /// The file; `-` is standard input
+        file: PathBuf,
+    },
+    /// Write all users as CSV: email, name, groups, active
+    Export {
+        /// To this file, which must not exist [default: standard output]
+        #[arg(long, value_name = "FILE", env = "HEDGEROW_USER_OUT")]
+        out: Option<PathBuf>,
+    },
     /// Show one user
     Show {
         /// E-mail address or id
@@ -59,6 +76,29 @@ const COLUMNS: &[Column] = &[
     ("ID", "id", Show::Plain),
 ];
 
+/// Part by part, so that no answer has to hold everybody.
+async fn export(at: &At<'_>, out: Option<&Path>) -> anyhow::Result<()> {
+    let mut to: Box<dyn Write> = match out {
+        Some(path) => {
+            let file = std::fs::File::create_new(path).with_context(|| format!("cannot make {}", path.display()))?;
+            Box::new(std::io::BufWriter::new(file))
+        }
+        None => Box::new(std::io::stdout().lock()),
+    };
+    let (mut path, mut first) = ("/export/users".to_owned(), true);
+    loop {
+        let part = at.get(&path).await?;
+        let text = part["csv"].as_str().context("the answer holds no table")?;
+        let body = text.split_once('\n').map_or("", |(_, rest)| rest);
+        to.write_all(if first { text } else { body }.as_bytes())?;
+        first = false;
+        match part["next"].as_str() {
+            Some(next) => path = format!("/export/users?after={}", segment(next)),
+            None => return to.flush().map_err(Into::into),
+        }
+    }
+}
+
 pub(crate) fn run(args: UserArgs) -> ExitCode {
     verb(async move {
         let at = args.core.at();
@@ -71,7 +111,22 @@ pub(crate) fn run(args: UserArgs) -> ExitCode {
                 }
                 at.done(&at.post("/users", &body).await?, &format!("user {email} added"))
             }
-            UserCommand::List => at.table(&at.list("/users").await?, COLUMNS, "no users"),
+            UserCommand::List { begins } => {
+                let path = begins.map_or("/users".to_owned(), |b| format!("/found/users?begins={}", segment(&b)));
+                at.table(&at.list(&path).await?, COLUMNS, "no users")
+            }
+            UserCommand::Import { file } => {
+                let text = match file.as_os_str() == "-" {
+                    true => std::io::read_to_string(std::io::stdin()),
+                    false => std::fs::read_to_string(&file),
+                };
+                let text = text.with_context(|| format!("cannot read {}", file.display()))?;
+                let done = at.post("/import/users", &json!({ "csv": text })).await?;
+                let count = |of: &str| done[of].as_u64().unwrap_or(0);
+                let (added, changed, unchanged) = (count("added"), count("changed"), count("unchanged"));
+                at.done(&done, &format!("{added} users added, {changed} changed, {unchanged} as they were"))
+            }
+            UserCommand::Export { out } => export(&at, out.as_deref()).await,
             UserCommand::Show { who } => at.record(&at.get(&path(&who)).await?, COLUMNS),
             UserCommand::Remove { who } => at.done(&at.delete(&path(&who)).await?, &format!("user {who} removed")),
             UserCommand::Activate { who } => {

@@ -11,6 +11,9 @@
 //! | tenant epoch | `POST /tenant/epoch` | | `{version}`: after a restore from a backup |
 //! | user add | `POST /users` | `{email, name?}` | USER |
 //! | user list | `GET /users` | | list of USER `{id, email, display_name, active, created, activation}`; activation is `null` or `{state: open\|expired\|blocked, expires, wrong}` |
+//! | user find | `GET /found/users?begins=TEXT` | | list of USER whose address or name begins so, at most 1000 |
+//! | user import | `POST /import/users` | `{csv}`: `uem_core::bulk` | `{added, changed, unchanged}`; 400 names lines, and nothing is done |
+//! | user export | `GET /export/users[?after=ID]` | | `{csv, next}`: part by part |
 //! | user show | `GET /users/WHO` | | USER |
 //! | user remove | `DELETE /users/WHO` | | USER, inactive: devices revoked, password withdrawn; the record stays for the audit |
 //! | user activate, deactivate | `POST /users/WHO/activate`, `/deactivate` | | USER; devices of an inactive user do not count while it lasts |
@@ -108,6 +111,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/audit", get(show::audit))
         .route("/audit/verify", post(show::verify_audit))
         .route("/users", get(users::list).post(users::add))
+        .route("/found/users", get(users::find_like))
+        .route("/export/users", get(users::export))
+        .route("/import/users", post(users::import).layer(axum::extract::DefaultBodyLimit::max(users::MAX_IMPORT)))
         .route("/users/{who}", get(users::show).delete(users::remove))
         .route("/users/{who}/activate", post(users::activate))
         .route("/users/{who}/deactivate", post(users::deactivate))

@@ -9,7 +9,8 @@ use hedgerow_runtime::clock;
 use hedgerow_shared::secret::Secret;
 use hedgerow_uem_core::account::{DeviceState, Email, User};
 use hedgerow_uem_core::activation::{DEFAULT_LIFETIME_SECONDS, PasswordChoice};
-use hedgerow_uem_core::service::NewUser;
+use hedgerow_uem_core::bulk::{self, LineFault, MAX_FAULTS};
+use hedgerow_uem_core::service::{ImportError, NewUser};
 use hedgerow_uem_core::store::Page;
 use http::StatusCode;
 use serde::Deserialize;
@@ -33,6 +34,62 @@ pub(super) struct Add {
 pub(super) struct Choice {
     password: Option<String>,
     lifetime_seconds: Option<u64>,
+}
+
+/// The largest body of an import: the text, as JSON escapes it.
+pub(super) const MAX_IMPORT: usize = 2 * bulk::MAX_TEXT;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Import {
+    csv: String,
+}
+
+pub(super) async fn import(State(app): State<Arc<App>>, Body(import): Body<Import>) -> Shown {
+    let lines = match bulk::read(&import.csv) {
+        Ok(lines) => lines,
+        Err(faults) => return Err(unusable(&faults)),
+    };
+    match app.domain.import_users(&mut admin(), &app.tenant, &lines).await {
+        Ok(imported) => json_of(imported).map(axum::Json),
+        Err(ImportError::Lines(faults)) => Err(unusable(&faults)),
+        Err(ImportError::Core(error)) => Err(problem(error)),
+    }
+}
+
+fn unusable(faults: &[LineFault]) -> Problem {
+    let lines: Vec<_> = faults.iter().map(|fault| format!("line {}: {}", fault.line, fault.why)).collect();
+    let more = if faults.len() >= MAX_FAULTS { "\n(there may be more)" } else { "" };
+    Problem::bad_request(format!("nothing was imported\n{}{more}", lines.join("\n")))
+}
+
+/// One part of the table: whoever wants all of it puts parts together without their first lines.
+pub(super) async fn export(State(app): State<Arc<App>>, Params(part): Params<Part>) -> Shown {
+    let page = part.page()?;
+    let users = app.domain.users(&app.tenant, page).await.map_err(problem)?;
+    let next = users.last().filter(|_| users.len() >= page.limit as usize).map(|u| u.id.to_string());
+    let mut rows = Vec::with_capacity(users.len());
+    for user in users {
+        let groups = app.domain.group_names_of(&app.tenant, user.id).await.map_err(problem)?;
+        rows.push((user, groups));
+    }
+    let csv = bulk::write(rows.iter().map(|(user, groups)| (user, groups)));
+    Ok(axum::Json(json!({ "csv": csv, "next": next })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Like {
+    begins: String,
+}
+
+pub(super) async fn find_like(State(app): State<Arc<App>>, Params(like): Params<Like>) -> Shown {
+    let users = app.domain.find_users(&app.tenant, &like.begins, Page::MAX).await.map_err(problem)?;
+    let mut items = Vec::with_capacity(users.len());
+    for user in users {
+        items.push(shown(&app, user).await?);
+    }
+    Ok(axum::Json(json!({ "items": items, "next": null })))
 }
 
 pub(super) async fn list(State(app): State<Arc<App>>, Params(part): Params<Part>) -> Shown {

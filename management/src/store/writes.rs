@@ -5,6 +5,7 @@ use hedgerow_uem_core::account::{Device, Node, ServerName, Tenant, Token, User};
 use hedgerow_uem_core::activation::ActivationPassword;
 use hedgerow_uem_core::audit;
 use hedgerow_uem_core::ca::CertificateRecord;
+use hedgerow_uem_core::group::name_key;
 use hedgerow_uem_core::store::{Change, StoreError};
 
 use super::database::{by_id, by_tenant};
@@ -86,11 +87,11 @@ pub(super) fn change_queries(tenant: &TenantId, change: &Change) -> Result<Vec<Q
 }
 
 fn put_user(user: &User) -> Query {
-    let sql = "INSERT INTO account (tenant, id, email, display_name, active, created) VALUES ($1, $2, $3, $4, $5, $6) \
+    let sql = "INSERT INTO account (tenant, id, email, display_name, active, created, name_key) VALUES ($1, $2, $3, $4, $5, $6, $7) \
                ON CONFLICT (tenant, id) DO UPDATE SET email = excluded.email, display_name = excluded.display_name, \
-               active = excluded.active";
+               active = excluded.active, name_key = excluded.name_key";
     let query = by_id(sql, &user.tenant, user.id).bind(user.email.to_string()).bind(user.display_name.clone());
-    query.bind(i64::from(user.active)).bind(int(user.created.0))
+    query.bind(i64::from(user.active)).bind(int(user.created.0)).bind(name_key(&user.display_name))
 }
 
 fn put_password(password: &ActivationPassword) -> Query {

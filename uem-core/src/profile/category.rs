@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::CoreError;
 
 /// What a profile is about. Written as the web services write it (`categoryName`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Category {
     /// IT policy: what a device allows and demands.
+    #[default]
     ItConfig,
     /// How devices activate: types of each platform, how many.
     Activation,

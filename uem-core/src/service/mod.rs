@@ -3,6 +3,7 @@
 //! reads and decides again.
 
 mod activation;
+mod bulk;
 mod commands;
 mod configs;
 mod devices;
@@ -26,6 +27,7 @@ use crate::seal::Kek;
 use crate::store::{Change, Commit, Store, StoreError};
 use crate::{CoreError, audit};
 
+pub use bulk::{ImportError, Imported};
 pub use commands::NewCommand;
 pub use devices::Holder;
 pub use nodes::{EnrolError, NewToken, NodeEnrolReply, NodeEnrolRequest, TokenRefusal};

@@ -16,7 +16,7 @@ use crate::store::{Change, Store};
 use crate::{CoreError, account};
 
 /// A profile to be added, behind all others of its category.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct NewProfile {
     /// About what.
     pub category: Category,

@@ -95,6 +95,21 @@ impl Store for Memory {
         self.read(tenant, |d| page(d.users.iter(), p))
     }
 
+    async fn users_like(&self, tenant: &TenantId, begins: &str, limit: u32) -> Result<Vec<User>, StoreError> {
+        self.read(tenant, |d| {
+            let limit = limit.min(Page::MAX) as usize;
+            let by = |key: fn(&User) -> String| {
+                let mut found: Vec<_> = d.users.values().filter(|u| key(u).starts_with(begins)).cloned().collect();
+                found.sort_by_key(|u| (key(u), u.email.clone()));
+                found.truncate(limit);
+                found
+            };
+            let both = by(|u| u.email.to_string()).into_iter().chain(by(|u| name_key(&u.display_name)));
+            let by_email: BTreeMap<_, _> = both.map(|u| (u.email.clone(), u)).collect();
+            by_email.into_values().take(limit).collect()
+        })
+    }
+
     async fn password(&self, tenant: &TenantId, user: EntityId) -> Result<Option<ActivationPassword>, StoreError> {
         self.read(tenant, |d| d.passwords.get(&user).cloned())
     }

@@ -177,6 +177,14 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<User>, StoreError>> + Send;
     /// Users.
     fn users(&self, tenant: &TenantId, page: Page) -> impl Future<Output = Result<Vec<User>, StoreError>> + Send;
+    /// Users whose address or display name (as `name_key`) begins with `begins`: at most `limit` by each, put together in the
+    /// order of addresses, at most `limit`.
+    fn users_like(
+        &self,
+        tenant: &TenantId,
+        begins: &str,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<User>, StoreError>> + Send;
     /// A user's activation password.
     fn password(
         &self,

@@ -13,6 +13,7 @@ macro_rules! call {
 }
 
 mod activation;
+mod bulk;
 mod commands;
 mod configs;
 mod holders;
@@ -22,6 +23,7 @@ mod tenants;
 mod world;
 
 pub(crate) use activation::*;
+pub(crate) use bulk::*;
 pub(crate) use commands::*;
 pub(crate) use configs::*;
 pub(crate) use holders::*;
@@ -73,6 +75,8 @@ macro_rules! suite {
             p21_a_category_has_one_default_and_it_stays
             p21_what_has_effect_is_told_with_its_reason
             two_tenants_side_by_side_are_each_as_if_alone
+            p18_users_are_imported_once_and_changed_where_they_differ
+            p18_users_are_found_by_what_their_address_or_name_begins_with
             p22_commands_are_fetched_in_order_and_answered_once
             p22_commands_are_taken_back_and_expire
             p22_a_queue_has_a_bound_and_revoked_devices_have_none
