@@ -10,14 +10,15 @@ use std::time::Duration;
 use hedgerow_runtime::telemetry;
 use hedgerow_uem_core::command::{Kind, Order, Reply};
 use serde_json::{Map, Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 use crate::config::Commands as Config;
 
 /// How long a program may take.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Bytes of a program's output that are read.
-const OUTPUT: usize = 8 * 1024 * 1024;
+/// Bytes of a program's output that are kept.
+const OUTPUT: u64 = 8 * 1024 * 1024;
 /// Packages that are told.
 const PACKAGES: usize = 8000;
 
@@ -47,21 +48,31 @@ pub(super) async fn out(order: &Order, config: &Config, refresh: &(dyn Fn() + Se
     }
 }
 
-/// Runs a program without a shell; its output.
+/// Runs a program without a shell; the first `OUTPUT` bytes of what it prints.
 async fn run(words: &[impl AsRef<str>]) -> Result<String, String> {
     let mut words = words.iter().map(AsRef::as_ref);
     let Some(program) = words.next() else { return Err("this device is not told how (its configuration)".to_owned()) };
     let mut command = Command::new(program);
-    command.args(words).stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(LIMIT, command.output()).await;
-    let output = output.map_err(|_| format!("{program} took longer than {LIMIT:?}"))?;
-    let output = output.map_err(|error| format!("{program}: {error}"))?;
-    if output.status.success() {
-        let end = output.stdout.len().min(OUTPUT);
-        return Ok(String::from_utf8_lossy(&output.stdout[..end]).into_owned());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{program} failed ({}): {}", output.status, said.trim()))
+    command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let ended = async {
+        let mut child = command.spawn()?;
+        let (out, error) = (child.stdout.take(), child.stderr.take());
+        let (out, error) = tokio::try_join!(first(out), first(error))?;
+        Ok::<_, io::Error>((child.wait().await?, out, error))
+    };
+    let ended = tokio::time::timeout(LIMIT, ended).await;
+    let ended = ended.map_err(|_| format!("{program} took longer than {LIMIT:?}"))?;
+    let (status, out, said) = ended.map_err(|error| format!("{program}: {error}"))?;
+    if status.success() { Ok(out) } else { Err(format!("{program} failed ({status}): {}", said.trim())) }
+}
+
+/// What a program prints, up to `OUTPUT` bytes; the rest is read and thrown away, so that the program comes to its end.
+async fn first(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
+    let Some(mut pipe) = pipe else { return Ok(String::new()) };
+    let mut bytes = Vec::new();
+    (&mut pipe).take(OUTPUT).read_to_end(&mut bytes).await?;
+    tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Erases the organisation's data. Keys and configuration go after the core has been told.
@@ -184,11 +195,14 @@ mod tests {
         let missing = Config { lock: vec!["no-such-program".into()], ..Config::default() };
         let fails = Config { lock: vec!["ls".into(), "/no/such/path".into()], ..Config::default() };
         let none = Config { lock: Vec::new(), ..Config::default() };
+        let story = "head -c 20000000 /dev/zero; echo the end of a long story >&2; false";
+        let chatty = Config { lock: ["sh", "-c", story].map(str::to_owned).to_vec(), ..Config::default() };
         for (config, kind, words) in [
             (&missing, Kind::LockDevice, "no-such-program"),
             (&fails, Kind::LockDevice, "/no/such/path"),
             (&none, Kind::LockDevice, "not told how"),
             (&none, Kind::EnableLostMode, "ENABLE_LOST_MODE"),
+            (&chatty, Kind::LockDevice, "end of a long story"),
         ] {
             let Reply::Failed { error } = carry(kind, config).await else { panic!("{kind} {config:?}") };
             assert!(error.contains(words), "{error}");

@@ -19,6 +19,9 @@ const MOST: usize = 16;
 struct Entry {
     id: EntityId,
     reply: Reply,
+    /// The device's key is to go once the core has been told.
+    #[serde(default)]
+    erases: bool,
 }
 
 /// See the module.
@@ -43,9 +46,15 @@ impl Memory {
         self.entries.iter().find(|entry| entry.id == id).map(|entry| entry.reply.clone())
     }
 
+    /// Whether an erasure has begun and was cut short: the core may have revoked the device meanwhile, so that nothing
+    /// comes of telling it again.
+    pub(super) fn is_to_be_erased(&self) -> bool {
+        self.entries.iter().any(|entry| entry.erases)
+    }
+
     /// Writes an answer down. Where the disk does not take it, a command may be carried out twice, rather than never.
-    pub(super) fn keep(&mut self, id: EntityId, reply: &Reply) {
-        self.entries.push(Entry { id, reply: reply.clone() });
+    pub(super) fn keep(&mut self, id: EntityId, reply: &Reply, erases: bool) {
+        self.entries.push(Entry { id, reply: reply.clone(), erases });
         let surplus = self.entries.len().saturating_sub(MOST);
         self.entries.drain(..surplus);
         let written =
@@ -66,11 +75,14 @@ mod tests {
         let id = |n: u8| EntityId::from_random([n; 16]);
         let mut memory = Memory::read(dir.path());
         for n in 0..20 {
-            memory.keep(id(n), &Reply::Failed { error: n.to_string() });
+            memory.keep(id(n), &Reply::Failed { error: n.to_string() }, false);
         }
         let again = Memory::read(dir.path());
         assert_eq!(again.answer(id(19)), Some(Reply::Failed { error: "19".into() }));
         assert_eq!((again.answer(id(3)), again.entries.len()), (None, MOST));
+        assert!(!again.is_to_be_erased());
+        memory.keep(id(20), &Reply::Done { result: serde_json::Map::new() }, true);
+        assert!(Memory::read(dir.path()).is_to_be_erased(), "killed before the key was gone");
         fs::write(dir.path().join(FILE), "[{").unwrap();
         assert!(Memory::read(dir.path()).entries.is_empty());
     }

@@ -64,6 +64,9 @@ enum Ended {
 impl Commands {
     /// Until the scope ends, or the device is erased.
     pub(crate) async fn keep(self, wake: &Notify) {
+        if Memory::read(&self.state.dir).is_to_be_erased() {
+            return self.erase();
+        }
         let mut retry = RETRY;
         loop {
             let pause = match self.uplink.link(Duration::from_secs(3600)).await {
@@ -109,12 +112,12 @@ impl Commands {
                     log(&order, &reply);
                     if reply != Reply::NotNow {
                         // Before the core hears of it: should it not, the command comes again and is not done again.
-                        memory.keep(order.id, &reply);
+                        memory.keep(order.id, &reply, erases(&order, &reply));
                     }
                     reply
                 }
             };
-            erase = order.kind.ends_the_device() && matches!(reply, Reply::Done { .. });
+            erase = erases(&order, &reply);
             if reply == Reply::NotNow {
                 report.put_off.insert(order.id);
             }
@@ -143,6 +146,11 @@ impl Commands {
         }
         self.erased.send_replace(true);
     }
+}
+
+/// Whether nothing of the organisation is to be left after it.
+fn erases(order: &Order, reply: &Reply) -> bool {
+    order.kind.ends_the_device() && matches!(reply, Reply::Done { .. })
 }
 
 fn log(order: &Order, reply: &Reply) {
