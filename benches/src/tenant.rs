@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::Credentials;
-use hedgerow_runtime::tls::{Own, SigningKey};
+use hedgerow_runtime::tls::{InForce, Own, SigningKey};
 use hedgerow_shared::verify::SignedConfig;
 use hedgerow_shared::verify::certificate::Identity;
 use hedgerow_shared::verify::config::{Audience, Document, Head, Version};
@@ -88,8 +88,7 @@ impl Holder {
         Credentials::Certificate {
             role: self.identity.role,
             tenant: self.identity.tenant.clone(),
-            leaf: self.leaf.clone(),
-            key: self.key.clone(),
+            own: InForce::new(self.own()),
             origins: self.identity.origins.clone(),
         }
     }

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use hedgerow_proxy::publish::Published;
 use hedgerow_proxy::target::Target;
 use hedgerow_proxy::tell::Told;
 use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::lane::Endpoint;
 use hedgerow_runtime::link::{Choice, Credentials, Twins, Uplink, UplinkConfig, UplinkStatus, Uplinks};
+use hedgerow_runtime::renewal::Renewal;
 use hedgerow_runtime::scope::Scope;
-use hedgerow_runtime::tls;
+use hedgerow_runtime::tls::{self, Clients};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::wire::message::{ALPN_SESSION, GoAway};
@@ -78,6 +78,7 @@ impl Node {
     pub fn start(parts: Parts, scope: &Scope) -> anyhow::Result<Self> {
         let Parts { enrolled, instance, timers, limits, relays, transport, origins, .. } = parts;
         let sessions = Sessions::new(limits);
+        let files = parts.state.files();
         let policies = Arc::new(Policies::start(parts.state, enrolled.clone(), parts.own, sessions.clone()));
         let tunnels = parts.tunnels;
         if let Some(tunnels) = &tunnels {
@@ -85,7 +86,13 @@ impl Node {
         }
         let service = Arc::new(Service {
             tunnels: tunnels.clone(),
-            tls: tls::as_tenant(enrolled.ca.clone(), &[Role::Device], false, &enrolled.own, &[ALPN_SESSION])?,
+            tls: tls::as_tenant(
+                enrolled.ca.clone(),
+                &[Role::Device],
+                Clients::Certified,
+                &enrolled.own,
+                &[ALPN_SESSION],
+            )?,
             policies: policies.clone(),
             sessions: sessions.clone(),
             legs: Legs::default(),
@@ -101,14 +108,17 @@ impl Node {
         let credentials = Credentials::Certificate {
             role: Role::Node,
             tenant: enrolled.record.tenant.clone(),
-            leaf: enrolled.own.chain.first().context("the node has no certificate")?.clone(),
-            key: enrolled.own.key.clone(),
+            own: enrolled.own.clone(),
             origins,
         };
         let uplinks = Uplinks::start(
-            &UplinkConfig { relays, credentials, instance, timers, transport, twins: Twins::default() },
+            &UplinkConfig { relays: relays.clone(), credentials, instance, timers, transport, twins: Twins::default() },
             scope,
         );
+        let renewal =
+            Renewal { files, own: enrolled.own.clone(), ca: enrolled.ca.clone(), relays, timers, scope: scope.clone() };
+        let linked = uplinks.clone();
+        scope.spawn(renewal.keep(move || linked.current()));
         for uplink in uplinks.iter() {
             scope.spawn(serve_links(service.clone(), uplink.clone()));
         }

@@ -23,7 +23,6 @@ use hedgerow_shared::verify::{NodeConfig, Revoked, SignedConfig, VerifiedCertifi
 use hedgerow_shared::wire::core_api;
 use hedgerow_shared::{GroupName, Origin, Role, UnixTime};
 use parking_lot::RwLock;
-use rustls::ClientConfig;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -181,21 +180,10 @@ impl Policies {
         scope: &Scope,
         on_change: impl Fn(&Policy),
     ) {
-        let config = tls::to_tenant(
-            self.enrolled.ca.clone(),
-            Role::Core,
-            None,
-            Some(&self.enrolled.own),
-            &[core_api::ALPN_HTTP],
-        );
-        let config = match config {
-            Ok(config) => config,
-            Err(fault) => return warn!(%fault, "the node's certificate cannot be used towards the core"),
-        };
         let mut failures = 0u32;
         loop {
             let before = self.current().version;
-            let fetched = self.fetch(uplinks, relays, &config, timers, scope).await;
+            let fetched = self.fetch(uplinks, relays, timers, scope).await;
             let pause = match fetched.and_then(|signed| signed.map(|s| self.accept(&s, true)).transpose()) {
                 Ok(Some(version)) if before != Some(version) => {
                     info!(%version, "configuration in force");
@@ -232,11 +220,13 @@ impl Policies {
         &self,
         uplinks: &Uplinks,
         relays: &[RelayTarget],
-        config: &Arc<ClientConfig>,
         timers: &Timers,
         scope: &Scope,
     ) -> anyhow::Result<Option<SignedConfig>> {
         let tenant = self.enrolled.record.tenant.clone();
+        // Made each time: certificate and key may have been renewed.
+        let (ca, own) = (self.enrolled.ca.clone(), self.enrolled.own.get());
+        let config = tls::to_tenant(ca, Role::Core, None, Some(&own), &[core_api::ALPN_HTTP])?;
         let have = self.current().version;
         let link = uplinks.link(timers.request).await?;
         let answer = match core_client::open(&link, &tenant, timers).await {

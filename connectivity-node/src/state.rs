@@ -3,6 +3,7 @@
 //! ```text
 //!   node.key.pem     private key, 0600; written before anything is asked of the core
 //!   node.json        who this node is and where its relays are; written last: with it the node is enrolled
+//!   node.key.pem.next, node.pem.next    the next pair, while a renewal lasts
 //!   node.pem         its certificate       tenant-ca.pem   the CA it trusts
 //!   config.cbor      the newest signed configuration       config.seen   the highest version ever accepted
 //!   lock             held by the process that runs on this folder
@@ -19,7 +20,8 @@ use anyhow::{Context, bail, ensure};
 use hedgerow_runtime::clock;
 use hedgerow_runtime::config::ConfigFault;
 use hedgerow_runtime::dial::{Network, RelayTarget};
-use hedgerow_runtime::tls::{Own, RelayRoots, SigningKey, read_certificates};
+use hedgerow_runtime::renewal::Files;
+use hedgerow_runtime::tls::{InForce, Own, RelayRoots, SigningKey, read_certificates};
 use hedgerow_shared::verify::certificate::verify_signature;
 use hedgerow_shared::verify::{SignedConfig, TenantCa, Usage, VerifiedCertificate, Version};
 use hedgerow_shared::wire::core_api;
@@ -76,9 +78,9 @@ pub struct Enrolled {
     pub record: Record,
     /// Whom it trusts.
     pub ca: TenantCa,
-    /// Certificate chain and key.
-    pub own: Own,
-    /// Its own certificate, verified when it was loaded.
+    /// Certificate chain and key in force; renewal replaces them.
+    pub own: InForce,
+    /// Its own certificate, as it was when it was loaded.
     pub certificate: VerifiedCertificate,
 }
 
@@ -163,20 +165,27 @@ impl State {
         };
         let record: Record =
             serde_json::from_slice(&text).with_context(|| format!("{RECORD} in {shown} is damaged"))?;
-        let key = SigningKey::read(&self.folder.join(KEY))?;
+        let (leaf, key) = self.files().load()?;
         let first = |name: &str| -> anyhow::Result<CertificateDer<'static>> {
             let all = read_certificates(&self.folder.join(name))?;
             all.into_iter().next().with_context(|| format!("{name} in {shown} is empty"))
         };
         let ca = TenantCa::from_der(&first(CA)?).with_context(|| format!("{CA} in {shown}"))?;
-        let leaf = first(CERTIFICATE)?;
-        let certificate = check_leaf(&ca, &leaf, &key).with_context(|| format!("{CERTIFICATE} in {shown}"))?;
+        // One that has expired is still good for asking for the next.
+        let lapsed = ca.verify_lapsed(&leaf, Role::Node, Usage::Client, clock::now());
+        let certificate = lapsed.with_context(|| format!("{CERTIFICATE} in {shown}"))?;
         ensure!(
             certificate.identity.id == record.id && *ca.tenant() == record.tenant,
             "{RECORD} in {shown} is of another node"
         );
-        let own = Own { chain: vec![leaf, ca.der().clone()], key };
+        let own = InForce::new(Own { chain: vec![leaf, ca.der().clone()], key });
         Ok(Enrolled { record, ca, own, certificate })
+    }
+
+    /// Where key and certificate lie.
+    #[must_use]
+    pub fn files(&self) -> Files {
+        Files::new(&self.folder, KEY, CERTIFICATE)
     }
 
     /// The configuration on disk and the highest version ever accepted. A file that cannot be read counts as none: the

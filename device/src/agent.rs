@@ -3,7 +3,6 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use hedgerow_proxy::acl;
 use hedgerow_proxy::target::Target;
 use hedgerow_runtime::clock;
@@ -11,6 +10,7 @@ use hedgerow_runtime::core_client::{self, CoreClient};
 use hedgerow_runtime::dial::Network;
 use hedgerow_runtime::link::{Credentials, Link, Twins, Uplink, UplinkConfig, UplinkStatus};
 use hedgerow_runtime::mux::Stream;
+use hedgerow_runtime::renewal::Renewal;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
@@ -26,7 +26,7 @@ use tracing::{info, warn};
 use crate::commands::Commands;
 use crate::config::DeviceConfigFile;
 use crate::sessions::Sessions;
-use crate::state::DeviceState;
+use crate::state::{self, DeviceState};
 use crate::tunnel::Tunnel;
 
 /// The core is asked for news this often, should a wake-up be lost.
@@ -90,15 +90,21 @@ impl Agent {
     ) -> anyhow::Result<Self> {
         let timers = file.timers();
         let instance = InstanceId::from_random(clock::random());
-        let leaf = state.own.chain.first().context("no certificate")?.clone();
         let credentials = Credentials::Certificate {
             role: Role::Device,
             tenant: state.identity().tenant.clone(),
-            leaf,
-            key: state.own.key.clone(),
+            own: state.own.clone(),
             origins: Vec::new(),
         };
-        let relays = state.relay.targets()?.into_iter().map(|relay| relay.over(network.clone())).collect();
+        let relays: Vec<_> = state.relay.targets()?.into_iter().map(|relay| relay.over(network.clone())).collect();
+        let renewal = Renewal {
+            files: state::files(&state.dir),
+            own: state.own.clone(),
+            ca: state.ca.clone(),
+            relays: relays.clone(),
+            timers,
+            scope: scope.clone(),
+        };
         let uplink = Uplink::start(
             UplinkConfig { relays, credentials, instance, timers, transport: file.transport, twins: Twins::default() },
             scope,
@@ -119,6 +125,8 @@ impl Agent {
             file,
         };
         let agent = Self { inner: Arc::new(inner) };
+        let uplink = agent.inner.uplink.clone();
+        scope.spawn(renewal.keep(move || uplink.current()));
         scope.spawn(agent.clone().listen());
         scope.spawn(agent.clone().keep_config());
         scope.spawn(agent.clone().follow_network(changes));
@@ -221,7 +229,7 @@ impl Agent {
         let identity = self.inner.state.identity();
         json!({
             "tenant": identity.tenant, "device": identity.id, "instance": self.inner.instance.to_string(),
-            "certificate_expires": self.inner.state.certificate.not_after,
+            "certificate_expires": self.inner.state.certificate().ok().map(|c| c.not_after),
             "link": link, "sessions": sessions, "config": config,
             "tunnel": self.inner.tunnel.get().map(Tunnel::status),
             "tls": hedgerow_runtime::tls::status(),
@@ -374,7 +382,7 @@ async fn fetch_config(
     scope: &Scope,
 ) -> Result<Option<SignedConfig>, Fault> {
     let io = core_client::open(link, &state.identity().tenant, timers).await?;
-    let config = tls::to_tenant(state.ca.clone(), Role::Core, None, Some(&state.own), &[core_api::ALPN_HTTP])?;
+    let config = tls::to_tenant(state.ca.clone(), Role::Core, None, Some(&state.own.get()), &[core_api::ALPN_HTTP])?;
     let mut core = CoreClient::handshake(config, io, timers, scope).await?;
     core.config(core_api::CONFIG_DEVICE, have).await
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `key.pem` | the device's private key, PKCS#8, mode 0600 |
 //! | `certificate.pem` | its certificate |
+//! | `key.pem.next`, `certificate.pem.next` | the next pair, while a renewal lasts |
 //! | `tenant-ca.pem` | the tenant's CA |
 //! | `relay.json` | how to find and trust the relay |
 //! | `config.cbor` | the newest signed configuration |
@@ -13,11 +14,11 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use hedgerow_runtime::dial::RelayTarget;
-use hedgerow_runtime::tls::{Own, RelayRoots, SigningKey, read_certificates};
+use hedgerow_runtime::renewal::Files;
+use hedgerow_runtime::tls::{InForce, Own, RelayRoots, read_certificates};
 use hedgerow_shared::verify::certificate::read_leaf;
 use hedgerow_shared::verify::{Identity, SignedConfig, TenantCa, VerifiedCertificate};
 use hedgerow_shared::wire::core_api;
@@ -71,10 +72,10 @@ impl RelayFile {
 pub struct DeviceState {
     /// The folder.
     pub dir: PathBuf,
-    /// Certificate and key.
-    pub own: Own,
-    /// What the certificate says.
-    pub certificate: VerifiedCertificate,
+    /// Certificate and key in force; renewal replaces them in every clone.
+    pub own: InForce,
+    /// Whom the certificate names.
+    identity: Identity,
     /// The tenant's CA.
     pub ca: TenantCa,
     /// The relay.
@@ -90,22 +91,37 @@ impl DeviceState {
         if !dir.join(CERTIFICATE).exists() {
             bail!("no activated device in {}: run `hedgerow device activate` first", dir.display());
         }
-        let key: Arc<SigningKey> = SigningKey::read(&dir.join(KEY))?;
-        let chain = read_certificates(&dir.join(CERTIFICATE))?;
-        let leaf = chain.first().context("certificate.pem is empty")?;
-        let certificate = read_leaf(leaf).context("certificate.pem")?;
+        let (leaf, key) = files(dir).load()?;
         let ca_chain = read_certificates(&dir.join(TENANT_CA))?;
         let ca = TenantCa::from_der(ca_chain.first().context("tenant-ca.pem is empty")?)?;
         let relay = fs::read(dir.join(RELAY)).with_context(|| format!("reading {}", dir.join(RELAY).display()))?;
         let relay: RelayFile =
             serde_json::from_slice(&relay).with_context(|| format!("{} does not parse", dir.join(RELAY).display()))?;
-        Ok(Self { dir: dir.to_owned(), own: Own { chain, key }, certificate, ca, relay })
+        let own = Own { chain: vec![leaf, ca.der().clone()], key };
+        Self::of(dir.to_owned(), own, ca, relay).context("certificate.pem")
+    }
+
+    /// The state made of these parts.
+    ///
+    /// # Errors
+    /// The certificate is not one of ours.
+    pub fn of(dir: PathBuf, own: Own, ca: TenantCa, relay: RelayFile) -> anyhow::Result<Self> {
+        let identity = read_leaf(own.chain.first().context("no certificate")?)?.identity;
+        Ok(Self { dir, own: InForce::new(own), identity, ca, relay })
     }
 
     /// Whom the certificate names.
     #[must_use]
     pub fn identity(&self) -> &Identity {
-        &self.certificate.identity
+        &self.identity
+    }
+
+    /// What the certificate in force says, unverified.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn certificate(&self) -> anyhow::Result<VerifiedCertificate> {
+        Ok(read_leaf(self.own.get().chain.first().context("no certificate")?)?)
     }
 
     /// The signed configuration on disk, unverified; `None` when there is none.
@@ -138,7 +154,8 @@ impl DeviceState {
     /// # Errors
     /// Files that could not be removed; the others are gone.
     pub fn erase(&self) -> anyhow::Result<()> {
-        let mut failed = Vec::new();
+        let mut failed: Vec<String> =
+            files(&self.dir).erase_next().err().map(|e| format!("{e:#}")).into_iter().collect();
         for name in [KEY, CERTIFICATE, TENANT_CA, RELAY, CONFIG, crate::commands::FILE] {
             let path = self.dir.join(name);
             match fs::remove_file(&path) {
@@ -152,6 +169,12 @@ impl DeviceState {
         let _ = fs::File::open(&self.dir).and_then(|dir| dir.sync_all());
         if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
     }
+}
+
+/// Where key and certificate lie.
+#[must_use]
+pub fn files(dir: &Path) -> Files {
+    Files::new(dir, KEY, CERTIFICATE)
 }
 
 /// Makes the state folder, mode 0700.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use hedgerow_proxy::publish::Published;
 use hedgerow_runtime::clock;
-use hedgerow_runtime::tls::{self, Own, SigningKey};
+use hedgerow_runtime::tls::{self, Clients, InForce, Own, SigningKey};
 use hedgerow_shared::fault::Fault;
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::verify::{TenantCa, Version};
@@ -333,7 +333,13 @@ async fn issue(domain: &Domain, tenant: &TenantId, ca: &TenantCa, web: Option<&O
     let key = SigningKey::from_pkcs8(&made.key).context("the core's own key cannot be used")?;
     // The CA goes along so that an enrolling node can compare it with its token's pin.
     let own = Own { chain: vec![CertificateDer::from(made.certificate), CertificateDer::from(made.ca)], key };
-    let core = tls::as_tenant(ca.clone(), &[Role::Node, Role::Device], true, &own, &[ALPN_HTTP])?;
+    let core = tls::as_tenant(
+        ca.clone(),
+        &[Role::Node, Role::Device],
+        Clients::Anyone,
+        &InForce::new(own.clone()),
+        &[ALPN_HTTP],
+    )?;
     let shown = web.unwrap_or(&own);
     let bws = tls::as_relay(shown.chain.clone(), shown.key.to_rustls(), &[ALPN_HTTP])?;
     Ok(Identity { core, bws, not_after: made.not_after })

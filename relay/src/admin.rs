@@ -10,6 +10,7 @@
 //! | control | `POST /tenants {"tenant"?, "srp_key"?}` | `{"tenant", "srp_key"}`, shown once |
 //! | control | `DELETE /tenants/{id}` | `{"cut"}` |
 //! | control | `POST /tenants/{id}/block`, `/unblock` | `{"cut"}` |
+//! | control | `POST /tenants/{id}/holders/{id}/block`, `/unblock` | `{"cut"}`: one device or node |
 //! | control | `POST /tenants/{id}/srp-key` | `{"tenant", "srp_key"}`: a new one |
 //! | control | `POST /tenants/{id}/domains {"domain"}` | `{"domain"}` |
 //! | control | `DELETE /tenants/{id}/domains/{domain}` | `{"domain"}` |
@@ -33,7 +34,7 @@ use hedgerow_runtime::proxy_protocol::canonical;
 use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::secret::Secret;
-use hedgerow_shared::{Origin, SessionId, TenantId, UnixTime};
+use hedgerow_shared::{EntityId, Origin, SessionId, TenantId, UnixTime};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -75,6 +76,8 @@ pub fn control(relay: Arc<Relay>, identity: &Identity) -> Router {
         .route("/tenants/{tenant}", delete(remove))
         .route("/tenants/{tenant}/block", post(block))
         .route("/tenants/{tenant}/unblock", post(unblock))
+        .route("/tenants/{tenant}/holders/{holder}/block", post(block_holder))
+        .route("/tenants/{tenant}/holders/{holder}/unblock", post(unblock_holder))
         .route("/tenants/{tenant}/srp-key", post(rotate))
         .route("/tenants/{tenant}/domains", post(claim))
         .route("/tenants/{tenant}/domains/{domain}", delete(unclaim))
@@ -300,6 +303,7 @@ async fn tenants(State(relay): Shared) -> Json<Value> {
             "tenant": t.id,
             "state": t.state,
             "domains": t.domains,
+            "blocked": t.blocked,
             "names": t.names.len(),
             "ca_pin": t.ca.as_ref().map(hedgerow_shared::verify::TenantCa::pin),
             "config_version": t.seen.map(|v| v.to_string()),
@@ -380,6 +384,23 @@ async fn set_state(relay: Arc<Relay>, tenant: TenantId, state: TenantState) -> A
     blocking(relay, move |relay| {
         relay.store.set_state(&tenant, state)?;
         tracing::info!(%tenant, ?state, "tenant changed");
+        Ok(json!({ "cut": relay.enforce(Some(&tenant)) }))
+    })
+    .await
+}
+
+async fn block_holder(State(relay): Shared, Path((tenant, holder)): Path<(String, EntityId)>) -> Answer {
+    set_blocked(relay, id(&tenant)?, holder, true).await
+}
+
+async fn unblock_holder(State(relay): Shared, Path((tenant, holder)): Path<(String, EntityId)>) -> Answer {
+    set_blocked(relay, id(&tenant)?, holder, false).await
+}
+
+async fn set_blocked(relay: Arc<Relay>, tenant: TenantId, holder: EntityId, blocked: bool) -> Answer {
+    blocking(relay, move |relay| {
+        relay.store.set_blocked(&tenant, holder, blocked)?;
+        tracing::info!(%tenant, %holder, blocked, "a device or node was blocked or let in again");
         Ok(json!({ "cut": relay.enforce(Some(&tenant)) }))
     })
     .await
@@ -478,7 +499,8 @@ fn problem(error: &StoreError) -> Problem {
         | StoreError::NoCa
         | StoreError::Config(_)
         | StoreError::TooManyRegistrations
-        | StoreError::TooManyNames => StatusCode::BAD_REQUEST,
+        | StoreError::TooManyNames
+        | StoreError::TooManyBlocked => StatusCode::BAD_REQUEST,
         StoreError::Io { .. } | StoreError::Damaged { .. } | StoreError::Exposed(_) | StoreError::InUse(_) => {
             StatusCode::INTERNAL_SERVER_ERROR
         }

@@ -63,7 +63,7 @@ pub fn link(
 /// Whether the holder of a certificate may be here now.
 ///
 /// # Errors
-/// `Forbidden` for a blocked tenant, `Revoked`, `Unauthenticated` for an expired certificate; and without a valid
+/// `Forbidden` for a blocked tenant or holder, `Revoked`, `Unauthenticated` for an expired certificate; and without a valid
 /// configuration nobody knows who is revoked, so nobody with a certificate is let in.
 pub fn holder(tenant: &Tenant, id: EntityId, serial: &str, not_after: UnixTime, now: UnixTime) -> Result<(), Fault> {
     active(tenant)?;
@@ -72,6 +72,9 @@ pub fn holder(tenant: &Tenant, id: EntityId, serial: &str, not_after: UnixTime, 
             Code::Unauthenticated,
             "the certificate has expired; renew it, or enrol or activate again",
         ));
+    }
+    if tenant.blocked.contains(&id) {
+        return Err(Fault::new(Code::Forbidden, "the device or node is blocked at this relay by its operator"));
     }
     match tenant.config.as_ref().filter(|c| c.head.expires > now) {
         None => Err(Fault::new(
@@ -154,6 +157,9 @@ mod tests {
             |now| link(Some(&world.tenant()), Role::Node, Some(&shown), &[Origin::Proxy], now).map_err(|f| f.code);
         assert_eq!(admitted(now), Ok(()));
         assert_eq!(admitted(now.plus(7200)), Err(Code::Unauthenticated));
+        world.store.set_blocked(&world.id, world.node.id, true).unwrap();
+        assert_eq!(admitted(now), Err(Code::Forbidden));
+        world.store.set_blocked(&world.id, world.node.id, false).unwrap();
         world.store.set_state(&world.id, TenantState::Blocked).unwrap();
         assert_eq!(admitted(now), Err(Code::Forbidden));
         world.store.set_state(&world.id, TenantState::Active).unwrap();

@@ -31,7 +31,8 @@ struct Raw {
 
 impl Raw {
     async fn new(world: &World, role: Role, id: u8) -> Self {
-        let Credentials::Certificate { tenant, leaf, key, origins, .. } = world.credentials(role, id) else { panic!() };
+        let Credentials::Certificate { tenant, own, origins, .. } = world.credentials(role, id) else { panic!() };
+        let own = own.get();
         let mut raw = Self { tls: world.tls(NAME, ALPN_LINK).await.unwrap(), input: BytesMut::new() };
         let claim = Some(Claim { role, tenant: tenant.clone() });
         let (instance, nonce) = (InstanceId::from_random([id; 16]), [id; 32]);
@@ -41,8 +42,8 @@ impl Raw {
         let theirs: Hello = minicbor::decode(&body).unwrap();
         let exporter = tls::exporter(raw.tls.get_ref().1).unwrap();
         let text = transcript(Prover::Dialler(role), &tenant, &nonce, &theirs.nonce, &exporter);
-        let proof =
-            Proof::Certificate { challenge: theirs.nonce, leaf: leaf.to_vec(), signature: key.sign(&text), origins };
+        let (leaf, signature) = (own.chain[0].to_vec(), own.key.sign(&text));
+        let proof = Proof::Certificate { challenge: theirs.nonce, leaf, signature, origins };
         raw.send(&frame::cbor(kind::PROOF, 0, &proof)).await;
         let Frame::Accept(_) = raw.next().await.unwrap() else { panic!("not accepted") };
         raw

@@ -87,14 +87,9 @@ async fn p01_cores_nodes_and_devices_are_admitted_by_what_they_prove() {
     assert_eq!(code(world.dial(&wrong, 2).await), Code::Unauthenticated);
     let unknown = Credentials::Srp { tenant: "S99999999".parse().unwrap(), key: Secret::new(vec![9; 32]) };
     assert_eq!(code(world.dial(&unknown, 2).await), Code::Unauthenticated);
-    let Credentials::Certificate { tenant, leaf, key, .. } = world.credentials(Role::Node, 5) else { panic!() };
-    let more = Credentials::Certificate {
-        role: Role::Node,
-        tenant,
-        leaf,
-        key,
-        origins: vec![Origin::Proxy, Origin::Directory],
-    };
+    let Credentials::Certificate { tenant, own, .. } = world.credentials(Role::Node, 5) else { panic!() };
+    let more =
+        Credentials::Certificate { role: Role::Node, tenant, own, origins: vec![Origin::Proxy, Origin::Directory] };
     assert_eq!(code(world.dial(&more, 5).await), Code::Forbidden);
     let sessions = world.control(Method::GET, "/sessions", None).await;
     let roles: Vec<_> = sessions.as_array().unwrap().iter().map(|s| s["role"].as_str().unwrap().to_owned()).collect();

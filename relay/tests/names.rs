@@ -10,7 +10,7 @@ use bytes::Bytes;
 use common::{LONG, NAME, World, config_for_tests, eventually, service};
 use hedgerow_runtime::link::Stream;
 use hedgerow_runtime::link::{Credentials, Link};
-use hedgerow_runtime::tls::SigningKey;
+use hedgerow_runtime::tls::{InForce, SigningKey};
 use hedgerow_shared::verify::certificate::Identity;
 use hedgerow_shared::wire::message::{LinkOpen, Registrations, Service, ServiceReply};
 use hedgerow_shared::wire::names::RegisteredName;
@@ -40,7 +40,8 @@ async fn gateway(world: &World) -> Link {
     };
     let (leaf, key) = world.ca.leaf(&identity, Duration::from_secs(3600));
     let key = SigningKey::from_pkcs8(&key.serialize_der()).unwrap();
-    let credentials = Credentials::Certificate { role: Role::Node, tenant: world.tenant.clone(), leaf, key, origins };
+    let own = InForce::of(leaf, key);
+    let credentials = Credentials::Certificate { role: Role::Node, tenant: world.tenant.clone(), own, origins };
     world.dial(&credentials, 40).await.unwrap()
 }
 

@@ -10,7 +10,7 @@ use common::{LONG, TestCa, World, entity, service};
 use hedgerow_relay::admit;
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::{Credentials, Link, LinkError};
-use hedgerow_runtime::tls::SigningKey;
+use hedgerow_runtime::tls::{InForce, SigningKey};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::verify::certificate::{CONFIG_KEY_EKU, Identity};
 use hedgerow_shared::wire::message::{Claim, Control, Destination, LaneRequest, LinkOpen, Service};
@@ -36,7 +36,8 @@ fn node(world: &World, id: u8) -> Identity {
 
 fn credentials(tenant: &TenantId, (leaf, key): (rustls_pki_types::CertificateDer<'static>, KeyPair)) -> Credentials {
     let key = SigningKey::from_pkcs8(&key.serialize_der()).unwrap();
-    Credentials::Certificate { role: Role::Node, tenant: tenant.clone(), leaf, key, origins: vec![Origin::Proxy] }
+    let own = InForce::of(leaf, key);
+    Credentials::Certificate { role: Role::Node, tenant: tenant.clone(), own, origins: vec![Origin::Proxy] }
 }
 
 fn code(result: Result<Link, LinkError>) -> Code {

@@ -2,6 +2,7 @@
 //! named after the rows of the system's description. Everything ends with the test.
 #![expect(clippy::missing_panics_doc, reason = "a test harness panics to fail the test")]
 
+pub mod calendar;
 pub mod chromium;
 pub mod corporate;
 pub mod curl;

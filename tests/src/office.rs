@@ -271,6 +271,17 @@ impl Office {
         try_run(&mut self.command("other", &[&activate[..], &trust].concat()), LIMIT)
     }
 
+    /// Kills a role and starts it again.
+    pub fn restart(&mut self, role: &'static str) {
+        self.running.remove(role);
+        self.start(role);
+    }
+
+    /// Gives every role these variables from its next start on.
+    pub fn set_environment(&mut self, variables: &[(String, String)]) {
+        self.ways.environment = ["relay", "core", "node", "device"].map(|role| (role, variables.to_vec())).into();
+    }
+
     /// The device again, with another value for `lanes`.
     pub fn restart_device(&mut self, lanes: &'static str) {
         self.ways.lanes = lanes;
@@ -330,7 +341,7 @@ impl Office {
     }
 
     /// Starts a role and waits until it is ready.
-    fn start(&mut self, role: &'static str) {
+    pub fn start(&mut self, role: &'static str) {
         let verb = if role == "relay2" { "relay" } else { role };
         let process = Process::start(&mut self.command(role, &[verb, "run"]), &self.log_of(role));
         self.running.insert(role, process);
@@ -351,6 +362,12 @@ impl Office {
     #[must_use]
     pub fn log(&self, role: &str) -> String {
         std::fs::read_to_string(self.log_of(role)).unwrap_or_default()
+    }
+
+    /// The address of one of a role's own pages.
+    #[must_use]
+    pub fn url(&self, role: &str, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.ports[role])
     }
 
     /// A role's own JSON: `get("device", "/status")`.

@@ -21,7 +21,7 @@ use hedgerow_runtime::dial::{self, RelayTarget};
 use hedgerow_runtime::link::Stream;
 use hedgerow_runtime::link::{Credentials, Link, Transport, connect, connect_quic};
 use hedgerow_runtime::scope::Scope;
-use hedgerow_runtime::tls::{RelayRoots, SESSION_KEY_LOG, SigningKey, read_certificates};
+use hedgerow_runtime::tls::{InForce, RelayRoots, SESSION_KEY_LOG, SigningKey, read_certificates};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::wire::lane::{LENGTH, preamble};
 use hedgerow_shared::wire::message::{Control, Destination, LaneRequest, LinkOpen};
@@ -576,8 +576,10 @@ async fn impostor(scene: &Scene, role: Role, transport: Transport, scope: &Scope
     let credentials = Credentials::Certificate {
         role,
         tenant: scene.world.text("tenant").parse().unwrap(),
-        leaf: read_certificates(&dir.join(certificate)).unwrap().remove(0),
-        key: SigningKey::read(&dir.join(key)).unwrap(),
+        own: InForce::of(
+            read_certificates(&dir.join(certificate)).unwrap().remove(0),
+            SigningKey::read(&dir.join(key)).unwrap(),
+        ),
         origins: if role == Role::Node { vec![Origin::Proxy] } else { Vec::new() },
     };
     let instance = InstanceId::from_random(clock::random());

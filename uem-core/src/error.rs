@@ -44,6 +44,19 @@ pub enum CoreError {
         /// Which one.
         id: hedgerow_shared::EntityId,
     },
+    /// A certificate has expired too long ago, or is not the newest of its holder.
+    #[error(
+        "the certificate has expired, and not as the newest of its holder within the last year: activate or enrol again"
+    )]
+    Lapsed,
+    /// Asked for more often than makes sense.
+    #[error("too many {what}: at most {most} a day")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many there may be.
+        most: usize,
+    },
     /// The storage failed.
     #[error("the storage failed")]
     Store(#[source] StoreError),

@@ -9,7 +9,7 @@ use hedgerow_relay::config::RelayConfig;
 use hedgerow_runtime::boot;
 use hedgerow_runtime::config::ConfigFault;
 use hedgerow_runtime::telemetry::Logging;
-use hedgerow_shared::{SessionId, TenantId};
+use hedgerow_shared::{EntityId, SessionId, TenantId};
 use serde_json::{Value, json};
 
 use super::control::{At, AtRelay, segment, verb};
@@ -96,15 +96,21 @@ enum TenantCommand {
     },
     /// List tenants
     List,
-    /// Cut a tenant off now and refuse it from now on
+    /// Cut a tenant, or one device or node of it, off now and refuse it from now on
     Block {
         /// Its id
         id: TenantId,
+        /// Only this device or node, as `relay sessions` shows it; the core need not be reachable
+        #[arg(long, value_name = "ID", env = "HEDGEROW_RELAY_HOLDER")]
+        holder: Option<EntityId>,
     },
-    /// Let a blocked tenant in again
+    /// Let a blocked tenant, or one device or node of it, in again
     Unblock {
         /// Its id
         id: TenantId,
+        /// Only this device or node
+        #[arg(long, value_name = "ID", env = "HEDGEROW_RELAY_HOLDER")]
+        holder: Option<EntityId>,
     },
     /// Replace a tenant's authentication key; the old one stops working now
     RotateKey {
@@ -325,16 +331,20 @@ async fn tenant(relay: AtRelay, command: TenantCommand) -> anyhow::Result<()> {
             key(at, at.post(&format!("/tenants/{id}/srp-key"), &json!({})).await?, out.as_deref())
         }
         TenantCommand::List => at.table(&at.get("/tenants").await?, TENANTS, "no tenants"),
-        TenantCommand::Block { id } => {
-            at.done(&at.post(&format!("/tenants/{id}/block"), &json!({})).await?, &format!("tenant {id} blocked"))
-        }
-        TenantCommand::Unblock { id } => {
-            at.done(&at.post(&format!("/tenants/{id}/unblock"), &json!({})).await?, &format!("tenant {id} unblocked"))
-        }
+        TenantCommand::Block { id, holder } => block(at, &id, holder, "block").await,
+        TenantCommand::Unblock { id, holder } => block(at, &id, holder, "unblock").await,
         TenantCommand::Remove { id } => {
             at.done(&at.delete(&format!("/tenants/{id}")).await?, &format!("tenant {id} removed"))
         }
     }
+}
+
+async fn block(at: At<'_>, tenant: &TenantId, holder: Option<EntityId>, verb: &str) -> anyhow::Result<()> {
+    let (path, whom) = match holder {
+        None => (format!("/tenants/{tenant}/{verb}"), format!("tenant {tenant}")),
+        Some(holder) => (format!("/tenants/{tenant}/holders/{holder}/{verb}"), holder.to_string()),
+    };
+    at.done(&at.post(&path, &json!({})).await?, &format!("{whom} {verb}ed"))
 }
 
 /// Shows a tenant's key once, or writes it to a file and keeps it off the screen.

@@ -65,7 +65,6 @@ pub(crate) struct Tunnel {
 pub struct Tunnels {
     config: TunnelConfig,
     settings: dtls::Settings,
-    own: dtls::Own,
     enrolled: Arc<Enrolled>,
     policies: OnceLock<Arc<Policies>>,
     /// What devices never reach: relays and our own listener.
@@ -112,7 +111,6 @@ impl Tunnels {
         let tunnels = Arc::new(Self {
             config: config.clone(),
             settings: dtls::Settings::new()?,
-            own: own_certificate(&enrolled.own)?,
             enrolled: enrolled.clone(),
             policies: OnceLock::new(),
             never: own.iter().filter_map(address).collect(),
@@ -288,7 +286,8 @@ impl Tunnels {
             gates.entry(link.accept.session).or_insert_with(open).clone()
         };
         gate.attach(&tunnel.end, call.half);
-        let (settings, own, check, most) = (self.settings.clone(), self.own.clone(), self.check(&tunnel), tunnel.most);
+        let Some(own) = own_certificate(&self.enrolled.own.get()) else { return };
+        let (settings, check, most) = (self.settings.clone(), self.check(&tunnel), tunnel.most);
         tunnel.end.begin(|now| Session::new(&settings, &own, Side::Server, check, most, now));
     }
 
@@ -363,7 +362,6 @@ fn way_label(way: Way) -> &'static str {
     }
 }
 
-fn own_certificate(own: &Own) -> anyhow::Result<dtls::Own> {
-    let leaf = own.chain.first().ok_or_else(|| anyhow::anyhow!("the node has no certificate"))?;
-    Ok(dtls::Own { certificate: leaf.to_vec(), key: own.key.secret() })
+fn own_certificate(own: &Own) -> Option<dtls::Own> {
+    Some(dtls::Own { certificate: own.chain.first()?.to_vec(), key: own.key.secret() })
 }

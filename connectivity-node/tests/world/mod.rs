@@ -177,7 +177,14 @@ impl World {
             acknowledged: acknowledge,
             lanes: Arc::default(),
             relay_tls,
-            core_tls: tls::as_tenant(tenant.ca.clone(), &[Role::Node], true, &core, &[b"http/1.1"]).unwrap(),
+            core_tls: tls::as_tenant(
+                tenant.ca.clone(),
+                &[Role::Node],
+                tls::Clients::Anyone,
+                &tls::InForce::new(core),
+                &[b"http/1.1"],
+            )
+            .unwrap(),
             scope: scope.clone(),
         };
         let (config, tokens, lanes) = (outside.config.clone(), outside.tokens.clone(), outside.lanes.clone());

@@ -134,8 +134,8 @@ impl Commands {
 
     async fn core(&self, link: &Link) -> Result<CoreClient, Fault> {
         let io = core_client::open(link, &self.state.identity().tenant, &self.timers).await?;
-        let (ca, own) = (self.state.ca.clone(), Some(&self.state.own));
-        let config = tls::to_tenant(ca, Role::Core, None, own, &[core_api::ALPN_HTTP])?;
+        let (ca, own) = (self.state.ca.clone(), self.state.own.get());
+        let config = tls::to_tenant(ca, Role::Core, None, Some(&own), &[core_api::ALPN_HTTP])?;
         CoreClient::handshake(config, io, &self.timers, &self.scope).await
     }
 

@@ -231,7 +231,7 @@ impl Inner {
     }
 
     fn tls(&self, node: Option<EntityId>) -> Result<Arc<ClientConfig>, Fault> {
-        tls::to_tenant(self.state.ca.clone(), Role::Node, node, Some(&self.state.own), &[ALPN_SESSION])
+        tls::to_tenant(self.state.ca.clone(), Role::Node, node, Some(&self.state.own.get()), &[ALPN_SESSION])
     }
 }
 

@@ -8,7 +8,7 @@ use hedgerow_runtime::clock;
 use hedgerow_runtime::dial::mark;
 use hedgerow_runtime::link::Link;
 use hedgerow_secure_connect::session::Session;
-use hedgerow_secure_connect::session::dtls::{Check, Side};
+use hedgerow_secure_connect::session::dtls::{self, Check, Side};
 use hedgerow_secure_connect::session::mtu::{self, FLOOR};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::verify::Usage;
@@ -46,7 +46,7 @@ impl Inner {
         // The node is on its way too: what came before it would be lost, and asked again half a second later.
         let _ = timeout(MEET, end.attached()).await;
         let (check, most) = (self.check(node), grant.mtu.clamp(FLOOR, mtu::MOST));
-        let (settings, own) = (self.settings.clone(), self.own.clone());
+        let (settings, own) = (self.settings.clone(), self.own()?);
         end.begin(|now| Session::new(&settings, &own, Side::Client, check, most, now));
         {
             let mut status = self.status.lock();
@@ -217,6 +217,13 @@ impl Inner {
         .await;
         self.requests.lock().remove(&request);
         answer
+    }
+
+    /// The certificate in force, as DTLS shows it.
+    fn own(&self) -> Result<dtls::Own, Fault> {
+        let own = self.state.own.get();
+        let leaf = own.chain.first().ok_or_else(|| Fault::new(Code::Internal, "there is no certificate to show"))?;
+        Ok(dtls::Own { certificate: leaf.to_vec(), key: own.key.secret() })
     }
 
     fn check(&self, node: EntityId) -> Check {

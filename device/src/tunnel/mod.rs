@@ -70,7 +70,6 @@ struct Inner {
     sessions: Sessions,
     timers: Timers,
     settings: dtls::Settings,
-    own: dtls::Own,
     tun: Tun,
     router: Arc<Router>,
     forwarder: Option<Arc<dns::Forwarder>>,
@@ -144,8 +143,6 @@ impl Tunnel {
             true => Some(dns::Forwarder::start(file.dns_listen, answers, scope).await?),
             false => None,
         };
-        let leaf = state.own.chain.first().context("no certificate")?;
-        let own = dtls::Own { certificate: leaf.to_vec(), key: state.own.key.secret() };
         let tunnel = Self {
             inner: Arc::new(Inner {
                 file: file.clone(),
@@ -154,7 +151,6 @@ impl Tunnel {
                 sessions: sessions.clone(),
                 timers,
                 settings: dtls::Settings::new()?,
-                own,
                 tun,
                 router: router.clone(),
                 forwarder,

@@ -241,7 +241,8 @@ fn admin() -> Call<'static> {
 fn problem(error: CoreError) -> Problem {
     let status = match &error {
         CoreError::NotFound { .. } => StatusCode::NOT_FOUND,
-        CoreError::Exists { .. } | CoreError::Revoked { .. } => StatusCode::CONFLICT,
+        CoreError::Exists { .. } | CoreError::Revoked { .. } | CoreError::Lapsed => StatusCode::CONFLICT,
+        CoreError::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
         CoreError::Invalid { .. } => StatusCode::BAD_REQUEST,
         CoreError::Busy | CoreError::Randomness | CoreError::Store(_) | CoreError::Damaged(_) => {
             StatusCode::SERVICE_UNAVAILABLE

@@ -2,12 +2,13 @@
 //! for `mdm` go on, unopened, to the server that is published for it.
 //!
 //! ```text
-//!   accept: header read, permit taken --> TLS of the origin --> HTTP/1.1 --> activate | enrol | configs | commands | bws
+//!   accept: header read, permit taken --> TLS of the origin --> HTTP/1.1 --> activate | enrol | configs | commands | certificates | bws
 //! ```
 //! What the relay says of the peer is for logs. Who the peer is stands in its certificate, and whether it still
 //! counts is asked at every request.
 
 mod activate;
+mod certificates;
 mod commands;
 mod configs;
 mod enrol;
@@ -19,7 +20,7 @@ use ::http::StatusCode;
 use bytes::Bytes;
 use hedgerow_runtime::link::{Channel, Incoming, Stream};
 use hedgerow_runtime::scope::Scope;
-use hedgerow_runtime::tls;
+use hedgerow_runtime::{clock, tls};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::verify::certificate::read_leaf;
 use hedgerow_shared::verify::{Usage, VerifiedCertificate};
@@ -131,13 +132,14 @@ where
     let Some(stream) = shake(app, config, io, Origin::Core, from).await else { return };
     let connection = stream.get_ref().1;
     let Ok(exporter) = tls::exporter(connection) else { return };
-    let certificate = match connection.peer_certificates() {
-        None => None,
+    let (certificate, lapsed) = match connection.peer_certificates() {
+        None => (None, None),
         // Once more after the hand-shake: expiry and role count now, not when the session began.
         Some(chain) => {
             let role = chain.first().and_then(|leaf| read_leaf(leaf).ok()).map(|leaf| leaf.identity.role);
-            match tls::peer_certificate(Some(chain), &app.ca, role.unwrap_or(Role::Core), Usage::Client) {
-                Ok(verified) => Some(verified),
+            match tls::lapsed_certificate(chain, &app.ca, role.unwrap_or(Role::Core), Usage::Client) {
+                Ok(verified) if verified.not_after < clock::now() => (None, Some(verified)),
+                Ok(verified) => (Some(verified), None),
                 Err(fault) => {
                     tracing::info!(from, reason = %fault, "a client certificate was refused");
                     return;
@@ -151,6 +153,7 @@ where
         from: from.to_owned(),
         exporter,
         certificate,
+        lapsed,
         stage: Mutex::new(Stage::Fresh),
     });
     http::serve(stream, &app.timers, largest, move |request| {
@@ -166,6 +169,8 @@ struct Peer {
     from: String,
     exporter: [u8; 32],
     certificate: Option<VerifiedCertificate>,
+    /// One that has expired: good for asking for the next.
+    lapsed: Option<VerifiedCertificate>,
     stage: Mutex<Stage>,
 }
 
@@ -179,6 +184,8 @@ impl Peer {
             core_api::CONFIG_NODE => ("config_node", Method::GET),
             core_api::CONFIG_DEVICE => ("config_device", Method::GET),
             core_api::COMMAND_DEVICE => ("command_device", Method::POST),
+            core_api::CERTIFICATE_RENEW => ("certificate_renew", Method::POST),
+            core_api::CERTIFICATE_CONFIRM => ("certificate_confirm", Method::POST),
             _ => ("unknown", Method::GET),
         };
         let answer = match label {
@@ -186,6 +193,11 @@ impl Peer {
             _ if request.method != wanted => {
                 Answer::refused(StatusCode::METHOD_NOT_ALLOWED, format!("use {wanted} here")).header("allow", wanted)
             }
+            "certificate_renew" => self.renew(&request.body).await,
+            _ if self.lapsed.is_some() => {
+                Answer::refused(StatusCode::UNAUTHORIZED, "the certificate has expired: ask for the next one first")
+            }
+            "certificate_confirm" => self.confirm_certificate().await,
             "activate_start" => self.start(&request.body).await,
             "activate_confirm" => self.confirm(&request.body).await,
             "activate_finish" => self.finish(&request.body).await,

@@ -124,7 +124,9 @@ fn refusal(error: StoreError) -> Fault {
         | StoreError::CaKeyTaken
         | StoreError::CaFixed
         | StoreError::NoCa => Fault::new(Code::Forbidden, error.to_string()),
-        StoreError::TooManyRegistrations | StoreError::TooManyNames => Fault::new(Code::Limited, error.to_string()),
+        StoreError::TooManyRegistrations | StoreError::TooManyNames | StoreError::TooManyBlocked => {
+            Fault::new(Code::Limited, error.to_string())
+        }
         StoreError::Ca(why) => Fault::new(Code::Forbidden, why.to_string()),
         StoreError::Config(why) => Fault::new(Code::Forbidden, why.to_string()),
     }

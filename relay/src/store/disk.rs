@@ -13,7 +13,7 @@ use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::certificate::TenantCa;
 use hedgerow_shared::verify::config::{SignedConfig, Version};
 use hedgerow_shared::wire::message::OpenActivation;
-use hedgerow_shared::{Origin, TenantId, UnixTime};
+use hedgerow_shared::{EntityId, Origin, TenantId, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use super::{StoreError, Tenant, TenantState};
@@ -30,6 +30,8 @@ pub(super) struct OnDisk {
     names: BTreeMap<String, Origin>,
     #[serde(default)]
     withheld: BTreeSet<String>,
+    #[serde(default)]
+    blocked: BTreeSet<EntityId>,
     ca: Option<String>,
     config: Option<String>,
     seen: Option<Version>,
@@ -46,6 +48,7 @@ impl From<&Tenant> for OnDisk {
             domains: tenant.domains.clone(),
             names: tenant.names.clone(),
             withheld: tenant.withheld.clone(),
+            blocked: tenant.blocked.clone(),
             ca: tenant.ca.as_ref().map(|ca| BASE64.encode(ca.der())),
             config: tenant.signed.as_ref().and_then(|s| minicbor::to_vec(s).ok()).map(|b| BASE64.encode(&b)),
             seen: tenant.seen,
@@ -88,6 +91,7 @@ pub(super) fn read_tenant(path: &Path) -> Result<Tenant, StoreError> {
         domains: disk.domains,
         names: disk.names,
         withheld: disk.withheld,
+        blocked: disk.blocked,
         ca,
         config,
         seen: disk.seen,

@@ -21,14 +21,16 @@ use hedgerow_shared::verify::config::{ConfigError, RelayConfig, SignedConfig, Ve
 use hedgerow_shared::verify::policy::normal_name;
 use hedgerow_shared::wire::message::OpenActivation;
 use hedgerow_shared::wire::names::MAX_NAMES;
-use hedgerow_shared::{Origin, TenantId, UnixTime};
+use hedgerow_shared::{EntityId, Origin, TenantId, UnixTime};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
 use disk::{OnDisk, io_error, key, lock, read_tenant, sync_folder};
 pub(crate) use disk::{read_secret, write_secret};
 
-/// Open activations one tenant may have registered.
+/// Devices and nodes of one tenant that an operator may keep out one by one.
+pub const MAX_BLOCKED: usize = 10_000;
+/// Open activations that one tenant may have registered.
 pub const MAX_REGISTRATIONS: usize = 100_000;
 
 /// Why the store refused.
@@ -91,6 +93,9 @@ pub enum StoreError {
     /// More open activations than are kept.
     #[error("more than {MAX_REGISTRATIONS} open activations")]
     TooManyRegistrations,
+    /// More single devices and nodes than an operator may keep out.
+    #[error("more than {MAX_BLOCKED} devices and nodes of this tenant are blocked: block the tenant")]
+    TooManyBlocked,
     /// More names than one tenant may have.
     #[error("more than {MAX_NAMES} names to pass through")]
     TooManyNames,
@@ -121,6 +126,8 @@ pub struct Tenant {
     pub names: BTreeMap<String, Origin>,
     /// Names that an operator took from it: they are not registered again until he allows them.
     pub withheld: BTreeSet<String>,
+    /// Devices and nodes of it that an operator keeps out, whatever its core says.
+    pub blocked: BTreeSet<EntityId>,
     /// Its CA, once its core registered it.
     pub ca: Option<TenantCa>,
     /// The newest configuration that was valid when it came, or at start.
@@ -250,6 +257,7 @@ impl Store {
             domains: BTreeSet::new(),
             names: BTreeMap::new(),
             withheld: BTreeSet::new(),
+            blocked: BTreeSet::new(),
             ca: None,
             config: None,
             seen: None,
@@ -289,6 +297,21 @@ impl Store {
     pub fn set_state(&self, id: &TenantId, state: TenantState) -> Result<(), StoreError> {
         self.change(id, |_, tenant| {
             tenant.state = state;
+            Ok(())
+        })
+    }
+
+    /// Keeps one device or node out, or lets it in again. It need not be known here; what its core says of it stays as it is.
+    ///
+    /// # Errors
+    /// `UnknownTenant`, `TooManyBlocked`, `Io`.
+    pub fn set_blocked(&self, id: &TenantId, holder: EntityId, blocked: bool) -> Result<(), StoreError> {
+        self.change(id, |_, tenant| {
+            match blocked {
+                true if tenant.blocked.len() >= MAX_BLOCKED => return Err(StoreError::TooManyBlocked),
+                true => tenant.blocked.insert(holder),
+                false => tenant.blocked.remove(&holder),
+            };
             Ok(())
         })
     }

@@ -18,7 +18,7 @@ use hedgerow_runtime::config::sections::{Admin, TimerScale};
 use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::link::{Credentials, Link, LinkError, connect, connect_quic};
 use hedgerow_runtime::scope::Scope;
-use hedgerow_runtime::tls::{self, RelayRoots, SigningKey};
+use hedgerow_runtime::tls::{self, InForce, RelayRoots, SigningKey};
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::certificate::Identity;
 use hedgerow_shared::wire::message::{
@@ -135,7 +135,8 @@ impl World {
         };
         let (leaf, key) = self.ca.leaf(&identity, Duration::from_secs(3600));
         let key = SigningKey::from_pkcs8(&key.serialize_der()).unwrap();
-        Credentials::Certificate { role, tenant: self.tenant.clone(), leaf, key, origins }
+        let own = InForce::of(leaf, key);
+        Credentials::Certificate { role, tenant: self.tenant.clone(), own, origins }
     }
 
     pub async fn node(&self, id: u8) -> Link {

@@ -14,6 +14,7 @@ pub mod mux;
 pub mod network;
 pub mod proxy_protocol;
 pub mod quic;
+pub mod renewal;
 pub mod scope;
 mod stream;
 pub mod telemetry;

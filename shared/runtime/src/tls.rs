@@ -5,6 +5,7 @@
 //! device that is not yet activated trusts nobody: `anyone` lets it finish a hand-shake whose exporter the PAKE then
 //! binds.
 
+mod in_force;
 mod key;
 mod key_log;
 mod resume;
@@ -23,6 +24,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
+pub use in_force::InForce;
+pub(crate) use in_force::Replacements;
 pub use key::{KeyError, SigningKey, read_certificates};
 pub use key_log::{KeyLogFile, SESSION_KEY_LOG};
 pub use resume::{Below, RelaySessions};
@@ -292,25 +295,33 @@ pub fn with_server_name(config: &ClientConfig) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// The server side of end-to-end TLS 1.3: clients show a certificate of the tenant's CA in one of `roles`, or, when
-/// `optional`, none.
+/// Which clients finish a hand-shake with a server of the tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clients {
+    /// Holders of a certificate that is valid now.
+    Certified,
+    /// Also those without one, and those whose certificate has expired. What they may ask is the server's decision.
+    Anyone,
+}
+
+/// The server side of end-to-end TLS 1.3: clients show a certificate of the tenant's CA in one of `roles`; `clients` says
+/// whether they must. The certificate shown is the one in force at each hand-shake.
 ///
 /// # Errors
-/// Key and certificate do not fit.
+/// The provider has no TLS 1.3.
 pub fn as_tenant(
     ca: TenantCa,
     roles: &[Role],
-    optional: bool,
-    own: &Own,
+    clients: Clients,
+    own: &InForce,
     alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, Fault> {
-    let verifier: Arc<dyn ClientCertVerifier> = Arc::new(TenantClient::new(ca, roles.to_vec(), optional));
+    let verifier: Arc<dyn ClientCertVerifier> = Arc::new(TenantClient::new(ca, roles.to_vec(), clients));
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(internal)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(own.chain.clone(), own.key.to_rustls())
-        .map_err(internal)?;
+        .with_cert_resolver(Arc::new(own.clone()));
     config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
@@ -332,6 +343,21 @@ pub fn peer_certificate(
         .and_then(<[_]>::first)
         .ok_or_else(|| Fault::new(Code::Unauthenticated, "the peer showed no certificate"))?;
     ca.verify(leaf, role, usage, crate::clock::now()).map_err(|e| Fault::new(Code::Unauthenticated, e.to_string()))
+}
+
+/// As `peer_certificate`, but one that has expired passes, for a server of `Clients::Anyone`: `not_after` tells.
+///
+/// # Errors
+/// `Unauthenticated` with the reason.
+pub fn lapsed_certificate(
+    chain: &[CertificateDer<'_>],
+    ca: &TenantCa,
+    role: Role,
+    usage: hedgerow_shared::verify::Usage,
+) -> Result<VerifiedCertificate, Fault> {
+    let leaf = chain.first().ok_or_else(|| Fault::new(Code::Unauthenticated, "the peer showed no certificate"))?;
+    ca.verify_lapsed(leaf, role, usage, crate::clock::now())
+        .map_err(|e| Fault::new(Code::Unauthenticated, e.to_string()))
 }
 
 /// The channel binding of RFC 9266 for a finished TLS 1.3 hand-shake.

@@ -144,8 +144,18 @@ pub struct VerifiedCertificate {
     pub serial: String,
     /// SHA-256 of the DER, lower-case hexadecimal.
     pub fingerprint: String,
+    /// Start of validity.
+    pub not_before: UnixTime,
     /// End of validity.
     pub not_after: UnixTime,
+}
+
+impl VerifiedCertificate {
+    /// When its holder is to ask for the next one: at two thirds of its life.
+    #[must_use]
+    pub fn renew_at(&self) -> UnixTime {
+        self.not_before.plus(self.not_after.since(self.not_before) / 3 * 2)
+    }
 }
 
 /// A tenant's CA certificate, ready to verify with.
@@ -239,6 +249,22 @@ impl TenantCa {
         Ok(verified)
     }
 
+    /// As `verify`, but an expired certificate passes: it is verified as of its last second. Only for asking for a new
+    /// one; whoever calls this compares `not_after` and decides what else such a holder may do.
+    ///
+    /// # Errors
+    /// As `verify`.
+    pub fn verify_lapsed(
+        &self,
+        leaf: &CertificateDer<'_>,
+        role: Role,
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<VerifiedCertificate, CertificateError> {
+        let not_after = read_leaf(leaf)?.not_after;
+        self.verify(leaf, role, usage, now.min(not_after))
+    }
+
     /// Verifies that `message` was signed (ECDSA P-256, SHA-256, ASN.1) by a key that this CA certified as a
     /// configuration key.
     ///
@@ -311,8 +337,13 @@ pub fn read_leaf(leaf: &CertificateDer<'_>) -> Result<VerifiedCertificate, Certi
         identity,
         serial: data_encoding::HEXLOWER.encode(parsed.raw_serial()),
         fingerprint: data_encoding::HEXLOWER.encode(&Sha256::digest(leaf.as_ref())),
-        not_after: UnixTime(u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0)),
+        not_before: seconds(parsed.validity().not_before.timestamp()),
+        not_after: seconds(parsed.validity().not_after.timestamp()),
     })
+}
+
+fn seconds(timestamp: i64) -> UnixTime {
+    UnixTime(u64::try_from(timestamp).unwrap_or(0))
 }
 
 fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CertificateError> {

@@ -12,6 +12,9 @@
 //!   GET  /config/v1/device[?have=E.V]        -> SignedConfig   a device: mutual TLS under the tenant CA
 //!   POST /command/v1/device    Report        -> Order          a device: what became of its last command, and the next;
 //!                                                              204: it is to be idle
+//!   POST /certificate/v1/renew    Renew   -> Renewed       the next certificate, for the key of the request; the only
+//!                                                              question that an expired certificate may ask
+//!   POST /certificate/v1/confirm  ()      -> 204           by the new certificate: it works, the old one can go
 //! ```
 //! `Start`, `Offer`, `Proof`, `Confirmation`, `Sealed` and what the seal covers are `uem_core::activation`'s, `Report` and
 //! `Order` are `uem_core::command`'s; the rest is here. Bodies are JSON (`application/json`), bytes in it standard base64; a signed configuration travels as CBOR
@@ -44,6 +47,12 @@ pub const CONFIG_NODE: &str = "/config/v1/node";
 pub const CONFIG_DEVICE: &str = "/config/v1/device";
 /// A device's commands.
 pub const COMMAND_DEVICE: &str = "/command/v1/device";
+/// The next certificate.
+pub const CERTIFICATE_RENEW: &str = "/certificate/v1/renew";
+/// The next certificate works.
+pub const CERTIFICATE_CONFIRM: &str = "/certificate/v1/confirm";
+/// For how long after its end, seconds, a certificate is still good for asking for the next one.
+pub const LAPSED_SECONDS: u64 = 365 * 24 * 3600;
 /// ALPN inside the inner TLS.
 pub const ALPN_HTTP: &[u8] = b"http/1.1";
 /// Media type of a signed configuration.
@@ -117,6 +126,22 @@ pub struct Activated<S> {
     /// The configuration in force for devices; believed only when it verifies under the CA that was sealed.
     #[serde(with = "config")]
     pub config: SignedConfig,
+}
+
+/// Request of `CERTIFICATE_RENEW`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renew {
+    /// PKCS#10, DER, ECDSA P-256; only its key is taken.
+    #[serde(with = "bytes")]
+    pub csr: Vec<u8>,
+}
+
+/// Answer of `CERTIFICATE_RENEW`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewed {
+    /// The certificate, DER.
+    #[serde(with = "bytes")]
+    pub certificate: Vec<u8>,
 }
 
 /// Body of every refusal.

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use hedgerow_runtime::link::{Admit, Credentials, LinkError, Peer, answer_on, connect_on};
-use hedgerow_runtime::tls::SigningKey;
+use hedgerow_runtime::tls::{InForce, SigningKey};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::secret::Secret;
@@ -109,7 +109,7 @@ fn credentials(core: bool) -> Credentials {
     }
     let leaf = CertificateDer::from(leaf(Role::Node).to_vec());
     let key = SigningKey::from_pkcs8(&fixture.node_key.to_pkcs8()).expect("the fixture's key");
-    Credentials::Certificate { role: Role::Node, tenant, leaf, key, origins: vec![Origin::Proxy] }
+    Credentials::Certificate { role: Role::Node, tenant, own: InForce::of(leaf, key), origins: vec![Origin::Proxy] }
 }
 
 fn leaf(role: Role) -> &'static [u8] {

@@ -17,7 +17,7 @@ use hedgerow_runtime::clock;
 use hedgerow_runtime::dial::{Given, Network, RelayTarget, Sockets};
 use hedgerow_runtime::link::{Choice, Credentials, Uplink, UplinkConfig, UplinkStatus};
 use hedgerow_runtime::scope::Scope;
-use hedgerow_runtime::tls::RelayRoots;
+use hedgerow_runtime::tls::{InForce, RelayRoots};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::{InstanceId, Origin, Role};
@@ -176,8 +176,7 @@ fn nodes(count: usize, tenant: &Tenant, relay: &Relay, scope: &Scope) -> mpsc::R
             credentials: Credentials::Certificate {
                 role: Role::Node,
                 tenant: tenant.id.clone(),
-                leaf: CertificateDer::from(holder.leaf.clone()),
-                key: holder.signing_key(),
+                own: InForce::of(CertificateDer::from(holder.leaf.clone()), holder.signing_key()),
                 origins: vec![Origin::Proxy],
             },
             instance: InstanceId::from_random(clock::random()),

@@ -22,7 +22,7 @@ use hedgerow_runtime::dial::{Network, RelayTarget};
 use hedgerow_runtime::link::{Choice, Credentials, Link, Uplink, UplinkConfig, UplinkStatus, Uplinks};
 use hedgerow_runtime::quic;
 use hedgerow_runtime::scope::Scope;
-use hedgerow_runtime::tls;
+use hedgerow_runtime::tls::{self, InForce};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::wire::lane as wire;
 use hedgerow_shared::wire::message::{ALPN_LANE, ALPN_LINK, Wake};
@@ -375,8 +375,14 @@ impl CoreActor {
             twins: Default::default(),
         };
         let uplinks = Uplinks::start(&config, &scope);
-        let tls = tls::as_tenant(fixture.ca.clone(), &[Role::Node, Role::Device], true, &fixture.core, &[b"http/1.1"])
-            .unwrap();
+        let tls = tls::as_tenant(
+            fixture.ca.clone(),
+            &[Role::Node, Role::Device],
+            tls::Clients::Anyone,
+            &InForce::new(fixture.core.clone()),
+            &[b"http/1.1"],
+        )
+        .unwrap();
         for (n, uplink) in uplinks.iter().enumerate() {
             let desk = Desk {
                 relay: n,

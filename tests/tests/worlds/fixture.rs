@@ -12,7 +12,7 @@ use hedgerow_relay::config::{Drain, LaneConfig, Limits, Listen, RelayConfig};
 use hedgerow_relay::identity;
 use hedgerow_relay::store::Store;
 use hedgerow_runtime::clock;
-use hedgerow_runtime::tls::{self, Own, RelayRoots, SigningKey};
+use hedgerow_runtime::tls::{self, InForce, Own, RelayRoots, SigningKey};
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::certificate::read_leaf;
 use hedgerow_shared::verify::config::{Head, RelayConfig as SignedRelayConfig, SignedConfig};
@@ -156,7 +156,10 @@ fn make() -> Fixture {
                 relay_ca_pin: None,
             };
             let certificate = read_leaf(&own.chain[0]).unwrap();
-            NodeKit { enrolled: Arc::new(Enrolled { record, ca: ca.clone(), own, certificate }), folder: path }
+            NodeKit {
+                enrolled: Arc::new(Enrolled { record, ca: ca.clone(), own: InForce::new(own), certificate }),
+                folder: path,
+            }
         })
         .collect();
 
@@ -169,9 +172,8 @@ fn make() -> Fixture {
             let (own, identity) = issue(Role::Device, u8::try_from(n).unwrap());
             let dir = folder.path().join(format!("device-{n}"));
             std::fs::create_dir(&dir).unwrap();
-            let certificate = read_leaf(&own.chain[0]).unwrap();
             let relay = RelayFile { addresses: addresses.clone(), name: NAME.into(), ca: Some(cas.clone()) };
-            let state = DeviceState { dir: dir.clone(), own, certificate, ca: ca.clone(), relay };
+            let state = DeviceState::of(dir.clone(), own, ca.clone(), relay).unwrap();
             state.write_config(&device_config).unwrap();
             let file = serde_json::from_value(json!({ "state": dir })).unwrap();
             DeviceKit { id: identity.id, state, file }

@@ -1,6 +1,7 @@
 //! Devices after their activation; and what devices and nodes have in common: being admitted, renewing.
 
 use hedgerow_shared::verify::{Identity, VerifiedCertificate};
+use hedgerow_shared::wire::core_api::LAPSED_SECONDS;
 use hedgerow_shared::{EntityId, Role, TenantId, UnixTime};
 
 use super::{ATTEMPTS, Call, Core, Plan};
@@ -8,6 +9,9 @@ use crate::CoreError;
 use crate::account::{Device, DeviceState, Node, NodeState};
 use crate::ca::{CertificateRecord, CertificateRequest};
 use crate::store::{Change, Page, Store};
+
+/// Certificates that one holder gets within a day: a renewal that does not come to its end asks again.
+const RENEWALS_A_DAY: usize = 10;
 
 /// Who stands behind a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +21,41 @@ pub enum Holder {
     Device(Device),
     /// A node.
     Node(Node),
+}
+
+impl Holder {
+    /// The newest certificate that the holder is known to have.
+    #[must_use]
+    pub fn certificate(&self) -> &CertificateRecord {
+        match self {
+            Self::Device(device) => &device.certificate,
+            Self::Node(node) => &node.certificate,
+        }
+    }
+
+    /// As its certificates name it.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        match self {
+            Self::Device(d) => {
+                Identity { tenant: d.tenant.clone(), role: Role::Device, id: d.id, group: None, origins: Vec::new() }
+            }
+            Self::Node(n) => Identity {
+                tenant: n.tenant.clone(),
+                role: Role::Node,
+                id: n.id,
+                group: Some(n.group.clone()),
+                origins: n.origins.clone(),
+            },
+        }
+    }
+
+    fn action(&self, device: &'static str, node: &'static str) -> &'static str {
+        match self {
+            Self::Device(_) => device,
+            Self::Node(_) => node,
+        }
+    }
 }
 
 impl<S: Store> Core<S> {
@@ -97,11 +136,12 @@ impl<S: Store> Core<S> {
         Ok(holder)
     }
 
-    /// A new certificate for a device or node that shows a valid one: same identity, the key of the request. The
-    /// old one stays valid until it expires. The DER.
+    /// The next certificate for a device or node: same identity, the key of the request. The one it shows stays valid
+    /// until it expires; one that has expired is good for this as long as it is the newest that its holder is known to
+    /// have, for `LAPSED_SECONDS`. The DER. The holder confirms the new one with `confirm_renewal`.
     ///
     /// # Errors
-    /// `Revoked`, `Invalid` (the request), `Busy`, `Store`.
+    /// `Revoked`, `Lapsed`, `TooMany`, `Invalid` (the request), `Busy`, `Store`.
     pub async fn renew(
         &self,
         call: &mut Call<'_>,
@@ -114,36 +154,68 @@ impl<S: Store> Core<S> {
         for _ in 0..ATTEMPTS {
             let row = self.load(tenant).await?;
             let holder = self.admit(certificate, call.now).await?;
+            let has_lapsed = certificate.not_after < call.now;
+            if has_lapsed
+                && (certificate.not_after.plus(LAPSED_SECONDS) < call.now
+                    || holder.certificate().fingerprint != certificate.fingerprint)
+            {
+                return Err(CoreError::Lapsed);
+            }
+            let issued = self.certificates(tenant, certificate.identity.id).await?;
+            let yesterday = UnixTime(call.now.0.saturating_sub(24 * 3600));
+            if issued.iter().filter(|c| c.not_before >= yesterday).count() >= RENEWALS_A_DAY {
+                return Err(CoreError::TooMany { what: "new certificates of one holder", most: RENEWALS_A_DAY });
+            }
             // The identity is made from the records, not copied from the old certificate.
-            let identity = match &holder {
-                Holder::Device(d) => {
-                    Identity { tenant: tenant.clone(), role: Role::Device, id: d.id, group: None, origins: Vec::new() }
-                }
-                Holder::Node(n) => Identity {
-                    tenant: tenant.clone(),
-                    role: Role::Node,
-                    id: n.id,
-                    group: Some(n.group.clone()),
-                    origins: n.origins.clone(),
-                },
-            };
+            let identity = holder.identity();
             let issued = self.authority(&row)?.issue(&csr, &identity, call.now, call.random)?;
-            let (action, change) = match holder {
-                Holder::Device(d) => (
-                    "device.renew",
-                    Change::PutDevice(Device { certificate: issued.record.clone(), last_seen: Some(call.now), ..d }),
-                ),
-                Holder::Node(n) => (
-                    "node.renew",
-                    Change::PutNode(Node { certificate: issued.record.clone(), last_seen: Some(call.now), ..n }),
-                ),
-            };
+            let lapsed = if has_lapsed { ", after it had expired" } else { "" };
             let plan = Plan::default()
-                .change(change)
-                .record(action, identity.id.to_string(), format!("serial {}", issued.record.serial))
+                .record(
+                    holder.action("device.renew", "node.renew"),
+                    identity.id.to_string(),
+                    format!("serial {}{lapsed}", issued.record.serial),
+                )
                 .change(Change::AddCertificate(issued.record));
             if self.commit(call, row, plan).await? {
                 return Ok(issued.certificate);
+            }
+        }
+        Err(CoreError::Busy)
+    }
+
+    /// A device or node shows its next certificate: from now on it is the one that its holder is known to have. Asking
+    /// again changes nothing.
+    ///
+    /// # Errors
+    /// `Revoked`, `NotFound` (not issued here), `Busy`, `Store`.
+    pub async fn confirm_renewal(
+        &self,
+        call: &mut Call<'_>,
+        certificate: &VerifiedCertificate,
+    ) -> Result<(), CoreError> {
+        let Identity { tenant, id, .. } = &certificate.identity;
+        for _ in 0..ATTEMPTS {
+            let row = self.load(tenant).await?;
+            let holder = self.admit(certificate, call.now).await?;
+            let known = holder.certificate();
+            if known.fingerprint == certificate.fingerprint || known.not_after > certificate.not_after {
+                return Ok(());
+            }
+            let issued = self.certificates(tenant, *id).await?;
+            let record = issued.into_iter().find(|c| c.fingerprint == certificate.fingerprint);
+            let record = record.ok_or_else(|| CoreError::not_found("certificate", &certificate.serial))?;
+            let plan = Plan::default().record(
+                holder.action("device.renewed", "node.renewed"),
+                id.to_string(),
+                format!("serial {}", record.serial),
+            );
+            let change = match holder {
+                Holder::Device(d) => Change::PutDevice(Device { certificate: record, last_seen: Some(call.now), ..d }),
+                Holder::Node(n) => Change::PutNode(Node { certificate: record, last_seen: Some(call.now), ..n }),
+            };
+            if self.commit(call, row, plan.change(change)).await? {
+                return Ok(());
             }
         }
         Err(CoreError::Busy)

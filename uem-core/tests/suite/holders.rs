@@ -125,11 +125,70 @@ pub(crate) async fn certificates_are_renewed_for_the_same_identity<S: Store>(sto
     let new = w.verified(&renewed, Role::Node).await;
     assert_eq!(new.identity, old.identity);
     assert!(new.not_after > old.not_after && new.serial != old.serial);
-    let stored = w.core.node(&w.tenant, node.id).await.unwrap();
-    assert_eq!((stored.certificate.serial, stored.last_seen), (new.serial.clone(), Some(w.now)));
+    let known = w.core.node(&w.tenant, node.id).await.unwrap().certificate.serial;
+    assert_eq!(known, old.serial, "until it is seen to work");
+    for _ in 0..2 {
+        w.core.confirm_renewal(call!(w), &new).await.unwrap();
+        let stored = w.core.node(&w.tenant, node.id).await.unwrap();
+        assert_eq!((stored.certificate.serial, stored.last_seen), (new.serial.clone(), Some(w.now)));
+    }
+    // The overlap: the old one is still good, and does not become the newest again.
+    w.core.confirm_renewal(call!(w), &old).await.unwrap();
+    assert_eq!(w.core.node(&w.tenant, node.id).await.unwrap().certificate.serial, new.serial);
     let serials: Vec<_> =
         w.core.certificates(&w.tenant, node.id).await.unwrap().into_iter().map(|c| c.serial).collect();
     assert_eq!(serials, vec![old.serial, new.serial]);
+}
+
+/// Away for longer than the certificate lasts: the newest one is good for the next, any other is not, and not for ever.
+pub(crate) async fn p20_an_expired_holder_comes_back_by_its_newest_certificate<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let anna = w.user("anna@example.com").await;
+    w.password(&anna, "open sesame").await;
+    let (reply, device) = w.activate("anna@example.com", "open sesame").await.unwrap();
+    let first = w.verified(&reply.certificate, Role::Device).await;
+    let request = |w: &mut World<S>| Key::generate(&mut w.random).unwrap().certificate_request().unwrap();
+    w.now = first.renew_at();
+    let csr = request(&mut w);
+    let second = w.core.renew(call!(w), &first, &csr).await.unwrap();
+    let second = w.verified(&second, Role::Device).await;
+    // Never confirmed: it may never have arrived. The first is the newest that the device is known to have.
+    w.now = second.not_after.plus(1);
+    let csr = request(&mut w);
+    assert!(matches!(w.core.renew(call!(w), &second, &csr).await, Err(CoreError::Lapsed)));
+    let third = w.core.renew(call!(w), &first, &csr).await.unwrap();
+    let third = w.verified(&third, Role::Device).await;
+    w.core.confirm_renewal(call!(w), &third).await.unwrap();
+    assert!(
+        matches!(w.core.renew(call!(w), &first, &csr).await, Err(CoreError::Lapsed)),
+        "an older one is worth nothing"
+    );
+    assert_eq!(w.core.device(&w.tenant, device.id).await.unwrap().certificate.serial, third.serial);
+    w.now = third.not_after.plus(hedgerow_shared::wire::core_api::LAPSED_SECONDS + 1);
+    assert!(matches!(w.core.renew(call!(w), &third, &csr).await, Err(CoreError::Lapsed)), "not for ever");
+    w.now = third.not_after.plus(1);
+    w.core.revoke_device(call!(w), &w.tenant, device.id).await.unwrap();
+    assert!(matches!(w.core.renew(call!(w), &third, &csr).await, Err(CoreError::Revoked { .. })));
+}
+
+/// A holder that asks again and again fills no table.
+pub(crate) async fn p20_certificates_of_one_holder_are_bounded<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let token = w.token(3600).await;
+    let (reply, node) = w.enrol(&token).await.unwrap();
+    let own = w.verified(&reply.certificate, Role::Node).await;
+    let csr = Key::generate(&mut w.random).unwrap().certificate_request().unwrap();
+    let mut issued = 0;
+    let refused = loop {
+        match w.core.renew(call!(w), &own, &csr).await {
+            Ok(_) => issued += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, CoreError::TooMany { most, .. } if most == issued + 1), "{refused}");
+    assert_eq!(w.core.certificates(&w.tenant, node.id).await.unwrap().len(), issued + 1);
+    w.now = w.now.plus(25 * 3600);
+    w.core.renew(call!(w), &own, &csr).await.unwrap();
 }
 
 /// A new device or node under an old name is another one: the old certificate stays out (and the new one is not).

@@ -45,7 +45,9 @@ where
     let (device, _) = device_ca.issue(device_role, &[]);
     let (node, node_id) = node_ca.issue(Role::Node, &[]);
     let to_node = tls::to_tenant(device_ca.ca.clone(), Role::Node, Some(node_id), Some(&device), ALPN).unwrap();
-    let as_node = tls::as_tenant(node_ca.ca.clone(), &[Role::Device], false, &node, ALPN).unwrap();
+    let as_node =
+        tls::as_tenant(node_ca.ca.clone(), &[Role::Device], tls::Clients::Certified, &tls::InForce::new(node), ALPN)
+            .unwrap();
     let end = |ca: &TestCa| {
         let timers = Timers { resume: std::time::Duration::from_millis(200), ..Timers::default() };
         Endpoint::new(ca.ca.clone(), instance(), timers, scope.clone())
@@ -128,7 +130,9 @@ async fn a_worn_key_is_replaced_while_data_flows() {
     let (device, _) = ca.issue(Role::Device, &[]);
     let (node, _) = ca.issue(Role::Node, &[]);
     let to_node = tls::to_tenant(ca.ca.clone(), Role::Node, None, Some(&device), ALPN).unwrap();
-    let as_node = tls::as_tenant(ca.ca.clone(), &[Role::Device], false, &node, ALPN).unwrap();
+    let as_node =
+        tls::as_tenant(ca.ca.clone(), &[Role::Device], tls::Clients::Certified, &tls::InForce::new(node), ALPN)
+            .unwrap();
     let (a, b) = duplex(1 << 20);
     let (a, b) = tokio::join!(shake::client(a, to_node, tls::any_name()), shake::server(b, as_node));
     let (mut a, mut b) = (a.unwrap().0, b.unwrap().0);

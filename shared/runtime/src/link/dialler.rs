@@ -28,7 +28,7 @@ use crate::dial::{self, Reached, RelayTarget};
 use crate::mux::{Mux, Plain};
 use crate::quic;
 use crate::scope::Scope;
-use crate::tls::{self, Below, SigningKey};
+use crate::tls::{self, Below, InForce, Replacements};
 
 /// The next address is tried over UDP this long after the one before (RFC 8305).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -51,16 +51,22 @@ pub enum Credentials {
         role: Role,
         /// The tenant.
         tenant: TenantId,
-        /// The certificate.
-        leaf: CertificateDer<'static>,
-        /// Its key.
-        key: Arc<SigningKey>,
+        /// Its certificate and key, as they are at each hand-shake.
+        own: InForce,
         /// Origins to register.
         origins: Vec<Origin>,
     },
 }
 
 impl Credentials {
+    /// Replacements of what is shown: a relay that refused the old certificate may take the new one.
+    pub(super) fn replacements(&self) -> Replacements {
+        match self {
+            Self::Srp { .. } => Replacements::default(),
+            Self::Certificate { own, .. } => own.replacements(),
+        }
+    }
+
     fn claim(&self) -> Claim {
         match self {
             Self::Srp { tenant, .. } => Claim { role: Role::Core, tenant: tenant.clone() },
@@ -311,12 +317,17 @@ async fn shake<IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
             }
             Proof::Srp { challenge: peer.nonce, mac: srp_mac(key.expose(), &proof_text(Prover::Dialler(Role::Core))) }
         }
-        Credentials::Certificate { role, leaf, key, origins, .. } => Proof::Certificate {
-            challenge: peer.nonce,
-            leaf: leaf.to_vec(),
-            signature: key.sign(&proof_text(Prover::Dialler(*role))),
-            origins: origins.clone(),
-        },
+        Credentials::Certificate { role, own, origins, .. } => {
+            let own = own.get();
+            let leaf =
+                own.chain.first().ok_or_else(|| Fault::new(Code::Internal, "there is no certificate to show"))?;
+            Proof::Certificate {
+                challenge: peer.nonce,
+                leaf: leaf.to_vec(),
+                signature: own.key.sign(&proof_text(Prover::Dialler(*role))),
+                origins: origins.clone(),
+            }
+        }
     };
     io.send(frame::cbor(kind::PROOF, 0, &proof)).await?;
     match io.next().await? {

@@ -16,7 +16,7 @@ use crate::clock::{now, random};
 use crate::dial::RelayTarget;
 use crate::scope::Scope;
 use crate::testing::TestCa;
-use crate::tls::{self, RelayRoots};
+use crate::tls::{self, InForce, RelayRoots};
 
 struct Relay {
     ca: TestCa,
@@ -84,8 +84,8 @@ fn srp(tenant: &str, key: u8) -> Credentials {
 
 fn node_of(ca: &TestCa) -> Credentials {
     let (own, _) = ca.issue(Role::Node, &[Origin::Proxy]);
-    let leaf = own.chain[0].clone();
-    Credentials::Certificate { role: Role::Node, tenant: ca.tenant(), leaf, key: own.key, origins: vec![Origin::Proxy] }
+    let own = InForce::new(own);
+    Credentials::Certificate { role: Role::Node, tenant: ca.tenant(), own, origins: vec![Origin::Proxy] }
 }
 
 async fn dial(world: &World, credentials: &Credentials) -> Result<Link, LinkError> {
@@ -141,13 +141,14 @@ async fn another_tenants_certificate_is_refused() {
 #[tokio::test]
 async fn a_certificate_without_its_key_is_refused() {
     let relay = relay();
-    let (Credentials::Certificate { role, tenant, leaf, origins, .. }, Credentials::Certificate { key, .. }) =
+    let (Credentials::Certificate { role, tenant, own, origins }, Credentials::Certificate { own: other, .. }) =
         (node_of(&relay.ca), node_of(&relay.ca))
     else {
         panic!("both are certificates")
     };
+    let own = InForce::new(tls::Own { chain: own.get().chain.clone(), key: other.get().key.clone() });
     let world = world(relay).await;
-    let error = dial(&world, &Credentials::Certificate { role, tenant, leaf, key, origins }).await.unwrap_err();
+    let error = dial(&world, &Credentials::Certificate { role, tenant, own, origins }).await.unwrap_err();
     assert!(error.to_string().contains("does not hold its certificate's key"), "{error}");
 }
 
@@ -155,12 +156,10 @@ async fn a_certificate_without_its_key_is_refused() {
 async fn a_device_certificate_does_not_open_a_node_link() {
     let relay = relay();
     let (own, _) = relay.ca.issue(Role::Device, &[]);
-    let leaf = own.chain[0].clone();
     let credentials = Credentials::Certificate {
         role: Role::Node,
         tenant: relay.ca.tenant(),
-        leaf,
-        key: own.key,
+        own: InForce::new(own),
         origins: vec![Origin::Proxy],
     };
     let world = world(relay).await;

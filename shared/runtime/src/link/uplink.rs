@@ -237,6 +237,7 @@ impl Keeper {
         let mut backoff = Backoff::new(self.config.timers.resume);
         let mut last: Option<Fault> = None;
         let mut freed = self.config.twins.freed();
+        let mut replaced = self.config.credentials.replacements();
         let mut said = None;
         let mut at = 0;
         loop {
@@ -245,6 +246,7 @@ impl Keeper {
                 return std::future::pending().await;
             }
             freed.mark_unchanged();
+            replaced.mark_seen();
             self.status.send_replace(UplinkStatus::Connecting(last.clone()));
             let mut at_once = false;
             let wait = match self.open(at).await {
@@ -286,7 +288,10 @@ impl Keeper {
                 continue;
             }
             at = (at + 1) % self.config.relays.len();
-            sleep(wait).await;
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = replaced.next() => {}
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use rustls::{
 };
 use sha2::{Digest, Sha256};
 
-use super::provider;
+use super::{Clients, provider};
 
 fn refuse(error: CertificateError) -> Error {
     Error::InvalidCertificate(TlsCertificateError::Other(OtherError(Arc::new(error))))
@@ -252,14 +252,14 @@ impl ServerCertVerifier for Anyone {
 pub struct TenantClient {
     ca: TenantCa,
     roles: Vec<Role>,
-    optional: bool,
+    clients: Clients,
 }
 
 impl TenantClient {
-    /// Trusts clients of these roles under this CA; `optional` also lets in those without a certificate.
+    /// Trusts clients of these roles under this CA.
     #[must_use]
-    pub fn new(ca: TenantCa, roles: Vec<Role>, optional: bool) -> Self {
-        Self { ca, roles, optional }
+    pub fn new(ca: TenantCa, roles: Vec<Role>, clients: Clients) -> Self {
+        Self { ca, roles, clients }
     }
 }
 
@@ -269,7 +269,7 @@ impl ClientCertVerifier for TenantClient {
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        !self.optional
+        self.clients == Clients::Certified
     }
 
     fn verify_client_cert(
@@ -282,7 +282,11 @@ impl ClientCertVerifier for TenantClient {
         if !self.roles.contains(&role) {
             return Err(refuse(CertificateError::WrongRole(role)));
         }
-        self.ca.verify(end_entity, role, Usage::Client, seconds(now)).map_err(refuse)?;
+        match self.clients {
+            Clients::Certified => self.ca.verify(end_entity, role, Usage::Client, seconds(now)),
+            Clients::Anyone => self.ca.verify_lapsed(end_entity, role, Usage::Client, seconds(now)),
+        }
+        .map_err(refuse)?;
         Ok(ClientCertVerified::assertion())
     }
 

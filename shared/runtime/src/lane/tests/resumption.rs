@@ -35,7 +35,9 @@ impl World {
         let (node_own, node_id) = ca.issue(Role::Node, &[]);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (node, sessions) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(HashMap::new())));
-        let as_node = tls::as_tenant(ca.ca.clone(), &[Role::Device], false, &node_own, ALPN).unwrap();
+        let as_node =
+            tls::as_tenant(ca.ca.clone(), &[Role::Device], tls::Clients::Certified, &tls::InForce::new(node_own), ALPN)
+                .unwrap();
         let (endpoint, table, tasks) = (end(), sessions.clone(), scope.clone());
         scope.spawn(async move {
             loop {
