@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hedgerow_runtime::clock;
 use parking_lot::RwLock;
-use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 use crate::identity::{self, IdentityError};
@@ -15,8 +15,9 @@ use crate::state::Relay;
 /// How often it is looked whether a file has changed. What has changed is read when it has been the same twice: a
 /// certificate and its key are two files, and rarely replaced at once.
 const LOOK: Duration = Duration::from_secs(2);
-/// How often the files are read although they look the same: a self-made certificate grows old.
-const ANYWAY: Duration = Duration::from_secs(24 * 3600);
+/// After so many seconds by the calendar the files are read although they look the same: a self-made certificate grows
+/// old, also while a machine sleeps.
+const ANYWAY: u64 = 24 * 3600;
 
 /// The certificate in use, which can be replaced without a restart. Clones are the same.
 #[derive(Clone)]
@@ -47,16 +48,17 @@ impl Certificate {
     /// Reads the files whenever they have changed, for as long as the future lives.
     pub(crate) async fn keep_fresh(self) {
         let files = identity::files(&self.relay.config);
-        let (mut read, mut due) = (stamps(&files), Instant::now() + ANYWAY);
+        let (mut read, mut at) = (stamps(&files), clock::now());
         let mut last = read.clone();
         loop {
             tokio::time::sleep(LOOK).await;
             let now = stamps(&files);
             let settled = now == std::mem::replace(&mut last, now.clone());
-            if !settled || (now == read && Instant::now() < due) {
+            let due = clock::now() < at || clock::now().since(at) >= ANYWAY;
+            if !settled || (now == read && !due) {
                 continue;
             }
-            (read, due) = (now, Instant::now() + ANYWAY);
+            (read, at) = (now, clock::now());
             let own = self.clone();
             if let Ok(Err(error)) = tokio::task::spawn_blocking(move || own.reload()).await {
                 tracing::error!(%error, "the relay's certificate could not be read again; the old one stays in use");

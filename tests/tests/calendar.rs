@@ -2,11 +2,12 @@
 //! Real processes under another date (libfaketime).
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::process::Command;
 use std::time::Duration;
 
 use hedgerow_tests::calendar::Calendar;
 use hedgerow_tests::office::{Office, Ways};
-use hedgerow_tests::process::{run, try_run, wait_until};
+use hedgerow_tests::process::{run, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -87,6 +88,7 @@ fn p20_certificates_are_renewed_in_time_and_after_time_under_the_same_identity()
     let (device, node) = years.ends();
     years.office.stop("device", LIMIT);
     years.office.stop("node", LIMIT);
+    // The relay makes itself another certificate meanwhile, too.
     years.day(245.0 + 400.0);
     years.office.start("node");
     years.office.start("device");
@@ -147,12 +149,10 @@ fn n12_the_data_plane_runs_for_seven_days_without_the_core_and_then_says_why_it_
         years.office.log("node").contains("the configuration has expired and the core did not renew it")
     });
     wait_until("the device's readiness says why", LIMIT, || {
-        let ready = hedgerow_tests::curl::curl().arg(years.office.url("device", "/readyz")).output().unwrap();
+        // Not `curl --fail`: the page of a refusal is what is looked for.
+        let ready = Command::new("curl").args(["-s", &years.office.url("device", "/readyz")]).output().unwrap();
         String::from_utf8_lossy(&ready.stdout).contains("no valid configuration from the core")
     });
     years.office.start("core");
     years.page_loads();
-    let version = |role: &str| years.office.get(role, "/node")["configuration"]["version"].to_string();
-    assert!(version("node").starts_with('"'));
-    let _ = try_run(&mut years.office.command("core", &["core", "status"]), LIMIT);
 }
