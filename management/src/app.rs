@@ -1,5 +1,6 @@
 //! What every part of the core shares: the domain, the TLS identity, the relays' standing, and who waits for a change.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ pub struct App {
     /// Servers that names of origin `mdm` lead to.
     pub(crate) published: Published,
     identity: RwLock<Arc<Identity>>,
-    web: Option<Own>,
+    web: Option<WebFiles>,
     /// Keeps a second process out of the state directory.
     _lock: Lock,
     changes: watch::Sender<u64>,
@@ -74,6 +75,28 @@ pub(crate) struct Identity {
     pub(crate) core: Arc<ServerConfig>,
     pub(crate) bws: Arc<ServerConfig>,
     not_after: UnixTime,
+    /// The certificate of the web services as it was read.
+    web: Option<Own>,
+}
+
+/// Where the web services' own certificate lies, when they have one. It is read again while the core runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebFiles {
+    /// PEM, leaf first.
+    pub certificate: PathBuf,
+    /// Its key, PEM, open to its owner only.
+    pub key: PathBuf,
+}
+
+impl WebFiles {
+    /// # Errors
+    /// A file cannot be read, or key and certificate do not fit.
+    pub(crate) fn read(&self) -> anyhow::Result<Own> {
+        let chain = tls::read_certificates(&self.certificate).context("bws.certificate")?;
+        let own = Own { chain, key: SigningKey::read(&self.key).context("bws.key_file")? };
+        tls::as_relay(own.chain.clone(), own.key.to_rustls(), &[ALPN_HTTP])?;
+        Ok(own)
+    }
 }
 
 /// One configured relay.
@@ -139,7 +162,7 @@ impl App {
         state: State,
         new: NewTenant,
         relays: &[String],
-        web: Option<Own>,
+        web: Option<WebFiles>,
         published: Published,
         timers: Timers,
     ) -> anyhow::Result<Arc<Self>> {
@@ -148,7 +171,8 @@ impl App {
         let tenant = new.id.clone();
         bring_up(&domain, new).await?;
         let ca = domain.tenant_ca(&tenant).await?;
-        let identity = RwLock::new(Arc::new(issue(&domain, &tenant, &ca, web.as_ref()).await?));
+        let shown = web.as_ref().map(WebFiles::read).transpose()?;
+        let identity = RwLock::new(Arc::new(issue(&domain, &tenant, &ca, shown).await?));
         let relays = relays.iter().map(|name| RelayState { name: name.clone(), standing: Mutex::default() }).collect();
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Ok(Arc::new(Self {
@@ -175,13 +199,30 @@ impl App {
         self.identity.read().clone()
     }
 
-    /// Makes a new certificate for ourselves when the old one comes near its end.
+    /// Makes a new certificate for ourselves when the old one comes near its end, and shows the web services' when its
+    /// files have changed. One that cannot be read changes nothing.
     pub(crate) async fn renew_identity(&self) -> anyhow::Result<()> {
-        if clock::now().plus(IDENTITY_RESERVE_SECONDS) < self.identity().not_after {
-            return Ok(());
+        let identity = self.identity();
+        let due = clock::now().plus(IDENTITY_RESERVE_SECONDS) >= identity.not_after;
+        let read = self.web.as_ref().map(WebFiles::read).transpose();
+        let web = match &read {
+            Ok(web) => web.clone(),
+            Err(_) => identity.web.clone(),
+        };
+        let chain = |own: &Option<Own>| own.as_ref().map(|own| own.chain.clone());
+        if due || chain(&web) != chain(&identity.web) {
+            let fresh = issue(&self.domain, &self.tenant, &self.ca, web).await?;
+            *self.identity.write() = Arc::new(fresh);
+            tracing::info!("the core shows new certificates");
         }
-        let fresh = issue(&self.domain, &self.tenant, &self.ca, self.web.as_ref()).await?;
-        *self.identity.write() = Arc::new(fresh);
+        read.context("the web services' certificate could not be read again; the old one stays in use").map(|_| ())
+    }
+
+    /// Shows when certificates of the tenant end.
+    pub(crate) async fn show_expiry(&self) -> Result<(), CoreError> {
+        let row = self.domain.tenant(&self.tenant).await?;
+        tls::show_expiry("tenant-ca", &row.ca_certificate);
+        tls::show_expiry("config-key", &row.config_certificate);
         Ok(())
     }
 
@@ -328,7 +369,7 @@ async fn bring_up(domain: &Domain, new: NewTenant) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn issue(domain: &Domain, tenant: &TenantId, ca: &TenantCa, web: Option<&Own>) -> anyhow::Result<Identity> {
+async fn issue(domain: &Domain, tenant: &TenantId, ca: &TenantCa, web: Option<Own>) -> anyhow::Result<Identity> {
     let made = domain.core_identity(&mut call(Actor::System), tenant).await?;
     let key = SigningKey::from_pkcs8(&made.key).context("the core's own key cannot be used")?;
     // The CA goes along so that an enrolling node can compare it with its token's pin.
@@ -340,7 +381,10 @@ async fn issue(domain: &Domain, tenant: &TenantId, ca: &TenantCa, web: Option<&O
         &InForce::new(own.clone()),
         &[ALPN_HTTP],
     )?;
-    let shown = web.unwrap_or(&own);
+    let shown = web.as_ref().unwrap_or(&own);
     let bws = tls::as_relay(shown.chain.clone(), shown.key.to_rustls(), &[ALPN_HTTP])?;
-    Ok(Identity { core, bws, not_after: made.not_after })
+    for (name, own) in [("own", Some(&own)), ("web", web.as_ref())] {
+        own.and_then(|own| own.chain.first()).inspect(|leaf| tls::show_expiry(name, leaf));
+    }
+    Ok(Identity { core, bws, not_after: made.not_after, web })
 }

@@ -32,7 +32,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// How often the tenant's revision is compared: half of what a revocation may take.
 const LOOK: Duration = Duration::from_secs(2);
 /// How often re-issue, expiry and our own certificate are looked after.
-const CHORES: Duration = Duration::from_secs(60);
+const CHORES: Duration = Duration::from_secs(10);
 /// The largest answer of a relay's service, bytes: every name refused, with its reason.
 const MAX_REPLY: usize = 256 * 1024;
 /// How often names that a relay refused are asked for again: another tenant may have let go of them.
@@ -248,7 +248,10 @@ pub(crate) async fn housekeep(app: Arc<App>) {
                 Err(error) => tracing::error!(%error, "the configuration cannot be issued again"),
             }
             if let Err(error) = app.renew_identity().await {
-                tracing::error!(error = format!("{error:#}"), "the core's certificate cannot be renewed");
+                tracing::error!(error = format!("{error:#}"), "the core's certificates");
+            }
+            if let Err(error) = app.show_expiry().await {
+                tracing::error!(%error, "the tenant's certificates cannot be read");
             }
         }
         tokio::time::sleep(LOOK).await;

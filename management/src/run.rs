@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::Context as _;
+
 use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -16,13 +16,13 @@ use hedgerow_runtime::boot;
 use hedgerow_runtime::clock::random;
 use hedgerow_runtime::link::{Credentials, Twins, Uplink, UplinkConfig, UplinkStatus};
 use hedgerow_runtime::scope::Scope;
-use hedgerow_runtime::tls::{self, Own, SigningKey};
+use hedgerow_runtime::tls;
 use hedgerow_shared::InstanceId;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::wire::message::GoAway;
 use hedgerow_uem_core::service::NewTenant;
 
-use crate::app::{App, MAX_CONNECTIONS};
+use crate::app::{App, MAX_CONNECTIONS, WebFiles};
 use crate::config::CoreConfig;
 use crate::{control, publish, status, store};
 
@@ -77,7 +77,7 @@ pub async fn start(config: CoreConfig, context: &boot::Context) -> anyhow::Resul
     let name = config.name.clone().unwrap_or_else(|| config.tenant.to_string());
     let new = NewTenant { id: config.tenant.clone(), name, settings: config.settings()? };
     let names: Vec<String> = config.relays.iter().map(|r| r.name.clone()).collect();
-    let app = App::open(state, new, &names, web(&config)?, config.published()?, timers).await?;
+    let app = App::open(state, new, &names, web(&config), config.published()?, timers).await?;
     database.pass();
     context.scope.spawn(watch_database(app.clone(), database));
 
@@ -190,11 +190,9 @@ async fn watch_links(uplinks: Vec<Uplink>, check: admin::Check) {
 }
 
 /// The certificate of the web services, when there is one of its own.
-fn web(config: &CoreConfig) -> anyhow::Result<Option<Own>> {
-    let (Some(certificate), Some(key)) = (&config.bws.certificate, &config.bws.key_file) else { return Ok(None) };
-    let chain = tls::read_certificates(certificate).context("bws.certificate")?;
-    let key = SigningKey::read(key).context("bws.key_file")?;
-    Ok(Some(Own { chain, key }))
+fn web(config: &CoreConfig) -> Option<WebFiles> {
+    let (Some(certificate), Some(key)) = (&config.bws.certificate, &config.bws.key_file) else { return None };
+    Some(WebFiles { certificate: certificate.clone(), key: key.clone() })
 }
 
 async fn show(State(app): State<Arc<OnceLock<Arc<App>>>>) -> Response {

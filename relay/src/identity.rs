@@ -72,6 +72,7 @@ pub fn load(config: &RelayConfig) -> Result<Identity, IdentityError> {
     };
     let unusable = |path: &Path, why: String| IdentityError::Unusable { path: path.to_owned(), why };
     let chain = tls::read_certificates(&certificate).map_err(|e| unusable(&certificate, e.to_string()))?;
+    chain.first().inspect(|leaf| tls::show_expiry("server", leaf));
     let private = PrivateKeyDer::from_pem_slice(&read_secret(&key)?).map_err(|e| unusable(&key, e.to_string()))?;
     let fits = |e: Fault| unusable(&certificate, format!("with the key in {}: {}", key.display(), e.text));
     let mut server = tls::as_relay(chain, private, ALPN).map_err(fits)?;

@@ -368,6 +368,17 @@ pub fn exporter<D>(connection: &rustls::ConnectionCommon<D>) -> Result<[u8; 32],
     connection.export_keying_material([0; 32], EXPORTER_LABEL, Some(b"")).map_err(internal)
 }
 
+/// Shows in the metrics when a certificate (DER) ends; one that cannot be read is left out. `name` tells the process's
+/// certificates apart: `own`, `server`, `web`, `tenant-ca`, `config-key`.
+pub fn show_expiry(name: &'static str, certificate: &[u8]) {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    if let Ok((_, parsed)) = X509Certificate::from_der(certificate) {
+        #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
+        metrics::gauge!("hedgerow_certificate_not_after_seconds", "certificate" => name)
+            .set(parsed.validity().not_after.timestamp() as f64);
+    }
+}
+
 /// A server name for configurations that ignore it.
 #[must_use]
 pub fn any_name() -> ServerName<'static> {

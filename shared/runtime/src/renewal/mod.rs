@@ -91,8 +91,7 @@ impl Renewal {
     fn due(&self) -> Result<bool, Fault> {
         let own = self.own.get();
         let held = held(&own)?;
-        #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
-        metrics::gauge!("hedgerow_certificate_not_after_seconds", "certificate" => "own").set(held.not_after.0 as f64);
+        own.chain.first().inspect(|leaf| tls::show_expiry("own", leaf));
         Ok(clock::now() >= held.renew_at() || self.files.has_next())
     }
 
