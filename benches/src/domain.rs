@@ -257,6 +257,7 @@ impl Ground {
     fn device(&self, user: EntityId) -> Device {
         let id = EntityId::from_random(hedgerow_runtime::clock::random());
         let certificate = CertificateRecord {
+            issuer: String::new(),
             serial: id.to_string(),
             holder: id,
             role: Role::Device,

@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Route(commands::route::RouteArgs),
     /// Server names that relays pass through to this organisation
     Name(commands::name::NameArgs),
+    /// The CA of this organisation's devices and nodes, and its replacement
+    Ca(commands::ca::CaArgs),
     /// The record of who changed what
     Audit(commands::audit::AuditArgs),
     /// Ask a role on this machine whether it is ready (for containers and scripts)

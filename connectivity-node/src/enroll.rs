@@ -77,7 +77,7 @@ pub async fn enroll_over(
 
     let ca = TenantCa::from_der(&answer.ca).context("the core's CA certificate cannot be used")?;
     ensure!(
-        *ca.key_id() == token.tenant_ca_pin && *ca.tenant() == token.tenant,
+        ca.key_id() == token.tenant_ca_pin && *ca.tenant() == token.tenant,
         "the core answered with another CA than the token pins"
     );
     let certificate = check_leaf(&ca, &CertificateDer::from(answer.certificate.as_slice()), &key)?;

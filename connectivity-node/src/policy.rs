@@ -138,6 +138,11 @@ impl Policies {
         if self.current.read().version == Some(version) {
             return Ok(version);
         }
+        if let Some(believed) = self.enrolled.ca.after(&config.authorities)? {
+            self.state.store_cas(&believed)?;
+            self.enrolled.ca.replace(&believed)?;
+            info!(cas = believed.len(), first = self.enrolled.ca.pin(), "the tenant's CA changes");
+        }
         if store {
             self.state.store_config(signed, version)?;
         }

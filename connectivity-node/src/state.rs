@@ -4,7 +4,7 @@
 //!   node.key.pem     private key, 0600; written before anything is asked of the core
 //!   node.json        who this node is and where its relays are; written last: with it the node is enrolled
 //!   node.key.pem.next, node.pem.next    the next pair, while a renewal lasts
-//!   node.pem         its certificate       tenant-ca.pem   the CA it trusts
+//!   node.pem         its certificate       tenant-ca.pem   the CA it trusts; two while it is rolled over
 //!   config.cbor      the newest signed configuration       config.seen   the highest version ever accepted
 //!   lock             held by the process that runs on this folder
 //! ```
@@ -166,11 +166,8 @@ impl State {
         let record: Record =
             serde_json::from_slice(&text).with_context(|| format!("{RECORD} in {shown} is damaged"))?;
         let (leaf, key) = self.files().load()?;
-        let first = |name: &str| -> anyhow::Result<CertificateDer<'static>> {
-            let all = read_certificates(&self.folder.join(name))?;
-            all.into_iter().next().with_context(|| format!("{name} in {shown} is empty"))
-        };
-        let ca = TenantCa::from_der(&first(CA)?).with_context(|| format!("{CA} in {shown}"))?;
+        let ca = read_certificates(&self.folder.join(CA))?;
+        let ca = TenantCa::from_ders(&ca).with_context(|| format!("{CA} in {shown}"))?;
         // One that has expired is still good for asking for the next.
         let lapsed = ca.verify_lapsed(&leaf, Role::Node, Usage::Client, clock::now());
         let certificate = lapsed.with_context(|| format!("{CERTIFICATE} in {shown}"))?;
@@ -178,7 +175,7 @@ impl State {
             certificate.identity.id == record.id && *ca.tenant() == record.tenant,
             "{RECORD} in {shown} is of another node"
         );
-        let own = InForce::new(Own { chain: vec![leaf, ca.der().clone()], key });
+        let own = InForce::new(Own { chain: vec![leaf, ca.der()], key });
         Ok(Enrolled { record, ca, own, certificate })
     }
 
@@ -195,6 +192,15 @@ impl State {
         let config = fs::read(self.folder.join(CONFIG)).ok().and_then(|b| minicbor::decode(&b).ok());
         let seen = fs::read(self.folder.join(SEEN)).ok().and_then(|b| serde_json::from_slice(&b).ok());
         (config, seen)
+    }
+
+    /// Keeps the CAs that are believed from now on.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn store_cas(&self, cas: &[CertificateDer<'_>]) -> anyhow::Result<()> {
+        let text: String = cas.iter().map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", der.as_ref()))).collect();
+        self.replace(CA, text.as_bytes())
     }
 
     /// Keeps a configuration that verified.

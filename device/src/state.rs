@@ -5,7 +5,7 @@
 //! | `key.pem` | the device's private key, PKCS#8, mode 0600 |
 //! | `certificate.pem` | its certificate |
 //! | `key.pem.next`, `certificate.pem.next` | the next pair, while a renewal lasts |
-//! | `tenant-ca.pem` | the tenant's CA |
+//! | `tenant-ca.pem` | the tenant's CA; two while it is rolled over |
 //! | `relay.json` | how to find and trust the relay |
 //! | `config.cbor` | the newest signed configuration |
 //! | `commands.json` | commands that were carried out lately, and what was answered |
@@ -20,7 +20,7 @@ use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::renewal::Files;
 use hedgerow_runtime::tls::{InForce, Own, RelayRoots, read_certificates};
 use hedgerow_shared::verify::certificate::read_leaf;
-use hedgerow_shared::verify::{Identity, SignedConfig, TenantCa, VerifiedCertificate};
+use hedgerow_shared::verify::{Announced, Identity, SignedConfig, TenantCa, VerifiedCertificate};
 use hedgerow_shared::wire::core_api;
 use serde::{Deserialize, Serialize};
 
@@ -93,11 +93,11 @@ impl DeviceState {
         }
         let (leaf, key) = files(dir).load()?;
         let ca_chain = read_certificates(&dir.join(TENANT_CA))?;
-        let ca = TenantCa::from_der(ca_chain.first().context("tenant-ca.pem is empty")?)?;
+        let ca = TenantCa::from_ders(&ca_chain).context("tenant-ca.pem")?;
         let relay = fs::read(dir.join(RELAY)).with_context(|| format!("reading {}", dir.join(RELAY).display()))?;
         let relay: RelayFile =
             serde_json::from_slice(&relay).with_context(|| format!("{} does not parse", dir.join(RELAY).display()))?;
-        let own = Own { chain: vec![leaf, ca.der().clone()], key };
+        let own = Own { chain: vec![leaf, ca.der()], key };
         Self::of(dir.to_owned(), own, ca, relay).context("certificate.pem")
     }
 
@@ -137,6 +137,21 @@ impl DeviceState {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
         }
+    }
+
+    /// Believes the CAs that a verified configuration announces, as far as those believed until now vouch for them; on disk
+    /// before they count.
+    ///
+    /// # Errors
+    /// None is vouched for, or writing failed.
+    pub fn believe(&self, authorities: &[Announced]) -> anyhow::Result<()> {
+        let Some(believed) = self.ca.after(authorities)? else { return Ok(()) };
+        let text: String =
+            believed.iter().map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", der.as_ref()))).collect();
+        write_file(&self.dir, TENANT_CA, text.as_bytes())?;
+        self.ca.replace(&believed)?;
+        tracing::info!(cas = believed.len(), first = self.ca.pin(), "the tenant's CA changes");
+        Ok(())
     }
 
     /// Keeps a verified configuration.

@@ -218,6 +218,22 @@ impl App {
         read.context("the web services' certificate could not be read again; the old one stays in use").map(|_| ())
     }
 
+    /// Believes the CAs that the tenant has now; where the one in force is another, our own certificate is made anew.
+    pub(crate) async fn know_cas(&self) -> anyhow::Result<()> {
+        let now = self.domain.tenant_ca(&self.tenant).await?;
+        if now == self.ca {
+            return Ok(());
+        }
+        let finished = now.der() != self.ca.der();
+        self.ca.replace(&now.ders())?;
+        if finished {
+            let web = self.identity().web.clone();
+            *self.identity.write() = Arc::new(issue(&self.domain, &self.tenant, &self.ca, web).await?);
+        }
+        tracing::info!(cas = now.ders().len(), first = self.ca.pin(), "the tenant's CA changes");
+        Ok(())
+    }
+
     /// Shows when certificates of the tenant end.
     pub(crate) async fn show_expiry(&self) -> Result<(), CoreError> {
         let row = self.domain.tenant(&self.tenant).await?;

@@ -140,6 +140,7 @@ async fn wake(app: &App, link: &Link) {
 
 async fn bring_up_to_date(app: &App, state: &RelayState, link: &Link, told: &mut Told) -> Result<(), Fault> {
     if !told.ca {
+        // The one that a relay has longest: it learns of the next one by a configuration.
         let request = CaRegistration { certificate: app.ca.der().to_vec() };
         ask(app, link, Service::RegisterCa, &request).await?;
         told.ca = true;
@@ -235,6 +236,9 @@ pub(crate) async fn housekeep(app: Arc<App>) {
         match app.domain.tenant(&app.tenant).await {
             Ok(row) if revision != Some(row.revision) => {
                 revision = Some(row.revision);
+                if let Err(error) = app.know_cas().await {
+                    tracing::error!(error = format!("{error:#}"), "the tenant's CAs");
+                }
                 app.changed();
             }
             Ok(_) => {}

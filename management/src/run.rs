@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-
 use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};

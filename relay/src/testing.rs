@@ -71,6 +71,7 @@ impl TestCa {
     pub(crate) fn relay_config(&self, version: u64, revoked: &[EntityId]) -> SignedConfig {
         let now = clock::now();
         let document = RelayConfig {
+            authorities: Vec::new(),
             head: Head {
                 tenant: self.tenant.parse().unwrap(),
                 audience: Audience::Relay,

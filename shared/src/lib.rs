@@ -4,6 +4,7 @@
 //! Nothing here knows a socket, a clock or a source of randomness: bytes, time and random numbers come in as
 //! arguments. A test over `cargo metadata` keeps it so.
 
+mod encoding;
 pub mod fault;
 pub mod id;
 pub mod limits;

@@ -5,9 +5,11 @@
 use std::process::Command;
 use std::time::Duration;
 
+use hedgerow_runtime::tls::read_certificates;
+use hedgerow_shared::verify::certificate::read_leaf;
 use hedgerow_tests::calendar::Calendar;
 use hedgerow_tests::office::{Office, Ways};
-use hedgerow_tests::process::{run, wait_until};
+use hedgerow_tests::process::{run, try_run, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -45,6 +47,13 @@ impl Years {
 
     fn device(&self) -> String {
         self.office.get("device", "/status")["device"].as_str().unwrap().to_owned()
+    }
+
+    /// As its certificate says, also while it does not run.
+    fn device_on_disk(&self) -> String {
+        let leaf =
+            read_certificates(std::path::Path::new(&self.office.path("device/certificate.pem"))).unwrap().remove(0);
+        read_leaf(&leaf).unwrap().identity.id.to_string()
     }
 
     fn file(&self, name: &str) -> Option<Vec<u8>> {
@@ -155,4 +164,56 @@ fn n12_the_data_plane_runs_for_seven_days_without_the_core_and_then_says_why_it_
     });
     years.office.start("core");
     years.page_loads();
+}
+
+/// Another CA, with a device that is away while it is announced, and nobody out for a moment.
+#[test]
+fn p20_the_tenants_ca_is_replaced_while_everybody_works() {
+    let mut years = Years::begin();
+    let say = |years: &Years, words: &[&str]| {
+        let output = try_run(&mut years.office.command("core", &[words, &["--json"]].concat()), LIMIT);
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let next = |years: &Years| {
+        serde_json::from_str::<serde_json::Value>(&say(years, &["ca", "show"]).1).unwrap()["next"].clone()
+    };
+    let (old, ends) = (years.file("device/tenant-ca.pem").unwrap(), years.ends());
+    let early = say(&years, &["ca", "finish"]);
+    assert!(!early.0 && early.1.contains("no next CA"), "{early:?}");
+
+    years.office.stop("device", LIMIT);
+    assert!(say(&years, &["ca", "begin"]).0);
+    wait_until("relay and node know the next one", LIMIT, || next(&years)["unaware"] == serde_json::json!([]));
+    assert!(say(&years, &["ca", "switch"]).0);
+    wait_until("the node stands under it", LIMIT, || {
+        !next(&years)["behind"].as_array().unwrap().iter().any(|b| b["kind"] == "node")
+    });
+    let early = say(&years, &["ca", "finish"]);
+    assert!(!early.0 && early.1.contains(&years.device_on_disk()), "whoever would be out is named: {early:?}");
+
+    years.office.start("device");
+    years.page_loads();
+    wait_until("the device stands under it", LIMIT, || next(&years)["behind"] == serde_json::json!([]));
+    years.page_loads();
+    let finished = say(&years, &["ca", "finish"]);
+    assert!(finished.0, "{finished:?}");
+    wait_until("nobody believes the old one", LIMIT, || {
+        let (device, node) = (years.file("device/tenant-ca.pem").unwrap(), years.file("node/tenant-ca.pem").unwrap());
+        let text = String::from_utf8(device.clone()).unwrap();
+        device == node && device != old && text.matches("BEGIN CERTIFICATE").count() == 1
+    });
+    years.page_loads();
+    for role in ["core", "relay", "node", "device"] {
+        years.office.restart(role);
+    }
+    years.page_loads();
+    let (device, node) = years.ends();
+    assert!(device >= ends.0 && node >= ends.1);
+    let password = years.office.path("password");
+    let words = ["password", "generate", "anna@example.com", "--out", &password];
+    std::fs::remove_file(&password).unwrap();
+    let _ = run(&mut years.office.command("core", &words), LIMIT);
+    let relay = format!("{}:443", years.office.address);
+    let another = years.office.try_activate_at(&relay, "");
+    assert!(another.status.success(), "{}", String::from_utf8_lossy(&another.stderr));
 }

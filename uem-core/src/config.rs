@@ -2,7 +2,7 @@
 
 use hedgerow_shared::verify::config::LIFETIME_SECONDS;
 use hedgerow_shared::verify::{
-    Audience, DeviceConfig, Head, NodeConfig, RelayConfig, Revoked, Route, Rule, SignedConfig, Version,
+    Announced, Audience, DeviceConfig, Head, NodeConfig, RelayConfig, Revoked, Route, Rule, SignedConfig, Version,
 };
 use hedgerow_shared::{EntityId, UnixTime};
 
@@ -50,10 +50,20 @@ pub(crate) fn build(
         issued: tenant.config_issued,
         expires,
     };
+    let old = Announced { certificate: tenant.ca_certificate.clone(), endorsement: Vec::new() };
+    let next = tenant.rollover.as_ref().map(|next| {
+        (next.certifies, Announced { certificate: next.certificate.clone(), endorsement: next.endorsement.clone() })
+    });
+    let authorities = match next {
+        None => vec![old],
+        Some((false, next)) => vec![old, next],
+        Some((true, next)) => vec![next, old],
+    };
     let revoked = Revoked { ids: revoked, serials: Vec::new() };
-    let relay = RelayConfig { head: head(Audience::Relay), revoked: revoked.clone() };
-    let node = NodeConfig { head: head(Audience::Node), revoked, rules };
-    let device = DeviceConfig { head: head(Audience::Device), routes, default_route: tenant.default_route.clone() };
+    let relay = RelayConfig { head: head(Audience::Relay), authorities: authorities.clone(), revoked: revoked.clone() };
+    let node = NodeConfig { head: head(Audience::Node), authorities: authorities.clone(), revoked, rules };
+    let head = head(Audience::Device);
+    let device = DeviceConfig { head, authorities, routes, default_route: tenant.default_route.clone() };
     Ok(Configs {
         version: tenant.config,
         expires,

@@ -130,7 +130,11 @@ impl Place {
 /// The relay's state with its tenant, and the files for the load tool.
 pub(crate) fn prepare(folder: &Path, state: &Path, address: String) -> anyhow::Result<Described> {
     let tenant = Tenant::create(TENANT)?;
-    let signed = tenant.sign(Audience::Relay, |head| RelayConfig { head, revoked: Revoked::default() })?;
+    let signed = tenant.sign(Audience::Relay, |head| RelayConfig {
+        authorities: Vec::new(),
+        head,
+        revoked: Revoked::default(),
+    })?;
     let store = Store::open(state)?;
     store.add(tenant.id.clone())?;
     store.register_ca(&tenant.id, tenant.ca())?;

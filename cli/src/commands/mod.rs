@@ -1,6 +1,7 @@
 //! One file a noun of the command line.
 
 pub(crate) mod audit;
+pub(crate) mod ca;
 pub(crate) mod command;
 pub(crate) mod core;
 pub(crate) mod device;

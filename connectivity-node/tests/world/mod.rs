@@ -217,7 +217,7 @@ impl World {
             tenant: TENANT.parse().unwrap(),
             relays: vec![self.relay.to_string()],
             relay_ca_pin: Some(self.relay_pin),
-            tenant_ca_pin: *self.tenant.ca.key_id(),
+            tenant_ca_pin: self.tenant.ca.key_id(),
             id,
             secret: [7; 32],
         };

@@ -95,6 +95,7 @@ mod tests {
             via: via.parse().unwrap(),
         };
         DeviceConfig {
+            authorities: Vec::new(),
             head: Head {
                 tenant: "S12345678".parse().unwrap(),
                 audience: Audience::Device,

@@ -9,6 +9,9 @@
 //! | status | `GET /status` | | `{tenant, version, uptime_seconds, tls {provider, post_quantum}, config {version, issued}, relays [{name, up, since, error, ca_registered, config, lookup_entries, names, names_refused [{name, reason}], web [url]}], acknowledged [{holder, version}], not_yet [holder], connections}` |
 //! | tenant show | `GET /tenant` | | `{id, name, created, ca_pin, ca_pem, config, config_issued, relays, relay_name, relay_ca_pem, default_route}` |
 //! | tenant epoch | `POST /tenant/epoch` | | `{version}`: after a restore from a backup |
+//! | ca show | `GET /ca` | | `{pin, next}`; next is `null` or `{pin, begun, announced, certifies, unaware [holder], behind [{kind, id}]}` |
+//! | ca begin | `POST /ca/begin` | | as ca show |
+//! | ca switch, finish | `POST /ca/switch`, `/ca/finish` | `{anyway?}` | as ca show; 400 names who would be out |
 //! | user add | `POST /users` | `{email, name?}` | USER |
 //! | user list | `GET /users` | | list of USER `{id, email, display_name, active, created, activation}`; activation is `null` or `{state: open\|expired\|blocked, expires, wrong}` |
 //! | user find | `GET /found/users?begins=TEXT` | | list of USER whose address or name begins so, at most 1000 |
@@ -63,6 +66,7 @@
 //! | audit list | `GET /audit[?after=NUMBER]` | | list of `{number, time, actor, action, subject, outcome, detail, hash}` |
 //! | audit verify | `POST /audit/verify` | | `{records, hash}`; 503 when the chain is broken |
 
+mod authority;
 mod commands;
 mod groups;
 mod holders;
@@ -107,6 +111,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/status", get(show::status))
         .route("/tenant", get(show::tenant))
         .route("/tenant/epoch", post(show::raise_epoch))
+        .route("/ca", get(authority::show))
+        .route("/ca/begin", post(authority::begin))
+        .route("/ca/switch", post(authority::switch))
+        .route("/ca/finish", post(authority::finish))
         .route("/config", get(show::config))
         .route("/audit", get(show::audit))
         .route("/audit/verify", post(show::verify_audit))

@@ -79,6 +79,11 @@ impl<'a> Row<'a> {
         serde_json::from_str(&self.text(column)?).map_err(|e| self.corrupt(column, e))
     }
 
+    fn json_or_null<T: DeserializeOwned>(&self, column: &str) -> Result<Option<T>, StoreError> {
+        let text = self.text_or_null(column)?;
+        text.map(|text| serde_json::from_str(&text).map_err(|e| self.corrupt(column, e))).transpose()
+    }
+
     fn bytes(&self, column: &str) -> Result<Vec<u8>, StoreError> {
         STANDARD.decode(self.text(column)?).map_err(|e| self.corrupt(column, e))
     }
@@ -115,6 +120,7 @@ impl<'a> Row<'a> {
             config_issued: self.time("config_issued")?,
             ca_certificate: self.bytes("ca_certificate")?,
             ca_key: SealedKey(self.bytes("ca_key")?),
+            rollover: self.json_or_null("rollover")?,
             config_certificate: self.bytes("config_certificate")?,
             config_key: SealedKey(self.bytes("config_key")?),
             settings: self.json("settings")?,
@@ -196,6 +202,7 @@ impl<'a> Row<'a> {
             holder,
             role,
             fingerprint: self.text("fingerprint")?,
+            issuer: self.text("issuer")?,
             not_before: self.time("not_before")?,
             not_after: self.time("not_after")?,
         })

@@ -18,13 +18,14 @@ pub(super) fn put_tenant(tenant: &Tenant, expected: Option<u64>) -> Result<Query
     let sql = match expected {
         None => {
             "INSERT INTO tenant (id, name, created, revision, config_epoch, config_version, config_issued, ca_certificate, \
-             ca_key, config_certificate, config_key, settings, default_route, audit_number, audit_hash) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT (id) DO NOTHING"
+             ca_key, config_certificate, config_key, settings, default_route, audit_number, audit_hash, rollover) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT (id) DO NOTHING"
         }
         Some(_) => {
             "UPDATE tenant SET name = $2, created = $3, revision = $4, config_epoch = $5, config_version = $6, \
              config_issued = $7, ca_certificate = $8, ca_key = $9, config_certificate = $10, config_key = $11, \
-             settings = $12, default_route = $13, audit_number = $14, audit_hash = $15 WHERE id = $1 AND revision = $16"
+             settings = $12, default_route = $13, audit_number = $14, audit_hash = $15, \
+             rollover = $16 WHERE id = $1 AND revision = $17"
         }
     };
     let query = by_tenant(sql, &tenant.id)
@@ -41,7 +42,8 @@ pub(super) fn put_tenant(tenant: &Tenant, expected: Option<u64>) -> Result<Query
         .bind(json(&tenant.settings)?)
         .bind(tenant.default_route.to_string())
         .bind(int(tenant.audit.number))
-        .bind(base64(&tenant.audit.hash));
+        .bind(base64(&tenant.audit.hash))
+        .bind(tenant.rollover.as_ref().map(json).transpose()?);
     Ok(match expected {
         None => query,
         Some(revision) => query.bind(int(revision)),
@@ -109,11 +111,12 @@ fn put_password(password: &ActivationPassword) -> Query {
 
 fn put_device(device: &Device) -> Query {
     let sql = "INSERT INTO device (tenant, id, account, name, platform, state, created, revoked, last_seen, \
-               serial, fingerprint, not_before, not_after) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
+               serial, fingerprint, not_before, not_after, issuer) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
                ON CONFLICT (tenant, id) DO UPDATE SET account = excluded.account, name = excluded.name, \
                platform = excluded.platform, state = excluded.state, revoked = excluded.revoked, \
                last_seen = excluded.last_seen, serial = excluded.serial, fingerprint = excluded.fingerprint, \
-               not_before = excluded.not_before, not_after = excluded.not_after";
+               not_before = excluded.not_before, not_after = excluded.not_after, issuer = excluded.issuer";
     let query = by_id(sql, &device.tenant, device.id)
         .bind(device.user.to_string())
         .bind(device.name.clone())
@@ -127,11 +130,12 @@ fn put_device(device: &Device) -> Query {
 
 fn put_node(node: &Node) -> Result<Query, StoreError> {
     let sql = "INSERT INTO node (tenant, id, name, server_group, origins, state, created, revoked, last_seen, \
-               serial, fingerprint, not_before, not_after) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
+               serial, fingerprint, not_before, not_after, issuer) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
                ON CONFLICT (tenant, id) DO UPDATE SET name = excluded.name, server_group = excluded.server_group, \
                origins = excluded.origins, state = excluded.state, revoked = excluded.revoked, \
                last_seen = excluded.last_seen, serial = excluded.serial, fingerprint = excluded.fingerprint, \
-               not_before = excluded.not_before, not_after = excluded.not_after";
+               not_before = excluded.not_before, not_after = excluded.not_after, issuer = excluded.issuer";
     let query = by_id(sql, &node.tenant, node.id)
         .bind(node.name.clone())
         .bind(node.group.to_string())
@@ -149,6 +153,7 @@ fn bind_certificate(query: Query, certificate: &CertificateRecord) -> Query {
         .bind(certificate.fingerprint.clone())
         .bind(int(certificate.not_before.0))
         .bind(int(certificate.not_after.0))
+        .bind(certificate.issuer.clone())
 }
 
 fn put_token(token: &Token) -> Result<Query, StoreError> {
@@ -176,8 +181,8 @@ fn put_name(name: &ServerName) -> Query {
 }
 
 fn add_certificate(tenant: &TenantId, certificate: &CertificateRecord) -> Query {
-    let sql = "INSERT INTO certificate (tenant, holder, role, serial, fingerprint, not_before, not_after) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    let sql = "INSERT INTO certificate (tenant, holder, role, serial, fingerprint, not_before, not_after, issuer) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
     bind_certificate(by_id(sql, tenant, certificate.holder).bind(certificate.role.as_str()), certificate)
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use data_encoding::{BASE64, HEXLOWER};
 use hedgerow_runtime::clock;
 use hedgerow_shared::secret::Secret;
-use hedgerow_shared::verify::certificate::TenantCa;
+use hedgerow_shared::verify::TenantCa;
 use hedgerow_shared::verify::config::{SignedConfig, Version};
 use hedgerow_shared::wire::message::OpenActivation;
 use hedgerow_shared::{EntityId, Origin, TenantId, UnixTime};
@@ -33,6 +33,9 @@ pub(super) struct OnDisk {
     #[serde(default)]
     blocked: BTreeSet<EntityId>,
     ca: Option<String>,
+    /// While the CA is rolled over: the other one.
+    #[serde(default)]
+    more_cas: Vec<String>,
     config: Option<String>,
     seen: Option<Version>,
     open: Vec<(String, UnixTime)>,
@@ -49,7 +52,8 @@ impl From<&Tenant> for OnDisk {
             names: tenant.names.clone(),
             withheld: tenant.withheld.clone(),
             blocked: tenant.blocked.clone(),
-            ca: tenant.ca.as_ref().map(|ca| BASE64.encode(ca.der())),
+            ca: tenant.ca.as_ref().map(|ca| BASE64.encode(&ca.der())),
+            more_cas: tenant.ca.iter().flat_map(|ca| ca.ders()).skip(1).map(|der| BASE64.encode(&der)).collect(),
             config: tenant.signed.as_ref().and_then(|s| minicbor::to_vec(s).ok()).map(|b| BASE64.encode(&b)),
             seen: tenant.seen,
             open: tenant.open.iter().map(|o| (HEXLOWER.encode(&o.hash), UnixTime(o.until))).collect(),
@@ -67,7 +71,11 @@ pub(super) fn read_tenant(path: &Path) -> Result<Tenant, StoreError> {
     let srp_key = Secret::new(srp_key.ok_or_else(|| damaged("srp_key is not 64 hexadecimal digits".into()))?);
     let bytes = |text: &str| BASE64.decode(text.as_bytes()).map_err(|e| damaged(e.to_string()));
     let ca = match &disk.ca {
-        Some(text) => Some(TenantCa::from_der(&bytes(text)?).map_err(|e| damaged(e.to_string()))?),
+        Some(first) => {
+            let ders =
+                std::iter::once(first).chain(&disk.more_cas).map(|text| bytes(text)).collect::<Result<Vec<_>, _>>()?;
+            Some(TenantCa::from_ders(&ders).map_err(|e| damaged(e.to_string()))?)
+        }
         None => None,
     };
     let signed: Option<SignedConfig> = match &disk.config {

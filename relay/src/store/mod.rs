@@ -16,9 +16,9 @@ use std::sync::Arc;
 
 use hedgerow_runtime::clock;
 use hedgerow_shared::secret::Secret;
-use hedgerow_shared::verify::certificate::{CertificateError, TenantCa};
 use hedgerow_shared::verify::config::{ConfigError, RelayConfig, SignedConfig, Version};
 use hedgerow_shared::verify::policy::normal_name;
+use hedgerow_shared::verify::{CertificateError, TenantCa};
 use hedgerow_shared::wire::message::OpenActivation;
 use hedgerow_shared::wire::names::MAX_NAMES;
 use hedgerow_shared::{EntityId, Origin, TenantId, UnixTime};
@@ -370,13 +370,13 @@ impl Store {
             return Err(StoreError::ForeignCa(ca.tenant().clone()));
         }
         self.change(id, |memory, tenant| {
-            if memory.ca_keys.get(ca.key_id()).is_some_and(|owner| owner != id) {
-                return Err(StoreError::CaKeyTaken);
+            memory.free_for(&ca, id)?;
+            match &tenant.ca {
+                // The next one comes with a configuration that the one before vouches for.
+                Some(old) if old.key_ids().contains(&ca.key_id()) => {}
+                Some(_) => return Err(StoreError::CaFixed),
+                None => tenant.ca = Some(ca),
             }
-            if tenant.ca.as_ref().is_some_and(|old| old.key_id() != ca.key_id()) {
-                return Err(StoreError::CaFixed);
-            }
-            tenant.ca = Some(ca);
             Ok(())
         })
     }
@@ -387,9 +387,15 @@ impl Store {
     /// `NoCa`, `Config`, `UnknownTenant`, `Io`; the old one stays in force.
     pub fn put_config(&self, id: &TenantId, signed: SignedConfig, now: UnixTime) -> Result<RelayConfig, StoreError> {
         let mut accepted = None;
-        self.change(id, |_, tenant| {
+        self.change(id, |memory, tenant| {
             let ca = tenant.ca.as_ref().ok_or(StoreError::NoCa)?;
             let config: RelayConfig = signed.verify(ca, tenant.seen, now)?;
+            if let Some(believed) = ca.after(&config.authorities)? {
+                let next = TenantCa::from_ders(&believed)?;
+                memory.free_for(&next, id)?;
+                tracing::info!(tenant = %id, cas = believed.len(), ca = next.pin(), "the tenant's CA changes");
+                tenant.ca = Some(next);
+            }
             tenant.seen = Some(config.head.version);
             tenant.signed = Some(signed);
             tenant.config = Some(config.clone());
@@ -434,6 +440,12 @@ impl Store {
 }
 
 impl Memory {
+    /// A CA key registers for one tenant only.
+    fn free_for(&self, ca: &TenantCa, id: &TenantId) -> Result<(), StoreError> {
+        let taken = ca.key_ids().iter().any(|key| self.ca_keys.get(key).is_some_and(|owner| owner != id));
+        if taken { Err(StoreError::CaKeyTaken) } else { Ok(()) }
+    }
+
     fn index(&mut self, tenant: &Tenant) {
         for domain in &tenant.domains {
             self.domains.insert(domain.clone(), tenant.id.clone());
@@ -443,7 +455,7 @@ impl Memory {
             self.names.entry(name.clone()).or_insert_with(|| (tenant.id.clone(), *origin));
         }
         if let Some(ca) = &tenant.ca {
-            self.ca_keys.insert(*ca.key_id(), tenant.id.clone());
+            self.ca_keys.extend(ca.key_ids().into_iter().map(|key| (key, tenant.id.clone())));
         }
         let wanted: HashMap<[u8; 32], UnixTime> = tenant.open.iter().map(|o| (o.hash, UnixTime(o.until))).collect();
         // What stays keeps its place in the line; what is gone leaves it.

@@ -4,11 +4,9 @@
 //! `hedgerow://S12345678/node/<id>?group=berlin&origin=proxy&origin=directory`, and in the subject
 //! (`O` = tenant, `OU` = role, `CN` = id). Both must agree. The CA's subject has `O` = tenant.
 
-use std::time::Duration;
-
-use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime as PkiTime};
+use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::EndEntityCert;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::{EntityId, GroupName, Origin, Role, TenantId, UnixTime};
@@ -16,7 +14,7 @@ use crate::{EntityId, GroupName, Origin, Role, TenantId, UnixTime};
 /// Extended key usage of a tenant's configuration key: 1.3.6.1.4.1.32473.3101.1 as OID components.
 pub const CONFIG_KEY_EKU: &[u64] = &[1, 3, 6, 1, 4, 1, 32473, 3101, 1];
 /// The same, as the content octets of the DER encoding.
-const CONFIG_KEY_EKU_DER: &[u8] = &[0x2b, 0x06, 0x01, 0x04, 0x01, 0x81, 0xfd, 0x59, 0x98, 0x1d, 0x01];
+pub(super) const CONFIG_KEY_EKU_DER: &[u8] = &[0x2b, 0x06, 0x01, 0x04, 0x01, 0x81, 0xfd, 0x59, 0x98, 0x1d, 0x01];
 
 /// The largest certificate read from a peer, bytes of DER.
 pub const MAX_CERTIFICATE: usize = 8 * 1024;
@@ -158,143 +156,6 @@ impl VerifiedCertificate {
     }
 }
 
-/// A tenant's CA certificate, ready to verify with.
-#[derive(Clone, PartialEq, Eq)]
-pub struct TenantCa {
-    tenant: TenantId,
-    der: CertificateDer<'static>,
-    anchor: TrustAnchor<'static>,
-    key_id: [u8; 32],
-}
-
-impl std::fmt::Debug for TenantCa {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "TenantCa({}, {})", self.tenant, self.pin())
-    }
-}
-
-impl TenantCa {
-    /// Reads a CA certificate: self-signed, a CA, an ECDSA P-256 key, `O` = tenant id.
-    ///
-    /// # Errors
-    /// `Malformed` or `BadCa`.
-    pub fn from_der(der: &[u8]) -> Result<Self, CertificateError> {
-        if der.len() > MAX_CERTIFICATE {
-            return Err(CertificateError::Malformed("it is larger than 8 KiB"));
-        }
-        let der = CertificateDer::from(der.to_vec());
-        let parsed = parse(&der)?;
-        let is_ca = parsed.basic_constraints().ok().flatten().is_some_and(|b| b.value.ca);
-        if !is_ca || parsed.subject() != parsed.issuer() {
-            return Err(CertificateError::BadCa("it is not a self-signed CA certificate"));
-        }
-        let tenant = subject_text(&parsed, Field::Organisation)
-            .and_then(|o| o.parse().ok())
-            .ok_or(CertificateError::BadCa("its subject has no O = tenant id"))?;
-        let key_id = Sha256::digest(parsed.public_key().raw).into();
-        let anchor = webpki::anchor_from_trusted_cert(&der)
-            .map_err(|_| CertificateError::BadCa("it cannot be a trust anchor"))?
-            .to_owned();
-        Ok(Self { tenant, der, anchor, key_id })
-    }
-
-    /// The tenant it names.
-    #[must_use]
-    pub fn tenant(&self) -> &TenantId {
-        &self.tenant
-    }
-
-    /// The certificate.
-    #[must_use]
-    pub fn der(&self) -> &CertificateDer<'static> {
-        &self.der
-    }
-
-    /// SHA-256 of the public key info: what a relay registers once, and what a token pins.
-    #[must_use]
-    pub fn key_id(&self) -> &[u8; 32] {
-        &self.key_id
-    }
-
-    /// `key_id` in lower-case hexadecimal.
-    #[must_use]
-    pub fn pin(&self) -> String {
-        data_encoding::HEXLOWER.encode(&self.key_id)
-    }
-
-    /// Verifies a leaf: signature by this CA's key, validity at `now`, usage, form, tenant, role. Revocation is
-    /// the caller's next question (`Revoked::names`).
-    ///
-    /// # Errors
-    /// Which of these failed.
-    pub fn verify(
-        &self,
-        leaf: &CertificateDer<'_>,
-        role: Role,
-        usage: Usage,
-        now: UnixTime,
-    ) -> Result<VerifiedCertificate, CertificateError> {
-        let usage = match usage {
-            Usage::Server => KeyUsage::server_auth(),
-            Usage::Client => KeyUsage::client_auth(),
-        };
-        self.verify_chain(leaf, usage, now)?;
-        let verified = read_leaf(leaf)?;
-        if verified.identity.tenant != self.tenant {
-            return Err(CertificateError::WrongTenant);
-        }
-        if verified.identity.role != role {
-            return Err(CertificateError::WrongRole(verified.identity.role));
-        }
-        Ok(verified)
-    }
-
-    /// As `verify`, but an expired certificate passes: it is verified as of its last second. Only for asking for a new
-    /// one; whoever calls this compares `not_after` and decides what else such a holder may do.
-    ///
-    /// # Errors
-    /// As `verify`.
-    pub fn verify_lapsed(
-        &self,
-        leaf: &CertificateDer<'_>,
-        role: Role,
-        usage: Usage,
-        now: UnixTime,
-    ) -> Result<VerifiedCertificate, CertificateError> {
-        let not_after = read_leaf(leaf)?.not_after;
-        self.verify(leaf, role, usage, now.min(not_after))
-    }
-
-    /// Verifies that `message` was signed (ECDSA P-256, SHA-256, ASN.1) by a key that this CA certified as a
-    /// configuration key.
-    ///
-    /// # Errors
-    /// As `verify`; a wrong signature is `Malformed`.
-    pub fn verify_config_signature(
-        &self,
-        certificate: &CertificateDer<'_>,
-        message: &[u8],
-        signature: &[u8],
-        now: UnixTime,
-    ) -> Result<(), CertificateError> {
-        self.verify_chain(certificate, KeyUsage::required(CONFIG_KEY_EKU_DER), now)?;
-        verify_signature(certificate, message, signature)
-    }
-
-    fn verify_chain(&self, leaf: &CertificateDer<'_>, usage: KeyUsage, now: UnixTime) -> Result<(), CertificateError> {
-        if leaf.len() > MAX_CERTIFICATE {
-            return Err(CertificateError::Malformed("it is larger than 8 KiB"));
-        }
-        let end =
-            EndEntityCert::try_from(leaf).map_err(|_| CertificateError::Malformed("it is not an X.509 certificate"))?;
-        let time = PkiTime::since_unix_epoch(Duration::from_secs(now.0));
-        let anchors = std::slice::from_ref(&self.anchor);
-        end.verify_for_usage(&[webpki::aws_lc_rs::ECDSA_P256_SHA256], anchors, &[], time, usage, None, None)
-            .map(|_| ())
-            .map_err(|e| explain(e, leaf, now))
-    }
-}
-
 /// Checks an ECDSA P-256 SHA-256 signature (ASN.1) by the key in `leaf`. Says nothing about the certificate itself.
 ///
 /// # Errors
@@ -346,7 +207,7 @@ fn seconds(timestamp: i64) -> UnixTime {
     UnixTime(u64::try_from(timestamp).unwrap_or(0))
 }
 
-fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CertificateError> {
+pub(super) fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CertificateError> {
     let (rest, parsed) =
         X509Certificate::from_der(der).map_err(|_| CertificateError::Malformed("it is not an X.509 certificate"))?;
     if !rest.is_empty() {
@@ -355,14 +216,14 @@ fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Certifi
     Ok(parsed)
 }
 
-enum Field {
+pub(super) enum Field {
     Organisation,
     Unit,
     CommonName,
 }
 
 /// The one value of a subject field; `None` when it is missing or given twice.
-fn subject_text(parsed: &X509Certificate<'_>, field: Field) -> Option<String> {
+pub(super) fn subject_text(parsed: &X509Certificate<'_>, field: Field) -> Option<String> {
     let subject = parsed.subject();
     let values: Vec<_> = match field {
         Field::Organisation => subject.iter_organization().collect(),
@@ -375,7 +236,7 @@ fn subject_text(parsed: &X509Certificate<'_>, field: Field) -> Option<String> {
     }
 }
 
-fn explain(error: webpki::Error, leaf: &CertificateDer<'_>, now: UnixTime) -> CertificateError {
+pub(super) fn explain(error: webpki::Error, leaf: &CertificateDer<'_>, now: UnixTime) -> CertificateError {
     match error {
         webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. } => {
             let validity =

@@ -9,7 +9,8 @@ use rustls_pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::certificate::{CertificateError, TenantCa};
+use super::authority::{Announced, TenantCa};
+use super::certificate::CertificateError;
 use super::policy::{Route, Rule, Via};
 use crate::{EntityId, TenantId, UnixTime};
 
@@ -131,6 +132,9 @@ pub struct RelayConfig {
     /// Head.
     #[serde(flatten)]
     pub head: Head,
+    /// The tenant's CAs; empty = as before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub authorities: Vec<Announced>,
     /// Whom to cut off.
     #[serde(default)]
     pub revoked: Revoked,
@@ -142,6 +146,9 @@ pub struct NodeConfig {
     /// Head.
     #[serde(flatten)]
     pub head: Head,
+    /// The tenant's CAs; empty = as before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub authorities: Vec<Announced>,
     /// Whom to cut off.
     #[serde(default)]
     pub revoked: Revoked,
@@ -156,6 +163,9 @@ pub struct DeviceConfig {
     /// Head.
     #[serde(flatten)]
     pub head: Head,
+    /// The tenant's CAs; empty = as before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub authorities: Vec<Announced>,
     /// What goes where, first match decides.
     #[serde(default)]
     pub routes: Vec<Route>,
@@ -169,12 +179,17 @@ pub trait Document: Serialize + DeserializeOwned {
     const AUDIENCE: Audience;
     /// Its head.
     fn head(&self) -> &Head;
+    /// The tenant's CAs from now on, as far as they are believed (`TenantCa::after`).
+    fn authorities(&self) -> &[Announced];
 }
 
 impl Document for RelayConfig {
     const AUDIENCE: Audience = Audience::Relay;
     fn head(&self) -> &Head {
         &self.head
+    }
+    fn authorities(&self) -> &[Announced] {
+        &self.authorities
     }
 }
 
@@ -183,12 +198,18 @@ impl Document for NodeConfig {
     fn head(&self) -> &Head {
         &self.head
     }
+    fn authorities(&self) -> &[Announced] {
+        &self.authorities
+    }
 }
 
 impl Document for DeviceConfig {
     const AUDIENCE: Audience = Audience::Device;
     fn head(&self) -> &Head {
         &self.head
+    }
+    fn authorities(&self) -> &[Announced] {
+        &self.authorities
     }
 }
 

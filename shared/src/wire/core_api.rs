@@ -72,10 +72,10 @@ pub struct EnrolNode {
     /// `EnrolmentToken::id`.
     pub token: EntityId,
     /// `EnrolmentToken::secret`.
-    #[serde(with = "bytes")]
+    #[serde(with = "crate::encoding::base64")]
     pub secret: Vec<u8>,
     /// PKCS#10, DER, ECDSA P-256; only its key is taken.
-    #[serde(with = "bytes")]
+    #[serde(with = "crate::encoding::base64")]
     pub csr: Vec<u8>,
     /// What the node is to be called; the name given with the token when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -100,10 +100,10 @@ pub struct NodeEnrolled {
     /// Origins it may register.
     pub origins: Vec<Origin>,
     /// The node's certificate, DER.
-    #[serde(with = "bytes")]
+    #[serde(with = "crate::encoding::base64")]
     pub certificate: Vec<u8>,
     /// The tenant CA, DER; the node compares its key with the token's pin once more.
-    #[serde(with = "bytes")]
+    #[serde(with = "crate::encoding::base64")]
     pub ca: Vec<u8>,
     /// Relays, `host:port`, in order of preference.
     pub relays: Vec<String>,
@@ -132,7 +132,7 @@ pub struct Activated<S> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Renew {
     /// PKCS#10, DER, ECDSA P-256; only its key is taken.
-    #[serde(with = "bytes")]
+    #[serde(with = "crate::encoding::base64")]
     pub csr: Vec<u8>,
 }
 
@@ -140,7 +140,7 @@ pub struct Renew {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Renewed {
     /// The certificate, DER.
-    #[serde(with = "bytes")]
+    #[serde(with = "crate::encoding::base64")]
     pub certificate: Vec<u8>,
 }
 
@@ -200,23 +200,10 @@ pub fn relays_of(given: Option<&str>, addresses: &[String]) -> Vec<(String, Vec<
     relays
 }
 
-/// `#[serde(with = "bytes")]`: bytes as base64 text.
-mod bytes {
-    use super::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(&data_encoding::BASE64.encode(bytes))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error> {
-        let text = String::deserialize(d)?;
-        data_encoding::BASE64.decode(text.as_bytes()).map_err(|_| serde::de::Error::custom("it is not base64"))
-    }
-}
-
 /// `#[serde(with = "config")]`: the CBOR of a signed configuration as base64 text.
 mod config {
-    use super::{Deserializer, Serializer, SignedConfig, bytes};
+    use super::{Deserializer, Serializer, SignedConfig};
+    use crate::encoding::base64 as bytes;
 
     pub(super) fn serialize<S: Serializer>(config: &SignedConfig, s: S) -> Result<S::Ok, S::Error> {
         bytes::serialize(&minicbor::to_vec(config).map_err(serde::ser::Error::custom)?, s)

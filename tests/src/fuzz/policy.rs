@@ -178,7 +178,7 @@ fn routed(rules: &[Rule], target: &Target) {
     let version = Version::default();
     let tenant = fixture().tenant.clone();
     let head = Head { tenant, audience: Audience::Device, version, issued: NOW, expires: NOW.plus(1) };
-    let config = DeviceConfig { head, routes, default_route: Via::Direct };
+    let config = DeviceConfig { authorities: Vec::new(), head, routes, default_route: Via::Direct };
     let routed = route(&config, target);
     match routed.route {
         Some(index) => {

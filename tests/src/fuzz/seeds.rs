@@ -329,7 +329,7 @@ fn first_bytes(all: &mut Collected) {
         tenant: fixture().tenant.clone(),
         relays: vec!["relay.example:3101".into(), "[2001:db8::1]:443".into()],
         relay_ca_pin: Some([1; 32]),
-        tenant_ca_pin: *fixture().ca.key_id(),
+        tenant_ca_pin: fixture().ca.key_id(),
         id: id(3),
         secret: [4; 32],
     };
@@ -434,13 +434,15 @@ fn documents() -> (RelayConfig, NodeConfig, DeviceConfig) {
     };
     let group = Via::Group("berlin".parse().expect("a group"));
     (
-        RelayConfig { head: head(Audience::Relay), revoked: revoked.clone() },
+        RelayConfig { authorities: Vec::new(), head: head(Audience::Relay), revoked: revoked.clone() },
         NodeConfig {
+            authorities: Vec::new(),
             head: head(Audience::Node),
             revoked,
             rules: vec![rule(Action::Allow, "*.corp.example", "80,443"), rule(Action::Deny, "10.0.0.0/8", "*")],
         },
         DeviceConfig {
+            authorities: Vec::new(),
             head: head(Audience::Device),
             routes: vec![route("*.corp.example", group), route("2001:db8::/32", Via::Direct)],
             default_route: Via::Deny,

@@ -137,7 +137,7 @@ impl Scene {
         };
         state.store_key(&holder.key.to_pkcs8()).expect("a key file");
         state.store_config(config, version_of(config)).expect("a configuration file");
-        state.store_enrolment(&record, self.tenant.ca.der(), &holder.leaf).expect("files");
+        state.store_enrolment(&record, &self.tenant.ca.der(), &holder.leaf).expect("files");
         self.secrets.push(holder.needle());
         self.run_node(name);
         self.wait_for_link(name, holder.identity.id);
@@ -174,7 +174,7 @@ impl Scene {
         let pem = |label: &str, der: &[u8]| pem::encode(&pem::Pem::new(label, der)).into_bytes();
         let files = [
             (device_files::KEY, pem("PRIVATE KEY", &holder.key.to_pkcs8())),
-            (device_files::TENANT_CA, pem("CERTIFICATE", self.tenant.ca.der())),
+            (device_files::TENANT_CA, pem("CERTIFICATE", &self.tenant.ca.der())),
             (device_files::RELAY, serde_json::to_vec(&relay).expect("JSON")),
             (device_files::CONFIG, minicbor::to_vec(config).expect("CBOR")),
             (device_files::CERTIFICATE, pem("CERTIFICATE", &holder.leaf)),

@@ -115,6 +115,7 @@ impl Tenant {
     pub fn node_config(&self, version: u64, lifetime: u64, port: u16, revoked: &[EntityId]) -> SignedConfig {
         let rule = json!({ "action": "allow", "target": "127.0.0.1", "ports": port.to_string() });
         let document = NodeConfig {
+            authorities: Vec::new(),
             head: self.head(Audience::Node, version, lifetime),
             revoked: Revoked { ids: revoked.to_vec(), serials: Vec::new() },
             rules: vec![serde_json::from_value(rule).expect("a rule")],
@@ -125,7 +126,11 @@ impl Tenant {
     /// A relays' document that revokes nobody, good for `lifetime` seconds.
     #[must_use]
     pub fn relay_config(&self, version: u64, lifetime: u64) -> SignedConfig {
-        let document = RelayConfig { head: self.head(Audience::Relay, version, lifetime), revoked: Revoked::default() };
+        let document = RelayConfig {
+            authorities: Vec::new(),
+            head: self.head(Audience::Relay, version, lifetime),
+            revoked: Revoked::default(),
+        };
         self.config_key.sign(&document).expect("a signature")
     }
 
@@ -134,6 +139,7 @@ impl Tenant {
     pub fn device_config(&self, version: u64, lifetime: u64, group: &str) -> SignedConfig {
         let route = json!({ "target": "127.0.0.1", "via": format!("group:{group}") });
         let document = DeviceConfig {
+            authorities: Vec::new(),
             head: self.head(Audience::Device, version, lifetime),
             routes: vec![serde_json::from_value(route).expect("a route")],
             default_route: Via::Deny,

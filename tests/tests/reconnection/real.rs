@@ -57,7 +57,7 @@ impl Relay {
         let state = folder.path().join("state");
         let store = Store::open(&state).unwrap();
         store.add_with_key(tenant.id.clone(), Secret::new(vec![1; 32])).unwrap();
-        store.register_ca(&tenant.id, tenant.ca.der()).unwrap();
+        store.register_ca(&tenant.id, &tenant.ca.der()).unwrap();
         store.put_config(&tenant.id, tenant.relay_config(1, 86_400), clock::now()).unwrap();
         drop(store);
         let text = format!(

@@ -118,7 +118,7 @@ fn make() -> Fixture {
     };
 
     let core_key = Secret::new(vec![9; 32]);
-    let first = SignedRelayConfig { head: head(Audience::Relay), revoked: Revoked::default() };
+    let first = SignedRelayConfig { authorities: Vec::new(), head: head(Audience::Relay), revoked: Revoked::default() };
     let signed = config_key.sign(&first).unwrap();
     let mut cas = String::new();
     let relays: Vec<RelayKit> = (0..RELAYS)
@@ -137,8 +137,9 @@ fn make() -> Fixture {
 
     let rule = json!({ "action": "allow", "target": "127.0.0.1", "ports": PORT.to_string() });
     let rules = vec![serde_json::from_value(rule).unwrap()];
-    let node_config =
-        config_key.sign(&NodeConfig { head: head(Audience::Node), revoked: Revoked::default(), rules }).unwrap();
+    let node_config = config_key
+        .sign(&NodeConfig { authorities: Vec::new(), head: head(Audience::Node), revoked: Revoked::default(), rules })
+        .unwrap();
     let nodes = (0..NODES)
         .map(|n| {
             let (own, identity) = issue(Role::Node, u8::try_from(n).unwrap());
@@ -165,7 +166,8 @@ fn make() -> Fixture {
 
     let route = json!({ "target": "127.0.0.1", "via": "group:default" });
     let routes = vec![serde_json::from_value(route).unwrap()];
-    let device_config = DeviceConfig { head: head(Audience::Device), routes, default_route: Via::Deny };
+    let device_config =
+        DeviceConfig { authorities: Vec::new(), head: head(Audience::Device), routes, default_route: Via::Deny };
     let device_config = config_key.sign(&device_config).unwrap();
     let devices = (0..DEVICES)
         .map(|n| {
@@ -197,7 +199,7 @@ impl Fixture {
             expires: now.plus(LIFETIME),
         };
         let revoked = Revoked { ids: revoked.to_vec(), serials: Vec::new() };
-        self.config_key.sign(&SignedRelayConfig { head, revoked }).unwrap()
+        self.config_key.sign(&SignedRelayConfig { authorities: Vec::new(), head, revoked }).unwrap()
     }
 }
 

@@ -12,7 +12,7 @@ pub use device::{Device, DeviceState};
 pub use email::{Email, EmailError};
 pub use name::ServerName;
 pub use node::{Node, NodeState, Token, TokenState};
-pub use tenant::{SealedKey, Tenant, TenantSettings};
+pub use tenant::{Rollover, SealedKey, Tenant, TenantSettings};
 pub use user::User;
 
 /// Longest display name, node name or platform text that is kept, characters.

@@ -10,6 +10,27 @@ use crate::audit;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealedKey(pub Vec<u8>);
 
+/// The CA that is to follow the one in force. Until the end the core and the configuration key stand under the old one,
+/// which everybody believes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollover {
+    /// Its certificate, DER.
+    #[serde(with = "crate::encoding::base64")]
+    pub certificate: Vec<u8>,
+    /// Its key, sealed under the key-encryption key.
+    #[serde(with = "crate::encoding::base64")]
+    pub key: Vec<u8>,
+    /// The word of the CA in force for it.
+    #[serde(with = "crate::encoding::base64")]
+    pub endorsement: Vec<u8>,
+    /// When it was made.
+    pub begun: UnixTime,
+    /// The first configuration that announces it.
+    pub announced: Version,
+    /// Whether it certifies devices and nodes already.
+    pub certifies: bool,
+}
+
 /// What an administrator sets for a tenant as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -41,6 +62,8 @@ pub struct Tenant {
     pub ca_certificate: Vec<u8>,
     /// CA key.
     pub ca_key: SealedKey,
+    /// The CA that is to follow, while it is rolled over.
+    pub rollover: Option<Rollover>,
     /// Configuration key's certificate, DER.
     pub config_certificate: Vec<u8>,
     /// Configuration key.

@@ -1,8 +1,9 @@
 //! Issuing.
 
+use hedgerow_shared::verify::authority::endorsement_message;
 use hedgerow_shared::verify::certificate::{CONFIG_KEY_EKU, read_leaf};
 use hedgerow_shared::verify::config::Document;
-use hedgerow_shared::verify::{Identity, SignedConfig};
+use hedgerow_shared::verify::{Identity, SignedConfig, TenantCa};
 use hedgerow_shared::{Role, TenantId, UnixTime};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -62,6 +63,20 @@ impl Authority {
     #[must_use]
     pub fn certificate(&self) -> &[u8] {
         &self.certificate
+    }
+
+    /// `TenantCa::pin` of this CA.
+    ///
+    /// # Errors
+    /// `Encoding` when the certificate cannot be a CA's.
+    pub fn pin(&self) -> Result<String, CaError> {
+        TenantCa::from_der(&self.certificate).map(|ca| ca.pin()).map_err(|e| CaError::Encoding(e.to_string()))
+    }
+
+    /// This CA's word for the one that follows it, as signed configuration carries it.
+    #[must_use]
+    pub fn endorse(&self, next: &[u8]) -> Vec<u8> {
+        self.key.sign_message(&endorsement_message(next))
     }
 
     /// The CA key.
@@ -137,6 +152,7 @@ impl Authority {
             holder: identity.id,
             role: identity.role,
             fingerprint: read.fingerprint,
+            issuer: self.pin()?,
             not_before: UnixTime(now.0.saturating_sub(BACKDATE_SECONDS)),
             not_after: read.not_after,
         };

@@ -39,6 +39,9 @@ pub struct CertificateRecord {
     pub role: Role,
     /// SHA-256 of the DER, lower-case hexadecimal.
     pub fingerprint: String,
+    /// `TenantCa::pin` of the CA it stands under; empty for certificates of before that was noted.
+    #[serde(default)]
+    pub issuer: String,
     /// Start of validity.
     pub not_before: UnixTime,
     /// End of validity.

@@ -151,7 +151,7 @@ fn head(audience: Audience, version: u64) -> Head {
 }
 
 fn relay(version: u64) -> RelayConfig {
-    RelayConfig { head: head(Audience::Relay, version), revoked: Revoked::default() }
+    RelayConfig { authorities: Vec::new(), head: head(Audience::Relay, version), revoked: Revoked::default() }
 }
 
 #[test]
@@ -168,7 +168,12 @@ fn signed_configuration_verifies_and_only_under_its_tenant() {
     let other = TenantCa::from_der(other.certificate()).unwrap();
     assert!(matches!(signed.verify::<RelayConfig>(&other, None, NOW), Err(ConfigError::Signature(_))));
 
-    let device = DeviceConfig { head: head(Audience::Device, 3), routes: vec![], default_route: Via::Deny };
+    let device = DeviceConfig {
+        authorities: Vec::new(),
+        head: head(Audience::Device, 3),
+        routes: vec![],
+        default_route: Via::Deny,
+    };
     let device = key.sign(&device).unwrap();
     device.verify::<DeviceConfig>(&ca, None, NOW).unwrap();
     assert!(matches!(signed.verify::<NodeConfig>(&ca, None, NOW), Err(ConfigError::NotForUs(_))));

@@ -168,7 +168,7 @@ impl<S: Store> Core<S> {
             }
             // The identity is made from the records, not copied from the old certificate.
             let identity = holder.identity();
-            let issued = self.authority(&row)?.issue(&csr, &identity, call.now, call.random)?;
+            let issued = self.renewing_authority(&row)?.issue(&csr, &identity, call.now, call.random)?;
             let lapsed = if has_lapsed { ", after it had expired" } else { "" };
             let plan = Plan::default()
                 .record(

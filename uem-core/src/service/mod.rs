@@ -12,6 +12,7 @@ mod names;
 mod nodes;
 mod policy;
 mod profiles;
+mod rollover;
 mod tenants;
 mod users;
 
@@ -32,6 +33,7 @@ pub use commands::NewCommand;
 pub use devices::Holder;
 pub use nodes::{EnrolError, NewToken, NodeEnrolReply, NodeEnrolRequest, TokenRefusal};
 pub use profiles::{NewProfile, ProfileChange};
+pub use rollover::RolloverStatus;
 pub use tenants::{CoreIdentity, NewTenant};
 pub use users::{NewUser, OpenAddress};
 
@@ -214,6 +216,13 @@ impl<S: Store> Core<S> {
     fn authority(&self, tenant: &Tenant) -> Result<Authority, CoreError> {
         let key = self.open_key(tenant, &tenant.ca_key.0, "ca key", "the CA key")?;
         Ok(Authority::from_parts(tenant.id.clone(), tenant.ca_certificate.clone(), key))
+    }
+
+    /// Who certifies holders that ask for their next certificate: the CA that is to follow, once it does.
+    fn renewing_authority(&self, tenant: &Tenant) -> Result<Authority, CoreError> {
+        let Some(next) = tenant.rollover.as_ref().filter(|next| next.certifies) else { return self.authority(tenant) };
+        let key = self.open_key(tenant, &next.key, rollover::NEXT_KEY, "the next CA key")?;
+        Ok(Authority::from_parts(tenant.id.clone(), next.certificate.clone(), key))
     }
 
     fn config_key(&self, tenant: &Tenant) -> Result<ConfigKey, CoreError> {

@@ -174,7 +174,7 @@ impl<S: Store> Core<S> {
                 tenant: tenant.clone(),
                 relays: row.settings.relays.clone(),
                 relay_ca_pin: row.settings.relay_ca_pem.as_deref().map(key_pin).transpose()?,
-                tenant_ca_pin: *ca.key_id(),
+                tenant_ca_pin: ca.key_id(),
                 id: record.id,
                 secret,
             };

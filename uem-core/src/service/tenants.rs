@@ -56,6 +56,7 @@ impl<S: Store> Core<S> {
             config_issued: call.now,
             ca_certificate: authority.certificate().to_vec(),
             ca_key: self.seal_key(&new.id, "ca key", authority.key(), call.random),
+            rollover: None,
             config_certificate,
             config_key: self.seal_key(&new.id, "config key", &config_key, call.random),
             settings: new.settings,
@@ -86,13 +87,15 @@ impl<S: Store> Core<S> {
         self.load(tenant).await
     }
 
-    /// The tenant's CA, to verify with.
+    /// The tenant's CAs, to verify with; the first is the one in force.
     ///
     /// # Errors
     /// `NotFound`, `Damaged`, `Store`.
     pub async fn tenant_ca(&self, tenant: &TenantId) -> Result<TenantCa, CoreError> {
         let tenant = self.load(tenant).await?;
-        TenantCa::from_der(&tenant.ca_certificate).map_err(|_| CoreError::Damaged("the CA certificate"))
+        let next = tenant.rollover.iter().map(|r| &r.certificate);
+        let all: Vec<_> = std::iter::once(&tenant.ca_certificate).chain(next).collect();
+        TenantCa::from_ders(&all).map_err(|_| CoreError::Damaged("the CA certificate"))
     }
 
     /// Replaces the settings.

@@ -1,18 +1,19 @@
 //! Nodes enrol; devices and nodes are revoked and renewed.
 
 use super::world::*;
+use hedgerow_shared::verify::{DeviceConfig, TenantCa};
 use hedgerow_shared::{EntityId, Origin, Role};
 use hedgerow_uem_core::account::{DeviceState, NodeState};
 use hedgerow_uem_core::activation::PasswordChoice;
 use hedgerow_uem_core::ca::Key;
-use hedgerow_uem_core::service::{Holder, NewToken, NodeEnrolRequest, TokenRefusal};
+use hedgerow_uem_core::service::{EnrolError, Holder, NewToken, NodeEnrolRequest, TokenRefusal};
 use hedgerow_uem_core::store::{Page, Store};
 use hedgerow_uem_core::{Actor, Call, CoreError};
 
 pub(crate) async fn p20_enrolment_tokens_make_one_node_each<S: Store>(store: S) {
     let mut w = World::new(store).await;
     let token = w.token(3600).await;
-    assert_eq!(token.tenant_ca_pin, *w.ca().await.key_id());
+    assert_eq!(token.tenant_ca_pin, w.ca().await.key_id());
     assert_eq!(token.relays, settings().relays);
     let (reply, node) = w.enrol(&token).await.unwrap();
     let verified = w.verified(&reply.certificate, Role::Node).await;
@@ -219,4 +220,68 @@ pub(crate) async fn a10_who_is_made_again_under_the_same_name_leaves_the_old_cer
             assert!(revoked.names(&old.identity.id, &old.serial) && !revoked.names(&new.identity.id, &new.serial));
         }
     }
+}
+
+/// The next CA is believed because the one in force vouches for it; nothing moves before it may, and nobody is left behind
+/// unsaid.
+pub(crate) async fn p20_the_ca_is_replaced_step_by_step<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let anna = w.user("anna@example.com").await;
+    w.password(&anna, "open sesame").await;
+    let (reply, device) = w.activate("anna@example.com", "open sesame").await.unwrap();
+    let own = w.verified(&reply.certificate, Role::Device).await;
+    let token = w.token(30 * 24 * 3600).await;
+    let relays = ["relay.example".to_owned()];
+    // A holder of before: it has the one CA, and goes by what is announced.
+    let holder = TenantCa::from_der(&w.ca().await.der()).unwrap();
+    let hears = |w: &World<S>, holder: &TenantCa, configs: &hedgerow_uem_core::config::Configs| {
+        let config: DeviceConfig = configs.device.verify(holder, None, w.now).unwrap();
+        if let Some(believed) = holder.after(&config.authorities).unwrap() {
+            holder.replace(&believed).unwrap();
+        }
+    };
+    assert!(matches!(w.core.switch_rollover(call!(w), &w.tenant, &relays, true).await, Err(CoreError::Invalid { .. })));
+    w.core.begin_rollover(call!(w), &w.tenant).await.unwrap();
+    assert!(matches!(w.core.begin_rollover(call!(w), &w.tenant).await, Err(CoreError::Exists { .. })));
+    let csr = Key::generate(&mut w.random).unwrap().certificate_request().unwrap();
+    let early = w.core.renew(call!(w), &own, &csr).await.unwrap();
+    assert!(holder.is_by_first(&early.as_slice().into()), "nobody knows the next CA yet");
+    let Err(CoreError::Invalid { why, .. }) = w.core.switch_rollover(call!(w), &w.tenant, &relays, false).await else {
+        panic!("the relay does not know it")
+    };
+    assert!(why.contains("relay:relay.example"), "{why}");
+    let version = w.core.config_version(&w.tenant).await.unwrap();
+    w.core.acknowledge(&w.tenant, "relay:relay.example", version, w.now).await.unwrap();
+    w.core.switch_rollover(call!(w), &w.tenant, &relays, false).await.unwrap();
+
+    // It was away meanwhile, and still verifies what the core says.
+    let configs = w.core.configs(&w.tenant).await.unwrap();
+    hears(&w, &holder, &configs);
+    assert_eq!(holder.ders().len(), 2);
+    assert!(!holder.is_by_first(&reply.certificate.as_slice().into()), "it is to ask for another certificate");
+    let status = w.core.rollover(&w.tenant, &relays).await.unwrap().unwrap();
+    assert_eq!(status.behind, [("device", device.id)]);
+    assert!(matches!(w.core.finish_rollover(call!(w), &w.tenant, false).await, Err(CoreError::Invalid { .. })));
+    let moved = w.core.renew(call!(w), &own, &csr).await.unwrap();
+    assert!(holder.is_by_first(&moved.as_slice().into()));
+    let moved = w.verified(&moved, Role::Device).await;
+    w.core.confirm_renewal(call!(w), &moved).await.unwrap();
+    assert_eq!(w.core.rollover(&w.tenant, &relays).await.unwrap().unwrap().behind, []);
+
+    let row = w.core.finish_rollover(call!(w), &w.tenant, false).await.unwrap();
+    assert_eq!(holder.der().as_ref(), row.ca_certificate);
+    hears(&w, &holder, &w.core.configs(&w.tenant).await.unwrap());
+    assert_eq!(holder.ders().len(), 1, "the old one is not believed any more");
+    assert_eq!(w.core.rollover(&w.tenant, &relays).await.unwrap(), None);
+    let refused = w.enrol(&token).await.unwrap_err();
+    assert!(matches!(refused, EnrolError::Refused(TokenRefusal::Revoked)), "its pin is the old CA's: {refused:?}");
+    // Whoever heard nothing of it believes nothing new.
+    let late = TenantCa::from_der(&own_ca(&configs)).unwrap();
+    assert!(w.core.configs(&w.tenant).await.unwrap().device.verify::<DeviceConfig>(&late, None, w.now).is_err());
+}
+
+/// The CA that was in force while these documents were.
+fn own_ca(configs: &hedgerow_uem_core::config::Configs) -> Vec<u8> {
+    let config: DeviceConfig = serde_json::from_slice(&configs.device.payload).unwrap();
+    config.authorities[1].certificate.clone()
 }

@@ -164,8 +164,12 @@ fn enrol(place: &Described, folder: &Path) -> anyhow::Result<()> {
     let state = State::create(folder)?;
     state.store_key(holder.key.secret().expose())?;
     let rule = Rule { action: Action::Allow, target: "10.71.3.0/24".parse()?, ports: Default::default(), group: None };
-    let signed =
-        tenant.sign(Audience::Node, |head| NodeConfig { head, revoked: Revoked::default(), rules: vec![rule] })?;
+    let signed = tenant.sign(Audience::Node, |head| NodeConfig {
+        authorities: Vec::new(),
+        head,
+        revoked: Revoked::default(),
+        rules: vec![rule],
+    })?;
     let version = hedgerow_shared::verify::Version { epoch: 0, version: 1 };
     state.store_config(&signed, version)?;
     let record = Record {

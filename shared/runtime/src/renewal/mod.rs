@@ -1,7 +1,7 @@
 //! Certificates for life: a node or device asks its core for the next certificate long before the old one ends.
 //!
 //! ```text
-//!   two thirds of its life are over, or it has expired
+//!   two thirds of its life are over, it has expired, or the tenant's CA has been replaced
 //!     ─► new key, on disk ─► RENEW with the old certificate ─► new certificate, checked, on disk
 //!     ─► CONFIRM with the new certificate ─► the core has seen it work ─► the new one replaces the old
 //! ```
@@ -92,7 +92,9 @@ impl Renewal {
         let own = self.own.get();
         let held = held(&own)?;
         own.chain.first().inspect(|leaf| tls::show_expiry("own", leaf));
-        Ok(clock::now() >= held.renew_at() || self.files.has_next())
+        // Under the CA that is being replaced, or too old.
+        let moves = !own.chain.first().is_some_and(|leaf| self.ca.is_by_first(leaf));
+        Ok(moves || clock::now() >= held.renew_at() || self.files.has_next())
     }
 
     /// All steps, from wherever the last try stopped. Cancel safe: what was reached is on disk.
@@ -122,7 +124,7 @@ impl Renewal {
                 (leaf, verified)
             }
         };
-        let new = Own { chain: vec![leaf, self.ca.der().clone()], key };
+        let new = Own { chain: vec![leaf, self.ca.der()], key };
         let mut core = self.core(link.as_ref(), &identity, &new).await?;
         let () = core.ask::<()>(core_api::CERTIFICATE_CONFIRM, &()).await?.unwrap_or(());
         self.files.commit().map_err(disk)?;

@@ -219,7 +219,7 @@ impl ServerCertVerifier for TenantPin {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let ca = intermediates.iter().filter_map(|c| TenantCa::from_der(c).ok()).find(|ca| *ca.key_id() == self.pin);
+        let ca = intermediates.iter().filter_map(|c| TenantCa::from_der(c).ok()).find(|ca| ca.key_id() == self.pin);
         let ca = ca.ok_or_else(|| refuse(CertificateError::BadCa("it is not the tenant's CA that the token pins")))?;
         ca.verify(end_entity, Role::Core, Usage::Server, seconds(now)).map_err(refuse)?;
         Ok(ServerCertVerified::assertion())
