@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Route(commands::route::RouteArgs),
     /// Server names that relays pass through to this organisation
     Name(commands::name::NameArgs),
+    /// Licences: issued by an operator, installed at a core
+    Licence(commands::licence::LicenceArgs),
     /// The record of who changed what
     Audit(commands::audit::AuditArgs),
     /// Ask a role on this machine whether it is ready (for containers and scripts)

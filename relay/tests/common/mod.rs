@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedgerow_relay::config::{Drain, LaneConfig, Limits, Listen, RelayConfig, Tls};
+use hedgerow_relay::config::{Drain, LaneConfig, Licences, Limits, Listen, RelayConfig, Tls};
 use hedgerow_relay::fair::Bandwidth;
 use hedgerow_relay::{Running, identity};
 use hedgerow_runtime::boot::Context;
@@ -29,7 +29,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-pub(crate) use testing::TestCa;
+pub(crate) use testing::{Licensor, TestCa};
 
 pub const NAME: &str = "relay.example";
 pub const TENANT: &str = "S12345678";
@@ -69,6 +69,7 @@ impl World {
             admin: Admin { listen: loopback },
             limits: Limits::default(),
             bandwidth: Bandwidth::default(),
+            licences: Licences::default(),
             timers: TimerScale { scale: 0.1 },
             drain: Drain::default(),
         };
