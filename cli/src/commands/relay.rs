@@ -27,7 +27,7 @@ pub(crate) struct RelayArgs {
 
 #[derive(Debug, Subcommand)]
 enum RelayCommand {
-    /// Run the relay until TERM; a second TERM stops at once; HUP reads its certificate again
+    /// Run the relay until TERM; a second TERM stops at once; HUP reads its certificate, bandwidth and licence keys again
     Run(RelayConfigArgs),
     /// Look at the configuration without running anything
     Config {
