@@ -340,6 +340,7 @@ impl SignedLicence {
 pub struct LicenceKey {
     /// SubjectPublicKeyInfo, DER, of the one form that P-256 keys have.
     info: Vec<u8>,
+    id: [u8; 32],
 }
 
 impl fmt::Debug for LicenceKey {
@@ -363,7 +364,9 @@ impl LicenceKey {
     /// `BadKey`.
     pub fn from_der(info: &[u8]) -> Result<Self, LicenceError> {
         match info.strip_prefix(P256_INFO) {
-            Some(point) if point.len() == POINT && point.first() == Some(&4) => Ok(Self { info: info.to_vec() }),
+            Some(point) if point.len() == POINT && point.first() == Some(&4) => {
+                Ok(Self { info: info.to_vec(), id: Sha256::digest(info).into() })
+            }
             _ => Err(LicenceError::BadKey("expected an ECDSA P-256 key with its point uncompressed")),
         }
     }
@@ -388,7 +391,7 @@ impl LicenceKey {
     /// SHA-256 of the public key info.
     #[must_use]
     pub fn id(&self) -> [u8; 32] {
-        Sha256::digest(&self.info).into()
+        self.id
     }
 
     fn made(&self, message: &[u8], signature: &[u8]) -> bool {
