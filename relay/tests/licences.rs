@@ -5,7 +5,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{LONG, Licensor, TENANT, World, entity, service};
+use common::testing::Licensor;
+use common::{LONG, TENANT, World, entity, service};
 use hedgerow_runtime::link::{Link, LinkError};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::verify::licence::{Licence, Standing};

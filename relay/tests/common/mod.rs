@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 #[path = "../../src/testing.rs"]
-mod testing;
+pub(crate) mod testing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-pub(crate) use testing::{Licensor, TestCa};
+pub(crate) use testing::TestCa;
 
 pub const NAME: &str = "relay.example";
 pub const TENANT: &str = "S12345678";
