@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Name(commands::name::NameArgs),
     /// The CA of this organisation's devices and nodes, and its replacement
     Ca(commands::ca::CaArgs),
+    /// Licences: issued by an operator, installed at a core
+    Licence(commands::licence::LicenceArgs),
     /// The record of who changed what
     Audit(commands::audit::AuditArgs),
     /// Ask a role on this machine whether it is ready (for containers and scripts)

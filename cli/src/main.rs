@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Command::Route(args) => commands::route::run(args),
         Command::Name(args) => commands::name::run(args),
         Command::Ca(args) => commands::ca::run(args),
+        Command::Licence(args) => commands::licence::run(args),
         Command::Audit(args) => commands::audit::run(args),
         // About this binary and any role.
         Command::Health(args) => commands::health::run(args),

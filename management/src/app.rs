@@ -12,7 +12,7 @@ use hedgerow_shared::fault::Fault;
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::verify::{TenantCa, Version};
 use hedgerow_shared::wire::core_api::ALPN_HTTP;
-use hedgerow_shared::wire::message::ServiceReply;
+use hedgerow_shared::wire::message::{LicenceVerdict, ServiceReply};
 use hedgerow_shared::wire::names::{RefusedName, RegisteredName};
 use hedgerow_shared::{EntityId, Role, TenantId, UnixTime};
 use hedgerow_uem_core::account::{Email, NodeState, TenantSettings};
@@ -130,6 +130,40 @@ pub(crate) struct Standing {
     pub(crate) refused: Vec<RefusedName>,
     /// Where web-services clients find it as an HTTP proxy.
     pub(crate) web: Vec<String>,
+    /// What it makes of the licence that it was shown last on this link.
+    pub(crate) licence: LicenceAt,
+}
+
+/// Where a licence stands at one relay.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum LicenceAt {
+    /// None was shown on this link.
+    #[default]
+    NotShown,
+    /// It was shown, and nothing was answered yet; a relay that knows nothing of licences never answers.
+    Shown {
+        /// Of the presentation.
+        request: u32,
+        /// Which licence: the id.
+        id: String,
+    },
+    /// The relay has answered.
+    Judged {
+        /// Which licence: the id.
+        id: String,
+        /// What it said.
+        verdict: LicenceVerdict,
+    },
+}
+
+impl LicenceAt {
+    /// The relay's answer about a licence.
+    pub(crate) fn verdict_on(&self, wanted: &str) -> Option<&LicenceVerdict> {
+        match self {
+            Self::Judged { id, verdict } if id == wanted => Some(verdict),
+            Self::Judged { .. } | Self::Shown { .. } | Self::NotShown => None,
+        }
+    }
 }
 
 /// Where one server name stands at one relay.
@@ -302,6 +336,36 @@ impl App {
         standing.web = reply.web;
         drop(standing);
         self.acknowledgements.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Notes what a relay says of a licence that it was shown.
+    pub(crate) fn licence_judged(&self, relay: &RelayState, verdict: LicenceVerdict) {
+        let mut standing = relay.standing.lock();
+        match &standing.licence {
+            LicenceAt::Shown { request, id } if *request == verdict.request => {
+                standing.licence = LicenceAt::Judged { id: id.clone(), verdict };
+            }
+            // Of one that was shown before; the answer to the last one is still to come.
+            LicenceAt::Shown { .. } | LicenceAt::Judged { .. } | LicenceAt::NotShown => {}
+        }
+        drop(standing);
+        self.acknowledgements.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Waits, at most `limit`, until every relay whose link is up has judged this licence. Which have not yet, those that
+    /// are down included. Cancel safe.
+    pub(crate) async fn licence_told(&self, limit: Duration, licence: &str) -> Vec<String> {
+        let mut news = self.acknowledgements.subscribe();
+        let deadline = Instant::now() + limit;
+        loop {
+            news.borrow_and_update();
+            let lacking = |relay: &&RelayState| relay.standing.lock().licence.verdict_on(licence).is_none();
+            let late: Vec<&RelayState> = self.relays.iter().filter(lacking).collect();
+            let none_up = late.iter().all(|r| r.standing.lock().up.is_none());
+            if none_up || tokio::time::timeout_at(deadline, news.changed()).await.is_err() {
+                return late.iter().map(|r| format!("relay:{}", r.name)).collect();
+            }
+        }
     }
 
     /// Waits, at most `limit`, until every relay whose link is up has been told a list for which `told` holds. Which have

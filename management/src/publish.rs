@@ -1,4 +1,4 @@
-//! Keeps each relay up to date: CA, configuration, look-up entries. One task a relay; it works when the link comes up
+//! Keeps each relay up to date: licence, CA, configuration, look-up entries. One task a relay; it works when the link comes up
 //! and whenever something was committed, and tries again by itself when the relay did not take it.
 //!
 //! A change made by another process on the same database is noticed by `housekeep`, which compares the tenant's
@@ -13,16 +13,17 @@ use hedgerow_runtime::link::{Link, Uplink, UplinkStatus};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::Role;
 use hedgerow_shared::fault::{Code, Fault};
-use hedgerow_shared::verify::Version;
+use hedgerow_shared::verify::{SignedLicence, Version};
 use hedgerow_shared::wire::message::{
-    CaRegistration, LinkOpen, OpenActivation, Registrations, Service, ServiceReply, Wake, address_hash,
+    CaRegistration, Control, LicencePresent, LinkOpen, OpenActivation, Registrations, Service, ServiceReply, Wake,
+    address_hash,
 };
 use hedgerow_shared::wire::names::RegisteredName;
 use hedgerow_uem_core::{Actor, CoreError};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, timeout};
 
-use crate::app::{App, RelayState, Standing, call};
+use crate::app::{App, LicenceAt, RelayState, Standing, call};
 use crate::services;
 
 /// The first pause after a relay did not take something; it doubles up to `LONGEST`.
@@ -33,9 +34,12 @@ const LONGEST: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(2);
 /// How often re-issue, expiry and our own certificate are looked after.
 const CHORES: Duration = Duration::from_secs(10);
+/// How often people are reminded of the licence.
+const REMIND: Duration = Duration::from_secs(24 * 3600);
 /// The largest answer of a relay's service, bytes: every name refused, with its reason.
 const MAX_REPLY: usize = 256 * 1024;
-/// How often names that a relay refused are asked for again: another tenant may have let go of them.
+/// How often what a relay refused is asked for again: another tenant may have let go of a name, an operator may have
+/// brought a licence key.
 const REFUSED_AGAIN: Duration = Duration::from_secs(60);
 
 /// What this link has been told.
@@ -46,6 +50,24 @@ struct Told {
     registrations: Option<Registrations>,
     /// Some of its names were refused.
     refused: bool,
+    /// How often a licence was shown,
+    shown: u32,
+    /// and the last one.
+    licence: Option<SignedLicence>,
+}
+
+impl Told {
+    /// Forgets what the relay refused, so that it is asked for again.
+    fn ask_again(&mut self, state: &RelayState) {
+        if self.refused {
+            self.registrations = None;
+        }
+        if let LicenceAt::Judged { verdict, .. } = &state.standing.lock().licence
+            && verdict.fault.code != Code::Ok
+        {
+            self.licence = None;
+        }
+    }
 }
 
 /// Serves and feeds one relay for as long as the uplink lives.
@@ -66,6 +88,7 @@ pub(crate) async fn keep(app: Arc<App>, relay: usize, uplink: Uplink, scope: Sco
                 tokio::select! {
                     () = feed(&app, state, &link) => {}
                     () = wake(&app, &link) => {}
+                    () = verdicts(&app, state, &link) => {}
                     _ = status.changed() => continue,
                 }
             }
@@ -107,12 +130,11 @@ async fn feed(app: &App, state: &RelayState, link: &Link) {
             match again {
                 // A change does not shorten the pause: a relay that refuses is not asked faster for being asked more.
                 Some(pause) => tokio::time::sleep(pause).await,
-                None if told.refused => {
+                None => {
                     if timeout(REFUSED_AGAIN, changes.changed()).await.is_err() {
-                        told.registrations = None;
+                        told.ask_again(state);
                     }
                 }
-                None => changes.changed().await.unwrap_or(()),
             }
         };
         tokio::select! {
@@ -138,7 +160,48 @@ async fn wake(app: &App, link: &Link) {
     }
 }
 
+/// Takes the relay's verdicts about our licence, until the link ends.
+async fn verdicts(app: &App, state: &RelayState, link: &Link) {
+    let mut last = None;
+    while let Some(message) = link.mux.next_control().await {
+        // Relays send a core nothing else.
+        let Control::LicenceVerdict(verdict) = message else { continue };
+        let result = verdict.fault.code.label();
+        metrics::counter!("hedgerow_core_licence_verdicts_total", "result" => result).increment(1);
+        match verdict.fault.code {
+            Code::Ok => {
+                tracing::info!(relay = state.name, standing = ?verdict.standing, "the relay has accepted the licence")
+            }
+            // Shown again every minute, told once.
+            _ if last.as_ref() == Some(&verdict.fault) => {}
+            _ => tracing::warn!(relay = state.name, reason = %verdict.fault, "the relay has refused the licence"),
+        }
+        last = Some(verdict.fault.clone());
+        app.licence_judged(state, verdict);
+    }
+}
+
+/// Shows the licence, if the relay has not seen it on this link. First of all: with it, devices and nodes are let in.
+async fn show_licence(app: &App, state: &RelayState, link: &Link, told: &mut Told) -> Result<(), Fault> {
+    let installed = app.domain.licence(&app.tenant).await.map_err(internal)?;
+    let Some(installed) = installed else {
+        told.licence = None;
+        state.standing.lock().licence = LicenceAt::NotShown;
+        return Ok(());
+    };
+    if told.licence.as_ref() == Some(&installed.signed) {
+        return Ok(());
+    }
+    told.shown = told.shown.wrapping_add(1);
+    let (request, id) = (told.shown, installed.licence.id);
+    state.standing.lock().licence = LicenceAt::Shown { request, id };
+    link.mux.send_control(&LicencePresent { request, licence: installed.signed.clone() }.into())?;
+    told.licence = Some(installed.signed);
+    Ok(())
+}
+
 async fn bring_up_to_date(app: &App, state: &RelayState, link: &Link, told: &mut Told) -> Result<(), Fault> {
+    show_licence(app, state, link, told).await?;
     if !told.ca {
         // The one that a relay has longest: it learns of the next one by a configuration.
         let request = CaRegistration { certificate: app.ca.der().to_vec() };
@@ -228,10 +291,36 @@ fn internal(error: CoreError) -> Fault {
     Fault::new(Code::Internal, "the core's own storage failed")
 }
 
+/// Says once a day that the licence ends soon, has ended, or that its seats are used up; keeps its gauges.
+async fn remind(app: &App, last: &mut Option<Instant>) {
+    let overview = match app.domain.licence_overview(&app.tenant, clock::now()).await {
+        Ok(Some(overview)) => overview,
+        Ok(None) => return *last = None,
+        Err(error) => return tracing::error!(%error, "the licence cannot be read"),
+    };
+    let licence = &overview.installed.licence;
+    for (name, value) in [
+        ("hedgerow_core_licence_expires_seconds", licence.expires.0 as f64),
+        ("hedgerow_core_licence_seats", licence.seats.map_or(f64::INFINITY, f64::from)),
+        ("hedgerow_core_licence_seats_used", overview.seats_used as f64),
+    ] {
+        metrics::gauge!(name).set(value);
+    }
+    match overview.warning {
+        None => *last = None,
+        Some(warning) if last.is_none_or(|at| at.elapsed() >= REMIND) => {
+            *last = Some(Instant::now());
+            tracing::warn!("{warning}");
+        }
+        Some(_) => {}
+    }
+}
+
 /// Looks for changes by others, re-issues the configuration hourly, removes what expired, renews our certificate.
 pub(crate) async fn housekeep(app: Arc<App>) {
     let mut revision = None;
     let mut chores = Instant::now();
+    let mut reminded = None;
     loop {
         match app.domain.tenant(&app.tenant).await {
             Ok(row) if revision != Some(row.revision) => {
@@ -251,6 +340,7 @@ pub(crate) async fn housekeep(app: Arc<App>) {
                 Ok(None) => {}
                 Err(error) => tracing::error!(%error, "the configuration cannot be issued again"),
             }
+            remind(&app, &mut reminded).await;
             if let Err(error) = app.renew_identity().await {
                 tracing::error!(error = format!("{error:#}"), "the core's certificates");
             }

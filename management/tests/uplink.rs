@@ -23,11 +23,11 @@ use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::SignedConfig;
-use hedgerow_shared::verify::{RelayConfig, TenantCa, VerifiedCertificate};
+use hedgerow_shared::verify::{Licence, RelayConfig, SignedLicence, Standing, TenantCa, VerifiedCertificate};
 use hedgerow_shared::wire::core_api::ALPN_HTTP;
 use hedgerow_shared::wire::message::{
-    ALPN_LINK, Accept, CaRegistration, Claim, Control, Destination, Limits, LinkOpen, Refuse, Registrations, Service,
-    ServiceReply, Vouched, address_hash,
+    ALPN_LINK, Accept, CaRegistration, Claim, Control, Destination, LicenceVerdict, Limits, LinkOpen, Refuse,
+    Registrations, Service, ServiceReply, Vouched, address_hash,
 };
 use hedgerow_shared::wire::names::RefusedName;
 use hedgerow_shared::{InstanceId, Origin, Role, SessionId, TenantId};
@@ -50,6 +50,18 @@ struct Seen {
     configs: Vec<RelayConfig>,
     registrations: Vec<Registrations>,
     wakes: usize,
+    licences: Vec<String>,
+}
+
+/// A relay that is older than licences says nothing; others judge by what the licence is called.
+fn verdict(request: u32, id: &str) -> Option<LicenceVerdict> {
+    let (code, standing) = match id {
+        "silent" => return None,
+        "refused" => (Code::Forbidden, None),
+        _ => (Code::Ok, Some(Standing::Valid { expires_in: 9 })),
+    };
+    let text = if code == Code::Ok { "" } else { "the licence was not signed by any licence key known here" };
+    Some(LicenceVerdict { request, fault: Fault::new(code, text), standing, required: true })
 }
 
 struct Relay {
@@ -119,9 +131,19 @@ impl Relay {
         let (own, mux) = (self.clone(), link.mux.clone());
         self.scope.spawn(async move {
             while let Some(message) = mux.next_control().await {
-                if let Control::Wake(wake) = message {
-                    assert_eq!(wake.roles, [Role::Node, Role::Device]);
-                    own.seen.send_modify(|s| s.wakes += 1);
+                match message {
+                    Control::Wake(wake) => {
+                        assert_eq!(wake.roles, [Role::Node, Role::Device]);
+                        own.seen.send_modify(|s| s.wakes += 1);
+                    }
+                    Control::LicencePresent(shown) => {
+                        let id = shown.licence.unverified().unwrap().id;
+                        if let Some(verdict) = verdict(shown.request, &id) {
+                            mux.send_control(&verdict.into()).unwrap();
+                        }
+                        own.seen.send_modify(|s| s.licences.push(id));
+                    }
+                    other => panic!("{other:?}"),
                 }
             }
         });
@@ -425,4 +447,58 @@ async fn the_state_is_there_after_a_restart_and_a_drain_ends() {
     let shown = control::request(&core.control, Method::GET, &format!("/devices/{device}"), None).await.unwrap();
     assert_eq!(shown["state"], "active");
     relay.until("the second core's link", |s| s.links >= 2).await;
+}
+
+/// The core does not verify it, so anybody's signature does.
+fn licence(id: &str) -> Value {
+    let now = clock::now();
+    let licence = Licence {
+        id: id.into(),
+        tenant: tenant(),
+        licensee: "Example".into(),
+        issued: now,
+        not_before: now,
+        expires: now.plus(10 * 24 * 3600),
+        grace_seconds: 0,
+        seats: Some(5),
+        features: ["proxy".to_owned()].into(),
+    };
+    let signed = SignedLicence { payload: licence.payload().unwrap(), signature: vec![0; 70] };
+    json!({ "licence": signed.to_pem() })
+}
+
+#[tokio::test]
+async fn p04_an_installed_licence_is_shown_at_once_and_what_each_relay_makes_of_it_is_told() {
+    let world = World::new().await;
+    let none = world.verb(Method::GET, "/licence", None).await.unwrap_err();
+    assert!(none.contains("no licence is installed"), "{none}");
+    let bad = json!({ "licence": "-----BEGIN NOTHING-----" });
+    assert!(world.verb(Method::PUT, "/licence", Some(bad)).await.unwrap_err().contains("no licence"));
+
+    let answer = world.verb(Method::PUT, "/licence", Some(licence("good"))).await.unwrap();
+    assert_eq!((&answer["verified"], &answer["not_yet"]), (&json!(true), &json!([])), "{answer}");
+    let relay = &answer["relays"][0];
+    let told = (&relay["state"], &relay["standing"], &relay["required"]);
+    assert_eq!(told, (&json!("accepted"), &json!("valid"), &json!(true)));
+
+    let answer = world.verb(Method::PUT, "/licence", Some(licence("refused"))).await.unwrap();
+    assert_eq!((&answer["verified"], &answer["relays"][0]["state"]), (&json!(false), &json!("refused")));
+    assert!(answer["relays"][0]["reason"].as_str().unwrap().contains("not signed by any licence key"), "{answer}");
+
+    let answer = world.verb(Method::PUT, "/licence", Some(licence("silent"))).await.unwrap();
+    assert_eq!(
+        (&answer["relays"][0]["state"], &answer["not_yet"]),
+        (&json!("not_yet"), &json!(["relay:relay.example"]))
+    );
+    let status = world.verb(Method::GET, "/status", None).await.unwrap();
+    assert!(status["licence"]["warning"].as_str().unwrap().contains("ends in 10 days"), "{status}");
+
+    // A new link is shown it again.
+    let shown = world.relay.seen.borrow().licences.len();
+    let link = world.relay.seen.borrow().link.clone().unwrap();
+    link.mux.close(Fault::new(Code::Lost, "the test cuts it"));
+    world.relay.until("it is shown again", |s| s.licences.len() > shown).await;
+    let removed = world.verb(Method::DELETE, "/licence", None).await.unwrap();
+    assert_eq!(removed["id"], "silent");
+    assert!(world.verb(Method::GET, "/status", None).await.unwrap()["licence"].is_null());
 }

@@ -4,7 +4,7 @@
 //! | door | request | answer |
 //! |---|---|---|
 //! | both | `GET /sessions` | links, lanes, tunnels, CONNECT tunnels and connections passed through by name |
-//! | both | `GET /status` | name, build, TLS (provider, post-quantum), proxy URLs for web services, numbers |
+//! | both | `GET /status` | name, build, TLS (provider, post-quantum), proxy URLs for web services, numbers, licences |
 //! | control | `GET /info` | name, instance, CA file and pin, TLS, proxy URLs for web services |
 //! | control | `GET /tenants` | all tenants, without keys |
 //! | control | `POST /tenants {"tenant"?, "srp_key"?}` | `{"tenant", "srp_key"}`, shown once |
@@ -182,6 +182,7 @@ async fn status(State(relay): Shared) -> Json<Value> {
         "lanes": relay.lanes.len(),
         "tunnels": relay.pairings.len(),
         "passed": relay.passes.live().len(),
+        "licences": relay.licences.show(&relay.store, &relay.registry, clock::now()),
         "draining": relay.is_draining(),
     }))
 }
@@ -309,6 +310,7 @@ async fn tenants(State(relay): Shared) -> Json<Value> {
             "config_version": t.seen.map(|v| v.to_string()),
             "config_expires": t.config.as_ref().map(|c| c.head.expires),
             "open_activations": t.open_activations(),
+            "licence": relay.licences.show_one(t, &relay.registry, clock::now()),
             "links": relay.registry.select(Some(&t.id), |_| true).len(),
             "created": t.created,
         })
@@ -490,9 +492,11 @@ async fn blocking(
 fn problem(error: &StoreError) -> Problem {
     let status = match error {
         StoreError::UnknownTenant(_) => StatusCode::NOT_FOUND,
-        StoreError::Exists(_) | StoreError::DomainTaken(_) | StoreError::CaKeyTaken | StoreError::CaFixed => {
-            StatusCode::CONFLICT
-        }
+        StoreError::Exists(_)
+        | StoreError::DomainTaken(_)
+        | StoreError::CaKeyTaken
+        | StoreError::CaFixed
+        | StoreError::OlderLicence { .. } => StatusCode::CONFLICT,
         StoreError::NotADomain(_)
         | StoreError::Ca(_)
         | StoreError::ForeignCa(_)

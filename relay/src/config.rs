@@ -7,6 +7,7 @@ use std::time::Duration;
 use hedgerow_runtime::config::sections::{Admin, TimerScale};
 use hedgerow_runtime::tls::Provider;
 use hedgerow_shared::limits::Timers;
+use hedgerow_shared::verify::licence::LicenceKey;
 use hedgerow_shared::verify::policy::TargetPattern;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,9 @@ pub struct RelayConfig {
     /// How many bytes may go through. Read again on HUP.
     #[serde(default)]
     pub bandwidth: Bandwidth,
+    /// What tenants have to show. Read again on HUP.
+    #[serde(default)]
+    pub licences: Licences,
     /// Timers.
     #[serde(default)]
     pub timers: TimerScale,
@@ -103,6 +107,33 @@ pub struct LaneConfig {
 impl Default for LaneConfig {
     fn default() -> Self {
         Self { splice: true }
+    }
+}
+
+/// Licences of tenants.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Licences {
+    /// Public keys that licences are verified with, PEM files. Without any, no licence is looked at.
+    pub keys: Vec<PathBuf>,
+    /// Refuses devices and nodes of tenants that have no licence, or one whose grace is over. Otherwise a tenant that has
+    /// shown none is unlimited.
+    pub required: bool,
+}
+
+impl Licences {
+    /// Reads the keys.
+    ///
+    /// # Errors
+    /// Which file is wrong, and why.
+    pub fn read(&self) -> Result<Vec<LicenceKey>, ConfigError> {
+        let key = |path: &PathBuf| {
+            let bad =
+                |why: String| ConfigError { key: "licences.keys".into(), why: format!("{}: {why}", path.display()) };
+            let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+            LicenceKey::from_pem(&text).map_err(|e| bad(e.to_string()))
+        };
+        self.keys.iter().map(key).collect()
     }
 }
 
@@ -275,6 +306,12 @@ impl RelayConfig {
         {
             return bad("limits", "rates must be above 0 and bursts at least 1");
         }
+        if self.licences.required && self.licences.keys.is_empty() {
+            return bad(
+                "licences",
+                "required needs keys: without any, no licence can be verified and everybody is refused",
+            );
+        }
         for (key, flow) in self.bandwidth.flows() {
             flow.check().map_err(|why| ConfigError { key, why })?;
         }
@@ -364,6 +401,7 @@ mod tests {
             ("limits", |c| c.limits.tunnels = 0),
             ("limits.tunnel_shards", |c| c.limits.tunnel_shards = Some(0)),
             ("limits", |c| c.limits.lookup_per_client = f64::NAN),
+            ("licences", |c| c.licences.required = true),
             ("bandwidth.node", |c| c.bandwidth.node.bytes_per_second = 100),
             ("bandwidth.tenant", |c| c.bandwidth.tenant.burst_bytes = 100),
             ("bandwidth.tenants.S12345678", |c| {

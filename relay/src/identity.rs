@@ -210,6 +210,7 @@ mod tests {
             admin: Default::default(),
             limits: crate::config::Limits::default(),
             bandwidth: crate::fair::Bandwidth::default(),
+            licences: crate::config::Licences::default(),
             timers: Default::default(),
             drain: crate::config::Drain::default(),
         }

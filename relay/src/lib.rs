@@ -2,7 +2,7 @@
 //!
 //! A connection walks through these rooms in order: `accept` (what is it?), then one of `connect` (HTTP CONNECT and
 //! look-up), `pass` (by a tenant's own name, unopened), `lane` (join and splice) or `serve` (a link; over UDP, `udp`
-//! comes first); what is no connection, the datagrams of tunnels, goes through `tunnel`; `admit` and `route` say who may, `registry` who is there,
+//! comes first); what is no connection, the datagrams of tunnels, goes through `tunnel`; `admit` and `route` say who may, `licence` what a tenant has paid for, `registry` who is there,
 //! `store` who the tenants are. `run` starts and drains it all; `admin` shows it.
 //!
 //! The relay holds no end-to-end key and links no code that could use one.
@@ -16,6 +16,7 @@ pub mod connect;
 pub mod fair;
 pub mod identity;
 pub mod lane;
+pub mod licence;
 pub mod limit;
 pub mod pass;
 pub mod probe;

@@ -17,7 +17,9 @@ use hedgerow_runtime::clock;
 use hedgerow_runtime::link::{Channel, Stream};
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_shared::fault::{Code, DropReason, Fault};
+use hedgerow_shared::verify::Feature;
 use hedgerow_shared::wire::message::{Destination, Vouched};
+use hedgerow_shared::wire::names::RefusedName;
 use hedgerow_shared::{Origin, SessionId, TenantId, UnixTime};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -163,7 +165,27 @@ impl Relay {
 
     /// Cuts what is passed through under a name that does not lead there any more. How many.
     pub fn cut_lost_names(&self) -> usize {
-        self.passes.cut(|pass| pass.asked == Asked::Name && self.named(&pass.to.name).as_ref() != Some(&pass.to))
+        self.passes.cut(|pass| {
+            let leads_there = || self.named(&pass.to.name).as_ref() == Some(&pass.to);
+            pass.asked == Asked::Name && !(leads_there() && self.may_go_on(&pass.to))
+        })
+    }
+
+    /// Whether what is passed through runs on: a licence cuts at the end of its grace only.
+    fn may_go_on(&self, to: &Named) -> bool {
+        let tenant = self.store.tenant(&to.tenant).filter(|_| Feature::of(to.origin).is_some());
+        tenant.is_none_or(|t| self.licences.admits(&t, clock::now()).is_ok())
+    }
+
+    /// Names that the tenant holds and whose clients are turned away because its licence does not grant them.
+    #[must_use]
+    pub fn unlicensed_names(&self, tenant: &TenantId) -> Vec<RefusedName> {
+        let Some(tenant) = self.store.tenant(tenant) else { return Vec::new() };
+        let refused = tenant.names.iter().filter_map(|(name, origin)| {
+            let fault = self.licences.grants(&tenant, Feature::of(*origin)?, clock::now()).err()?.fault();
+            Some(RefusedName { name: name.clone(), fault })
+        });
+        refused.collect()
     }
 }
 
@@ -223,6 +245,7 @@ async fn open(
     if relay.is_draining() {
         return Err(relay.farewell().fault);
     }
+    relay.licensed(&to.tenant, Feature::of(to.origin))?;
     let destination =
         Destination { tenant: to.tenant.clone(), origin: to.origin, group: None, instance: None, node: None };
     let vouched = Vouched { role: None, id: None, address: address.to_string() };

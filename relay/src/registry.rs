@@ -116,6 +116,8 @@ pub struct Live<H> {
     checked: AtomicBool,
     /// A core may say so after its link has come up.
     serves_mdm: AtomicBool,
+    /// A licence that it has shown is being looked at.
+    licence: AtomicBool,
 }
 
 impl<H> Live<H> {
@@ -139,6 +141,17 @@ impl<H> Live<H> {
     /// The other end of `begin_check`.
     pub fn end_check(&self) {
         self.checked.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether a licence that it shows may be looked at: one at a time.
+    #[must_use]
+    pub fn begin_licence(&self) -> bool {
+        !self.licence.swap(true, Ordering::Relaxed)
+    }
+
+    /// The other end of `begin_licence`.
+    pub fn end_licence(&self) {
+        self.licence.store(false, Ordering::Relaxed);
     }
 
     /// A core says whether it serves `mdm` too.
@@ -175,6 +188,8 @@ pub struct Inserted<H> {
     pub live: Arc<Live<H>>,
     /// Those whose place it took; they are marked as draining, and must be told and closed.
     pub displaced: Vec<Arc<Live<H>>>,
+    /// When it is a device that was not linked: how many other devices of its tenant are.
+    pub newcomer_beside: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -183,12 +198,20 @@ struct OfTenant<H> {
     /// Those that serve an origin: few, also where devices are many.
     servers: Vec<Arc<Live<H>>>,
     holders: HashMap<EntityId, Vec<SessionId>>,
+    /// Devices among the holders.
+    devices: usize,
     instances: HashMap<InstanceId, Vec<SessionId>>,
 }
 
 impl<H> Default for OfTenant<H> {
     fn default() -> Self {
-        Self { all: HashMap::new(), servers: Vec::new(), holders: HashMap::new(), instances: HashMap::new() }
+        Self {
+            all: HashMap::new(),
+            servers: Vec::new(),
+            holders: HashMap::new(),
+            devices: 0,
+            instances: HashMap::new(),
+        }
     }
 }
 
@@ -230,6 +253,20 @@ impl<H> Default for Registry<H> {
     }
 }
 
+impl<H> Registry<H> {
+    /// How many devices of a tenant are linked.
+    #[must_use]
+    pub fn devices(&self, tenant: &TenantId) -> usize {
+        self.inner.read().tenants.get(tenant).map_or(0, |t| t.devices)
+    }
+
+    /// Whether a device or node is linked.
+    #[must_use]
+    pub fn is_linked(&self, tenant: &TenantId, entity: EntityId) -> bool {
+        self.inner.read().tenants.get(tenant).is_some_and(|t| t.holders.contains_key(&entity))
+    }
+}
+
 impl<H: Load> Registry<H> {
     /// Whether a peer that has proved who it is must wait because its certificate is being fought over.
     ///
@@ -264,6 +301,7 @@ impl<H: Load> Registry<H> {
             silent: OnceLock::new(),
             checked: AtomicBool::new(false),
             serves_mdm: AtomicBool::new(false),
+            licence: AtomicBool::new(false),
         });
         let facts = &live.facts;
         let mut inner = self.inner.write();
@@ -283,8 +321,14 @@ impl<H: Load> Registry<H> {
             of_tenant.servers.push(live.clone());
         }
         of_tenant.instances.entry(facts.instance).or_default().push(facts.id);
+        let mut newcomer_beside = None;
         if let Some(entity) = facts.entity {
-            of_tenant.holders.entry(entity).or_default().push(facts.id);
+            let own = of_tenant.holders.entry(entity).or_default();
+            if own.is_empty() && facts.role == Role::Device {
+                newcomer_beside = Some(of_tenant.devices);
+                of_tenant.devices += 1;
+            }
+            own.push(facts.id);
             let losers: Vec<_> = displaced.iter().map(|l| l.facts.instance).filter(|i| *i != facts.instance).collect();
             if !losers.is_empty() {
                 inner.displacements.entry((facts.tenant.clone(), entity)).or_default().count(
@@ -296,7 +340,7 @@ impl<H: Load> Registry<H> {
         }
         inner.departed.remove(&(facts.tenant.clone(), facts.instance));
         drop(inner);
-        Inserted { live, displaced }
+        Inserted { live, displaced, newcomer_beside }
     }
 
     /// Forgets a session. Whether it was there.
@@ -308,6 +352,9 @@ impl<H: Load> Registry<H> {
         drop_id(&mut of_tenant.instances, &live.facts.instance, id);
         if let Some(entity) = live.facts.entity {
             drop_id(&mut of_tenant.holders, &entity, id);
+            if live.facts.role == Role::Device && !of_tenant.holders.contains_key(&entity) {
+                of_tenant.devices = of_tenant.devices.saturating_sub(1);
+            }
         }
         let departs = !live.facts.origins.is_empty() && !of_tenant.instances.contains_key(&live.facts.instance);
         if of_tenant.all.is_empty() {

@@ -24,6 +24,7 @@ use crate::admin;
 use crate::certificate::Certificate;
 use crate::config::{ConfigError, RelayConfig};
 use crate::identity::{self, IdentityError};
+use crate::licence;
 use crate::state::Relay;
 use crate::store::{Store, StoreError};
 use crate::udp::{self, Port};
@@ -139,6 +140,7 @@ pub async fn run(config: RelayConfig, context: &Context) -> Result<Running, Star
         relay: Relay::new(config, store, context.scope.child()),
     };
     let relay = doors.relay.clone();
+    relay.licences.set(relay.config.licences.read()?, relay.config.licences.required);
     // Nothing has asked for it yet.
     let _ = relay.web.set(web(&relay.config.name, &http, &device));
     let certificate = Certificate::new(relay.clone(), doors.tls.clone());
@@ -371,4 +373,5 @@ fn describe_metrics() {
     gauge!("hedgerow_relay_link_held_bytes_max", "Bytes held for streams of the TLS link that holds most");
     gauge!("hedgerow_relay_link_held_bytes", "Bytes held for streams of all TLS links");
     gauge!("hedgerow_relay_links", "Live links by role");
+    licence::describe_metrics();
 }

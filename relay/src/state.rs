@@ -11,6 +11,7 @@ use hedgerow_runtime::quic;
 use hedgerow_runtime::scope::Scope;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::{self, Timers};
+use hedgerow_shared::verify::Feature;
 use hedgerow_shared::wire::message::{Destination, GoAway, LinkOpen, Vouched};
 use hedgerow_shared::{InstanceId, SessionId, TenantId};
 use tokio::time::timeout;
@@ -19,6 +20,7 @@ use crate::admit;
 use crate::config::{ConfigError, RelayConfig};
 use crate::fair::Fairness;
 use crate::lane::{End, Lanes};
+use crate::licence::{Licensing, Refused};
 use crate::limit::{Limiter, Shares};
 use crate::pass::Passes;
 use crate::registry::{Facts, Live, Load, Registry, Silence};
@@ -65,6 +67,8 @@ pub struct Relay {
     pub fair: Fairness,
     /// Connections passed through by server name.
     pub passes: Passes,
+    /// What tenants may do.
+    pub licences: Licensing,
     /// Where web-services clients find this relay as an HTTP proxy (`http://host:port`); known once the doors are open.
     pub web: OnceLock<Vec<String>>,
     /// This run.
@@ -117,6 +121,7 @@ impl Relay {
             pairings: Tunnels::new(timers.tunnel_idle, rates.tunnels, rates.tunnels_of_tenant(), fair.clone()),
             fair,
             passes: Passes::default(),
+            licences: Licensing::default(),
             web: OnceLock::new(),
             instance: InstanceId::from_random(clock::random()),
             handshakes: Limiter::new(rates.pace()),
@@ -246,6 +251,9 @@ impl Relay {
                 }
                 admit::holder(&record, owner.entity, &owner.serial, owner.not_after, now).err()
             };
+            if let Err(refused) = self.licences.admits(&record, now) {
+                return Some(refused.counted());
+            }
             leaves(&pair.device.owner).or_else(|| leaves(&pair.node.owner))
         });
         for live in self.registry.select(tenant, |_| true) {
@@ -261,6 +269,7 @@ impl Relay {
         closed += self.lanes.cut(|lane| {
             let record = self.store.tenant(&lane.tenant);
             let stays = |end: &End| match &record {
+                Some(t) if self.licences.admits(t, now).is_err() => false,
                 Some(t) => admit::holder(t, end.entity, &end.serial, end.not_after, now).is_ok(),
                 None => false,
             };
@@ -270,13 +279,14 @@ impl Relay {
         closed
     }
 
-    /// Takes from a configuration what can change while the relay runs: bandwidth and rates. Nothing changes when it
+    /// Takes from a configuration what can change while the relay runs: bandwidth, rates, licence keys. Nothing changes when it
     /// cannot be used. What it names differently beside that needs a restart: those keys are returned.
     ///
     /// # Errors
     /// The first key that is wrong.
     pub fn reload(&self, new: &RelayConfig) -> Result<Vec<&'static str>, ConfigError> {
         new.check()?;
+        self.licences.set(new.licences.read()?, new.licences.required);
         self.fair.set(new.bandwidth.clone());
         let rates = &new.limits;
         self.handshakes.set(rates.pace());
@@ -286,6 +296,7 @@ impl Relay {
         self.tunnels.set(rates.tunnels_per_client);
         self.pairings.set(rates.tunnels, rates.tunnels_of_tenant());
         let later = self.config.fixed_differences(new);
+        self.enforce(None);
         if !later.is_empty() {
             tracing::warn!(keys = later.join(", "), "these keys were changed too, and need a restart");
         }
@@ -301,9 +312,30 @@ impl Relay {
             return Err(Fault::new(Code::Forbidden, "the tenant was removed from this relay"));
         };
         match (facts.entity, &facts.serial, facts.not_after) {
-            (Some(id), Some(serial), Some(not_after)) => admit::holder(&tenant, id, serial, not_after, clock::now()),
+            (Some(id), Some(serial), Some(not_after)) => {
+                admit::holder(&tenant, id, serial, not_after, clock::now())?;
+                self.licences.admits(&tenant, clock::now()).map_err(Refused::counted)
+            }
             _ => tenant_active(&tenant),
         }
+    }
+
+    /// Whether a tenant may open something that needs this feature now.
+    ///
+    /// # Errors
+    /// Its licence does not grant it; that is counted.
+    pub fn licensed(&self, tenant: &TenantId, feature: Option<Feature>) -> Result<(), Fault> {
+        let (Some(feature), Some(tenant)) = (feature, self.store.tenant(tenant)) else { return Ok(()) };
+        self.licences.grants(&tenant, feature, clock::now()).map_err(Refused::counted)
+    }
+
+    /// Whether a link that has just been registered has a seat; `beside` is what its registration said.
+    ///
+    /// # Errors
+    /// All seats were taken when it came; that is counted.
+    pub fn has_seat(&self, facts: &Facts, beside: Option<usize>) -> Result<(), Fault> {
+        let (Some(beside), Some(tenant)) = (beside, self.store.tenant(&facts.tenant)) else { return Ok(()) };
+        self.licences.seat(&tenant, beside).map_err(Refused::counted)
     }
 
     /// What peers are told when the relay goes down.
@@ -398,6 +430,7 @@ impl Relay {
                 self.enforce(None);
                 self.registry.tidy(now);
                 self.fair.tidy(now);
+                self.licences.look(&self.store, &self.registry, clock::now());
             }
         }
     }

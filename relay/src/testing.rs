@@ -6,6 +6,7 @@ use std::time::Duration;
 use hedgerow_runtime::clock;
 use hedgerow_shared::verify::certificate::{CONFIG_KEY_EKU, Identity};
 use hedgerow_shared::verify::config::{Audience, Head, RelayConfig, Revoked, SignedConfig, Version};
+use hedgerow_shared::verify::licence::{Licence, LicenceKey, SignedLicence};
 use hedgerow_shared::{EntityId, UnixTime};
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -13,6 +14,43 @@ use rcgen::{
     SigningKey,
 };
 use rustls_pki_types::CertificateDer;
+
+/// An operator's licence key.
+#[allow(dead_code, reason = "each test file uses its part")]
+pub(crate) struct Licensor(KeyPair);
+
+#[allow(dead_code, reason = "each test file uses its part")]
+impl Licensor {
+    pub(crate) fn new() -> Self {
+        Self(KeyPair::generate().unwrap())
+    }
+
+    pub(crate) fn key(&self) -> LicenceKey {
+        LicenceKey::from_der(&rcgen::PublicKeyData::subject_public_key_info(&self.0)).unwrap()
+    }
+
+    pub(crate) fn sign(&self, licence: &Licence) -> SignedLicence {
+        let payload = licence.payload().unwrap();
+        let signature = self.0.sign(&SignedLicence::message(&payload)).unwrap();
+        SignedLicence { payload, signature }
+    }
+
+    /// One issued at `issued`, which ends in `ends` seconds from now or, below zero, ended so long ago. No bound on seats.
+    pub(crate) fn licence(tenant: &str, issued: u64, ends: i64, features: &[&str]) -> Licence {
+        let now = clock::now();
+        Licence {
+            id: format!("L-{issued}"),
+            tenant: tenant.parse().unwrap(),
+            licensee: "Example".into(),
+            issued: UnixTime(issued),
+            not_before: UnixTime(1),
+            expires: UnixTime(now.0.checked_add_signed(ends).unwrap()),
+            grace_seconds: 0,
+            seats: None,
+            features: features.iter().map(|f| (*f).to_owned()).collect(),
+        }
+    }
+}
 
 pub(crate) struct TestCa {
     tenant: String,

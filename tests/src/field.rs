@@ -280,11 +280,24 @@ impl Field {
     pub fn join(&mut self, n: usize) {
         let (role, password) = (format!("d{n}"), self.path(&format!("password{n}")));
         self.verb(&["password", "generate", "anna@example.com", "--out", &password]);
+        let activated = self.try_activate(n);
+        assert!(activated.status.success(), "{}", String::from_utf8_lossy(&activated.stderr));
+        self.start(&role);
+    }
+
+    /// Tries to activate device `n` with the password in `password{n}`.
+    #[must_use]
+    pub fn try_activate(&self, n: usize) -> Output {
+        let (role, password) = (format!("d{n}"), self.path(&format!("password{n}")));
         let (gate, ca) = (format!("10.71.{}.1:443", 10 + n), self.path("relay/relay-ca.pem"));
         let words = ["device", "activate", "--email", "anna@example.com", "--relay", &gate, "--relay-name", RELAY];
         let trust = ["--relay-ca", &ca, "--password-file", &password];
-        let _ = run(&mut self.hedgerow(&role, &[&words[..], &trust].concat()), LIMIT);
-        self.start(&role);
+        try_run(&mut self.hedgerow(&role, &[&words[..], &trust].concat()), LIMIT)
+    }
+
+    /// Has a role read its configuration again.
+    pub fn hang_up(&self, role: &str) {
+        signal(self.running.get(role).expect("it runs").pid(), libc::SIGHUP);
     }
 
     /// Waits until a device's tunnel is up.

@@ -23,7 +23,7 @@ pub use link::link_handshake;
 pub use mux::{mux, mux_calls, mux_resume};
 pub use policy::{acl, policy, role_config, target};
 pub use seeds::seeds;
-pub use trust::{certificate, signed_config};
+pub use trust::{certificate, licence, signed_config};
 pub use wire::{
     client_hello, connect_head, frame, lane_preamble, message, names, proxy_answer, proxy_header, quic_datagram,
     registrations, socks, token, tunnel_datagram, udp_batch,
@@ -43,6 +43,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("csr", csr),
     ("frame", frame),
     ("lane_preamble", lane_preamble),
+    ("licence", licence),
     ("link_handshake", link_handshake),
     ("message", message),
     ("mux", mux),

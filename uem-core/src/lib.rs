@@ -17,6 +17,7 @@ pub mod config;
 mod encoding;
 pub mod error;
 pub mod group;
+pub mod licence;
 pub mod profile;
 pub mod random;
 pub mod seal;

@@ -66,6 +66,12 @@ const STATUS: &[Column] = &[
     ("issued", "config.issued", Show::Time),
     ("not yet at", "not_yet", Show::Plain),
     ("connections", "connections", Show::Plain),
+    ("licence", "licence.id", Show::Plain),
+    ("licence stands", "licence.standing", Show::Plain),
+    ("licence expires", "licence.expires", Show::Time),
+    ("seats", "licence.seats", Show::Plain),
+    ("seats used", "licence.seats_used", Show::Plain),
+    ("warning", "licence.warning", Show::Plain),
 ];
 const RELAYS: &[Column] = &[
     ("RELAY", "name", Show::Plain),
@@ -75,6 +81,7 @@ const RELAYS: &[Column] = &[
     ("CA KNOWN", "ca_registered", Show::Plain),
     ("OPEN ACTIVATIONS", "lookup_entries", Show::Plain),
     ("NAMES", "names", Show::Plain),
+    ("LICENCE", "licence.state", Show::Plain),
     ("WEB SERVICES PROXY", "web", Show::Plain),
     ("ERROR", "error", Show::Plain),
 ];

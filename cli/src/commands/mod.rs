@@ -7,6 +7,7 @@ pub(crate) mod core;
 pub(crate) mod device;
 pub(crate) mod group;
 pub(crate) mod health;
+pub(crate) mod licence;
 pub(crate) mod name;
 pub(crate) mod node;
 pub(crate) mod password;

@@ -27,7 +27,7 @@ pub(crate) struct RelayArgs {
 
 #[derive(Debug, Subcommand)]
 enum RelayCommand {
-    /// Run the relay until TERM; a second TERM stops at once; HUP reads its certificate again
+    /// Run the relay until TERM; a second TERM stops at once; HUP reads its certificate, bandwidth and licence keys again
     Run(RelayConfigArgs),
     /// Look at the configuration without running anything
     Config {
@@ -73,6 +73,11 @@ enum RelayCommand {
         core_socket: PathBuf,
         #[command(subcommand)]
         command: Option<SessionCommand>,
+    },
+    /// How the relay stands: numbers, and the licences of its tenants
+    Status {
+        #[command(flatten)]
+        relay: AtRelay,
     },
     /// The relay's name, the CA that cores, nodes and devices must trust, and where web-services clients find it
     Info {
@@ -260,6 +265,29 @@ const PAIRINGS: &[Column] = &[
     ("DOWN", "bytes_down", Show::Bytes),
     ("SECONDS", "age_s", Show::Plain),
 ];
+const STATUS: &[Column] = &[
+    ("name", "name", Show::Plain),
+    ("version", "version", Show::Plain),
+    ("tenants", "tenants", Show::Plain),
+    ("links", "links", Show::Plain),
+    ("lanes", "lanes", Show::Plain),
+    ("tunnels", "tunnels", Show::Plain),
+    ("passed through", "passed", Show::Plain),
+    ("draining", "draining", Show::Plain),
+    ("licence keys", "licences.keys", Show::Plain),
+    ("licences required", "licences.required", Show::Plain),
+];
+const LICENCES: &[Column] = &[
+    ("TENANT", "tenant", Show::Plain),
+    ("LICENCE", "id", Show::Plain),
+    ("STANDING", "standing", Show::Plain),
+    ("EXPIRES", "expires", Show::Time),
+    ("GRACE UNTIL", "grace_until", Show::Time),
+    ("SEATS", "seats", Show::Plain),
+    ("USED", "seats_used", Show::Plain),
+    ("FEATURES", "features", Show::Plain),
+    ("WARNING", "warning", Show::Plain),
+];
 const INFO: &[Column] = &[
     ("name", "name", Show::Plain),
     ("instance", "instance", Show::Plain),
@@ -287,6 +315,13 @@ pub(crate) fn run(args: RelayArgs, logging: &Logging) -> ExitCode {
         RelayCommand::Info { relay } => verb(async move {
             let at = relay.at();
             at.record(&at.get("/info").await?, INFO)
+        }),
+        RelayCommand::Status { relay } => verb(async move {
+            let status = relay.at().get("/status").await?;
+            output::answer(relay.json, &status, |status| {
+                let licences = output::table(&status["licences"]["tenants"], LICENCES, "no licences");
+                format!("{}\n{licences}", output::record(status, STATUS))
+            })
         }),
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! | verb | request | body | answer |
 //! |---|---|---|---|
-//! | status | `GET /status` | | `{tenant, version, uptime_seconds, tls {provider, post_quantum}, config {version, issued}, relays [{name, up, since, error, ca_registered, config, lookup_entries, names, names_refused [{name, reason}], web [url]}], acknowledged [{holder, version}], not_yet [holder], connections}` |
+//! | status | `GET /status` | | `{tenant, version, uptime_seconds, tls {provider, post_quantum}, config {version, issued}, licence LICENCE\|null, relays [{name, up, since, error, ca_registered, config, lookup_entries, names, names_refused [{name, reason}], web [url], licence {state, reason, standing, required}}], acknowledged [{holder, version}], not_yet [holder], connections}` |
 //! | tenant show | `GET /tenant` | | `{id, name, created, ca_pin, ca_pem, config, config_issued, relays, relay_name, relay_ca_pem, default_route}` |
 //! | tenant epoch | `POST /tenant/epoch` | | `{version}`: after a restore from a backup |
 //! | ca show | `GET /ca` | | `{pin, next}`; next is `null` or `{pin, begun, announced, certifies, unaware [holder], behind [{kind, id}]}` |
@@ -62,6 +62,9 @@
 //! | name list | `GET /names` | | `{items [NAME], next: null}`; NAME is `{name, origin: gateway\|mdm\|core, created, relays [{relay, state: passed\|not_yet\|refused, reason}]}` |
 //! | name add | `POST /names` | `{name, origin}` | NAME with `not_yet [holder]`: waits up to 3 s for the relays |
 //! | name remove | `DELETE /names/NAME` | | `{name, origin, created, not_yet [holder]}` |
+//! | licence show | `GET /licence` | | LICENCE `{id, tenant, licensee, issued, not_before, expires, grace_until, seats, seats_used, features, standing: not_yet\|valid\|grace\|expired, warning, installed, verified, relays [{relay, state: accepted\|refused\|not_yet\|not_shown, reason, standing, required}]}`; 404 when there is none |
+//! | licence install | `PUT /licence` | `{licence}`: PEM | LICENCE with `not_yet [holder]`: waits up to 3 s for the relays |
+//! | licence remove | `DELETE /licence` | | `{id}`; relays keep what they were shown |
 //! | config show | `GET /config` | | `{version, expires, relay {..}, node {..}, device {..}}`: the documents as signed |
 //! | audit list | `GET /audit[?after=NUMBER]` | | list of `{number, time, actor, action, subject, outcome, detail, hash}` |
 //! | audit verify | `POST /audit/verify` | | `{records, hash}`; 503 when the chain is broken |
@@ -70,6 +73,7 @@ mod authority;
 mod commands;
 mod groups;
 mod holders;
+mod licence;
 mod names;
 mod policy;
 mod profiles;
@@ -153,6 +157,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/routes/default", put(policy::set_default))
         .route("/routes/{at}", put(policy::replace_route).delete(policy::remove_route))
         .route("/routes/{at}/move", post(policy::move_route))
+        .route("/licence", get(licence::show).put(licence::install).delete(licence::remove))
         .route("/names", get(names::names).post(names::add))
         .route("/names/{name}", delete(names::remove))
         .fallback(|| async { Problem::not_found("this core knows no such verb; is the command newer than the core?") })

@@ -8,6 +8,7 @@ use hedgerow_uem_core::audit;
 use hedgerow_uem_core::ca::CertificateRecord;
 use hedgerow_uem_core::command::Command;
 use hedgerow_uem_core::group::{Group, Principal};
+use hedgerow_uem_core::licence::Installed;
 use hedgerow_uem_core::profile::{Category, Profile};
 use hedgerow_uem_core::store::{Acknowledgement, Commit, MAX_COMMANDS, Page, Store, StoreError};
 
@@ -177,6 +178,16 @@ impl Store for Database {
     async fn names(&self, tenant: &TenantId) -> Result<Vec<ServerName>, StoreError> {
         let query = by_tenant("SELECT * FROM server_name WHERE tenant = $1 ORDER BY name", tenant);
         self.all("server name", query, |row| row.server_name()).await
+    }
+
+    async fn licence(&self, tenant: &TenantId) -> Result<Option<Installed>, StoreError> {
+        self.one("licence", by_tenant("SELECT * FROM licence WHERE tenant = $1", tenant), |row| row.licence()).await
+    }
+
+    async fn active_devices(&self, tenant: &TenantId) -> Result<u64, StoreError> {
+        let sql = "SELECT COUNT(*) AS active FROM device WHERE tenant = $1 AND state = 'active'";
+        let counted = self.one("number of devices", by_tenant(sql, tenant), |row| row.number("active")).await?;
+        Ok(counted.unwrap_or(0))
     }
 
     async fn group(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Group>, StoreError> {

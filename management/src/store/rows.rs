@@ -11,6 +11,7 @@ use hedgerow_uem_core::account::{Device, DeviceState, Node, NodeState, SealedKey
 use hedgerow_uem_core::activation::ActivationPassword;
 use hedgerow_uem_core::audit;
 use hedgerow_uem_core::ca::CertificateRecord;
+use hedgerow_uem_core::licence::Installed;
 use hedgerow_uem_core::store::{Acknowledgement, StoreError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -236,6 +237,10 @@ impl<'a> Row<'a> {
             origin: self.parse("origin")?,
             created: self.time("created")?,
         })
+    }
+
+    pub(super) fn licence(&self) -> Result<Installed, StoreError> {
+        Installed::read(&self.text("text")?, self.time("installed")?).map_err(|e| self.corrupt("text", e))
     }
 
     pub(super) fn audit(&self) -> Result<audit::Record, StoreError> {

@@ -6,6 +6,7 @@ use hedgerow_uem_core::activation::ActivationPassword;
 use hedgerow_uem_core::audit;
 use hedgerow_uem_core::ca::CertificateRecord;
 use hedgerow_uem_core::group::name_key;
+use hedgerow_uem_core::licence::Installed;
 use hedgerow_uem_core::store::{Change, StoreError};
 
 use super::database::{by_id, by_tenant};
@@ -75,6 +76,8 @@ pub(super) fn change_queries(tenant: &TenantId, change: &Change) -> Result<Vec<Q
         Change::DeleteName(name) => {
             vec![by_tenant("DELETE FROM server_name WHERE tenant = $1 AND name = $2", tenant).bind(name.clone())]
         }
+        Change::PutLicence(licence) => vec![put_licence(tenant, licence)],
+        Change::DeleteLicence => vec![by_tenant("DELETE FROM licence WHERE tenant = $1", tenant)],
         Change::PutGroup(_)
         | Change::DeleteGroup(_)
         | Change::PutMember { .. }
@@ -178,6 +181,13 @@ fn put_name(name: &ServerName) -> Query {
     let sql = "INSERT INTO server_name (tenant, name, origin, created) VALUES ($1, $2, $3, $4) \
                ON CONFLICT (tenant, name) DO UPDATE SET origin = excluded.origin";
     by_tenant(sql, &name.tenant).bind(name.name.clone()).bind(name.origin.as_str()).bind(int(name.created.0))
+}
+
+fn put_licence(tenant: &TenantId, installed: &Installed) -> Query {
+    let sql = "INSERT INTO licence (tenant, id, text, installed) VALUES ($1, $2, $3, $4) \
+               ON CONFLICT (tenant) DO UPDATE SET id = excluded.id, text = excluded.text, installed = excluded.installed";
+    let query = by_tenant(sql, tenant).bind(installed.licence.id.clone()).bind(installed.signed.to_pem());
+    query.bind(int(installed.installed.0))
 }
 
 fn add_certificate(tenant: &TenantId, certificate: &CertificateRecord) -> Query {

@@ -1,6 +1,7 @@
 //! One link, from its hand-shake to its end: admission, registration, then whatever the peer asks for: streams to an
 //! origin, the relay's services (cores), lanes, waking others (cores).
 
+mod licence;
 mod service;
 
 use std::net::SocketAddr;
@@ -14,7 +15,7 @@ use hedgerow_runtime::proxy_protocol::canonical;
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_shared::fault::{Code, DropReason, Fault};
 use hedgerow_shared::secret::Secret;
-use hedgerow_shared::verify::VerifiedCertificate;
+use hedgerow_shared::verify::{Feature, VerifiedCertificate};
 use hedgerow_shared::wire::message::{
     Accept, Claim, Control, Destination, GoAway, LaneCall, LaneOffer, LaneRefused, LaneRequest, Limits, LinkOpen,
     PairRefused, Refuse, Wake,
@@ -26,6 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::server::TlsStream;
 
 use crate::accept::Place;
+use crate::licence::{Refused, seated};
 use crate::probe::Probe;
 use crate::registry::{Facts, Live};
 use crate::route::Asker;
@@ -42,6 +44,8 @@ const MAX_DATAGRAMS: usize = 64;
 const RETRY_SOON_MS: u64 = 1_000;
 /// When to come back after one that needs somebody to act.
 const RETRY_LATER_MS: u64 = 30_000;
+/// When to come back after one by a licence: a new one may be installed, or a seat become free.
+const RETRY_LICENCE_MS: u64 = 10_000;
 /// When a displaced session may come back, if it must.
 const RETRY_DISPLACED_MS: u64 = 5_000;
 
@@ -146,6 +150,17 @@ impl Admit for Door<'_> {
             let soon = fault.code == Code::Forbidden && tenant.as_ref().is_some_and(|t| t.config.is_none());
             Refuse { fault, retry_after_ms: if soon { RETRY_SOON_MS } else { RETRY_LATER_MS } }
         })?;
+        if let (Some(certificate), Some(tenant)) = (&peer.certificate, &tenant) {
+            let entity = certificate.identity.id;
+            let licensed = relay.licences.admits(tenant, now).and_then(|()| match seated(peer.role, Some(entity)) {
+                Some(device) if !relay.registry.is_linked(&tenant.id, device) => {
+                    relay.licences.seat(tenant, relay.registry.devices(&tenant.id))
+                }
+                Some(_) | None => Ok(()),
+            });
+            let licensed = licensed.map_err(Refused::counted);
+            licensed.map_err(|fault| Refuse { fault, retry_after_ms: RETRY_LICENCE_MS })?;
+        }
         if let Some(certificate) = &peer.certificate {
             let entered = relay.registry.may_enter(
                 &peer.tenant,
@@ -218,8 +233,10 @@ fn register(relay: &Arc<Relay>, mux: &Channel, transport: &'static str, facts: F
     for old in inserted.displaced {
         displace(relay, &old, live.facts.instance);
     }
-    // Whoever was revoked, and a relay that began to drain, between the hand-shake's questions and this line.
-    if let Err(fault) = relay.may_stay(&live.facts) {
+    // Whoever was revoked, whose seat was taken, and a relay that began to drain, between the hand-shake's questions and
+    // this line.
+    let stays = relay.may_stay(&live.facts).and_then(|()| relay.has_seat(&live.facts, inserted.newcomer_beside));
+    if let Err(fault) = stays {
         count_refusal(&fault);
         live.drain();
         mux.close(fault);
@@ -331,7 +348,8 @@ async fn through(
 ) {
     let facts = &live.facts;
     let trace = trace.filter(|t| t.len() == 32 && t.bytes().all(|b| b.is_ascii_hexdigit()));
-    let opened = match route::stream(Asker::of(facts), to) {
+    let may = route::stream(Asker::of(facts), to).and_then(|()| relay.licensed(&to.tenant, Feature::of(to.origin)));
+    let opened = match may {
         Ok(()) => relay.open(to, live.vouched(), trace, Some(facts.id)).await,
         Err(fault) => Err(fault),
     };
@@ -355,7 +373,7 @@ impl<'a> Asker<'a> {
     }
 }
 
-fn control(relay: &Arc<Relay>, live: &Live<Channel>, message: Control) {
+fn control(relay: &Arc<Relay>, live: &Arc<Live<Channel>>, message: Control) {
     match message {
         Control::LaneRequest(request) => {
             let id = request.request;
@@ -366,6 +384,7 @@ fn control(relay: &Arc<Relay>, live: &Live<Channel>, message: Control) {
             }
         }
         Control::Wake(wake) => forward_wake(relay, live, wake),
+        Control::LicencePresent(shown) => licence::shown(relay, live, shown),
         Control::PairRequest(request) => {
             if let Err(fault) = tunnel::pair(relay, live, &request) {
                 count_refusal(&fault);
@@ -378,7 +397,8 @@ fn control(relay: &Arc<Relay>, live: &Live<Channel>, message: Control) {
         | Control::LaneCall(_)
         | Control::PairOffer(_)
         | Control::PairRefused(_)
-        | Control::PairCall(_) => {
+        | Control::PairCall(_)
+        | Control::LicenceVerdict(_) => {
             live.handle.close(Fault::new(Code::Protocol, "this message goes from the relay to its peers only"));
         }
     }
@@ -386,6 +406,7 @@ fn control(relay: &Arc<Relay>, live: &Live<Channel>, message: Control) {
 
 fn offer_lane(relay: &Arc<Relay>, live: &Live<Channel>, LaneRequest { request, to }: LaneRequest) -> Result<(), Fault> {
     route::lane(Asker::of(&live.facts), &to)?;
+    relay.licensed(&to.tenant, Feature::of(to.origin))?;
     let node = relay.registry.pick(&to, &[live.facts.id]).ok_or_else(|| relay.no_route(&to))?;
     let uncertified = || Fault::new(Code::Forbidden, "lanes join devices and nodes, which have certificates");
     let device_end = end(live).ok_or_else(uncertified)?;

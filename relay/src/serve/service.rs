@@ -95,6 +95,8 @@ async fn carry_out(
                     tracing::info!(%tenant, cut, "names withdrawn");
                 }
                 tracing::debug!(%tenant, refused = refused.len(), "names registered");
+                let mut refused = refused;
+                refused.extend(own.unlicensed_names(&tenant));
                 reply.refused = Some(refused);
                 reply.web = own.web.get().cloned().unwrap_or_default();
             }
@@ -123,6 +125,7 @@ fn refusal(error: StoreError) -> Fault {
         | StoreError::ForeignCa(_)
         | StoreError::CaKeyTaken
         | StoreError::CaFixed
+        | StoreError::OlderLicence { .. }
         | StoreError::NoCa => Fault::new(Code::Forbidden, error.to_string()),
         StoreError::TooManyRegistrations | StoreError::TooManyNames | StoreError::TooManyBlocked => {
             Fault::new(Code::Limited, error.to_string())

@@ -12,11 +12,13 @@ use hedgerow_runtime::clock;
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::TenantCa;
 use hedgerow_shared::verify::config::{SignedConfig, Version};
+use hedgerow_shared::verify::licence::SignedLicence;
 use hedgerow_shared::wire::message::OpenActivation;
 use hedgerow_shared::{EntityId, Origin, TenantId, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use super::{StoreError, Tenant, TenantState};
+use crate::licence::Kept;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,7 +40,18 @@ pub(super) struct OnDisk {
     more_cas: Vec<String>,
     config: Option<String>,
     seen: Option<Version>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    licence: Option<LicenceOnDisk>,
     open: Vec<(String, UnixTime)>,
+}
+
+/// Verified when it came. Who can change it here can add tenants too.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LicenceOnDisk {
+    pem: String,
+    /// The key that it was verified with: `LicenceKey::id` in hexadecimal.
+    key: String,
 }
 
 impl From<&Tenant> for OnDisk {
@@ -56,6 +69,10 @@ impl From<&Tenant> for OnDisk {
             more_cas: tenant.ca.iter().flat_map(|ca| ca.ders()).skip(1).map(|der| BASE64.encode(&der)).collect(),
             config: tenant.signed.as_ref().and_then(|s| minicbor::to_vec(s).ok()).map(|b| BASE64.encode(&b)),
             seen: tenant.seen,
+            licence: tenant
+                .licence
+                .as_ref()
+                .map(|kept| LicenceOnDisk { pem: kept.signed.to_pem(), key: HEXLOWER.encode(&kept.key) }),
             open: tenant.open.iter().map(|o| (HEXLOWER.encode(&o.hash), UnixTime(o.until))).collect(),
         }
     }
@@ -87,6 +104,16 @@ pub(super) fn read_tenant(path: &Path) -> Result<Tenant, StoreError> {
         (Some(signed), Some(ca)) => signed.verify(ca, disk.seen, clock::now()).ok(),
         _ => None,
     };
+    let licence = match &disk.licence {
+        Some(LicenceOnDisk { pem, key }) => {
+            let signed = SignedLicence::from_pem(pem).map_err(|e| damaged(e.to_string()))?;
+            let licence = signed.unverified().map_err(|e| damaged(e.to_string()))?;
+            let key = HEXLOWER.decode(key.as_bytes()).ok().and_then(|k| k.try_into().ok());
+            let key = key.ok_or_else(|| damaged("the licence's key".into()))?;
+            Some(Arc::new(Kept { signed, licence, key }))
+        }
+        None => None,
+    };
     let mut open = Vec::with_capacity(disk.open.len());
     for (hash, until) in &disk.open {
         let hash = HEXLOWER.decode(hash.as_bytes()).ok().and_then(|h| h.try_into().ok());
@@ -103,6 +130,7 @@ pub(super) fn read_tenant(path: &Path) -> Result<Tenant, StoreError> {
         ca,
         config,
         seen: disk.seen,
+        licence,
         created: disk.created,
         signed,
         open: Arc::new(open),

@@ -25,6 +25,7 @@ use hedgerow_shared::{EntityId, Origin, TenantId, UnixTime};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
+use crate::licence::Kept;
 use disk::{OnDisk, io_error, key, lock, read_tenant, sync_folder};
 pub(crate) use disk::{read_secret, write_secret};
 
@@ -99,6 +100,14 @@ pub enum StoreError {
     /// More names than one tenant may have.
     #[error("more than {MAX_NAMES} names to pass through")]
     TooManyNames,
+    /// A licence that was issued before the one that counts.
+    #[error("licence {offered} was issued before {held}, which this relay has been shown already")]
+    OlderLicence {
+        /// What was shown.
+        offered: String,
+        /// What counts.
+        held: String,
+    },
 }
 
 /// Whether a tenant may use the relay.
@@ -134,6 +143,8 @@ pub struct Tenant {
     pub config: Option<RelayConfig>,
     /// The highest version ever accepted.
     pub seen: Option<Version>,
+    /// The newest licence that its core has shown.
+    pub licence: Option<Arc<Kept>>,
     /// When it was added.
     pub created: UnixTime,
     signed: Option<SignedConfig>,
@@ -261,6 +272,7 @@ impl Store {
             ca: None,
             config: None,
             seen: None,
+            licence: None,
             created: clock::now(),
             signed: None,
             open: Arc::default(),
@@ -403,6 +415,27 @@ impl Store {
             Ok(())
         })?;
         accepted.ok_or(StoreError::NoCa)
+    }
+
+    /// Keeps a licence unless it was issued before the one that is kept and counts. Whether it is another one than before.
+    ///
+    /// # Errors
+    /// `OlderLicence`, `UnknownTenant`, `Io`; the old one stays.
+    pub fn put_licence(&self, id: &TenantId, kept: Kept, counts: impl Fn(&Kept) -> bool) -> Result<bool, StoreError> {
+        if self.tenant(id).is_some_and(|t| t.licence.as_deref() == Some(&kept)) {
+            return Ok(false);
+        }
+        self.change(id, |_, tenant| {
+            match tenant.licence.as_deref().filter(|held| counts(held)) {
+                Some(held) if kept.licence.issued < held.licence.issued => {
+                    let (offered, held) = (kept.licence.id.clone(), held.licence.id.clone());
+                    return Err(StoreError::OlderLicence { offered, held });
+                }
+                Some(_) | None => tenant.licence = Some(Arc::new(kept)),
+            }
+            Ok(())
+        })?;
+        Ok(true)
     }
 
     fn change(

@@ -21,6 +21,7 @@ use hedgerow_runtime::link::Channel;
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_shared::fault::{Code, DropReason, Fault};
 use hedgerow_shared::secret::Secret;
+use hedgerow_shared::verify::Feature;
 use hedgerow_shared::wire::message::{Destination, PairCall, PairEnd, PairOffer, PairRequest};
 use hedgerow_shared::wire::tunnel::{Half, HalfId};
 use hedgerow_shared::{EntityId, Origin, Role, SessionId, TenantId};
@@ -238,6 +239,7 @@ pub fn pair(relay: &Arc<Relay>, live: &Live<Channel>, request: &PairRequest) -> 
         node: Some(request.node),
     };
     route::lane(Asker::of(facts), &to)?;
+    relay.licensed(&facts.tenant, Some(Feature::Tunnel))?;
     let node = relay.registry.pick(&to, &[facts.id]).filter(|node| node.facts.entity == Some(request.node));
     let node = node.ok_or_else(|| relay.no_route(&to))?;
     let owner = Owner::of(&node.facts)

@@ -2,14 +2,14 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 #[path = "../../src/testing.rs"]
-mod testing;
+pub(crate) mod testing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hedgerow_relay::config::{Drain, LaneConfig, Limits, Listen, RelayConfig, Tls};
+use hedgerow_relay::config::{Drain, LaneConfig, Licences, Limits, Listen, RelayConfig, Tls};
 use hedgerow_relay::fair::Bandwidth;
 use hedgerow_relay::{Running, identity};
 use hedgerow_runtime::boot::Context;
@@ -69,6 +69,7 @@ impl World {
             admin: Admin { listen: loopback },
             limits: Limits::default(),
             bandwidth: Bandwidth::default(),
+            licences: Licences::default(),
             timers: TimerScale { scale: 0.1 },
             drain: Drain::default(),
         };

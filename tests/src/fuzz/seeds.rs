@@ -6,6 +6,7 @@ use bytes::Bytes;
 use hedgerow_runtime::proxy_protocol::{self, Version as Form};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::secret::Secret;
+use hedgerow_shared::verify::Standing;
 use hedgerow_shared::verify::config::{Audience, DeviceConfig, Head, NodeConfig, RelayConfig, Revoked, Version};
 use hedgerow_shared::verify::policy::{Action, Route, Rule, Via};
 use hedgerow_shared::wire::core_api::{Activated, EnrolNode, NodeEnrolled, Refused};
@@ -13,9 +14,9 @@ use hedgerow_shared::wire::frame::{self, StreamId, kind};
 use hedgerow_shared::wire::lane;
 use hedgerow_shared::wire::message::{
     Accept, CaRegistration, Claim, Control, Destination, GoAway, Hello, LaneCall, LaneOffer, LaneRefused, LaneRequest,
-    Limits, LinkOpen, OpenActivation, PairCall, PairEnd, PairOffer, PairRefused, PairRequest, Proof, Refuse,
-    Registrations, Resume, ResumeStream, Resumption, Service, ServiceReply, SessionOpen, TUNNEL_HOST, TunnelAsk,
-    Vouched, Wake,
+    LicencePresent, LicenceVerdict, Limits, LinkOpen, OpenActivation, PairCall, PairEnd, PairOffer, PairRefused,
+    PairRequest, Proof, Refuse, Registrations, Resume, ResumeStream, Resumption, Service, ServiceReply, SessionOpen,
+    TUNNEL_HOST, TunnelAsk, Vouched, Wake,
 };
 use hedgerow_shared::wire::names::{RefusedName, RegisteredName};
 use hedgerow_shared::wire::token::EnrolmentToken;
@@ -28,6 +29,10 @@ use serde::Serialize;
 
 use super::activation::SEALED;
 use super::fixture::{NOW, channels, fixture, proof, random, run};
+use super::trust::{licence_key, sign_licence};
+
+/// A licence with every field there is, and some that there are not.
+const LICENCE: &str = r#"{"id":"L-1","tenant":"S12345678","licensee":"Example","issued":1790000000,"not_before":1790000000,"expires":1810000000,"grace_seconds":2592000,"seats":50,"features":["proxy","teleport","tunnel"],"note":"x"}"#;
 
 /// One input.
 pub struct Seed {
@@ -137,6 +142,17 @@ fn controls() -> Vec<(&'static str, Control)> {
         ("pair-refused", PairRefused { request: 1, fault: Fault::new(Code::Limited, "full") }.into()),
         ("pair-call", PairCall { tunnel, half: half.clone(), vouched: vouched() }.into()),
         ("pair-end", PairEnd { half: half.id, fault: Fault::new(Code::Ok, "") }.into()),
+        ("licence-present", LicencePresent { request: 1, licence: sign_licence(LICENCE.as_bytes()) }.into()),
+        (
+            "licence-verdict",
+            LicenceVerdict {
+                request: 1,
+                fault: Fault::new(Code::Ok, ""),
+                standing: Some(Standing::Grace { until: NOW }),
+                required: true,
+            }
+            .into(),
+        ),
         ("wake", Wake { roles: vec![Role::Node, Role::Device], ids: vec![id(9)] }.into()),
     ]
 }
@@ -400,6 +416,12 @@ fn trust(all: &mut Collected) {
     all.add("certificate", "patched", [2, 1, 0, 40, 1, 1, 0, 2]);
     all.add("certificate", "unpatched", [2, 2]);
     all.add("csr", "request", fixture.node_key.certificate_request().expect("a request"));
+
+    let signed = sign_licence(LICENCE.as_bytes());
+    all.chosen("licence", "cbor", 0, &cbor(&signed));
+    all.chosen("licence", "mail", 1, format!("Dear customer,\r\n\r\n{}\r\nYours", signed.to_pem()).as_bytes());
+    all.chosen("licence", "payload", 2, LICENCE.as_bytes());
+    all.chosen("licence", "key", 3, licence_key().to_pem().as_bytes());
 
     let (relay, node, device) = documents();
     let sign = "a document can be signed";

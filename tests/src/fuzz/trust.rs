@@ -3,7 +3,8 @@
 use hedgerow_shared::verify::certificate::read_leaf;
 use hedgerow_shared::verify::config::Document;
 use hedgerow_shared::verify::{
-    DeviceConfig, Identity, NodeConfig, RelayConfig, SignedConfig, TenantCa, Usage, Version,
+    DeviceConfig, Identity, LicenceError, LicenceKey, NodeConfig, RelayConfig, SignedConfig, SignedLicence, Standing,
+    TenantCa, Usage, Version,
 };
 use hedgerow_shared::{Role, UnixTime};
 use rustls_pki_types::CertificateDer;
@@ -57,6 +58,68 @@ fn look_at(der: &[u8]) {
             }
         }
     }
+}
+
+/// `verify::licence`. First byte modulo 4: 0 a licence as CBOR; 1 a text with a PEM block; 2 a payload, signed here; 3 a
+/// public key, PEM.
+pub fn licence(data: &[u8]) {
+    let mut input = Input(data);
+    match input.u8() % 4 {
+        0 => {
+            if let Ok(signed) = minicbor::decode::<SignedLicence>(input.0) {
+                look_at_licence(&signed);
+            }
+        }
+        1 => {
+            let Some(Ok(signed)) = input.text().map(SignedLicence::from_pem) else { return };
+            assert_eq!(SignedLicence::from_pem(&signed.to_pem()).as_ref(), Ok(&signed), "one form");
+            look_at_licence(&signed);
+        }
+        2 => {
+            let mut signed = sign_licence(input.0);
+            look_at_licence(&signed);
+            if let Some(byte) = signed.payload.last_mut() {
+                *byte ^= 1;
+                assert!(signed.verify(&[licence_key()]).is_err(), "a changed licence is believed");
+            }
+        }
+        _ => {
+            let Some(Ok(key)) = input.text().map(LicenceKey::from_pem) else { return };
+            assert_eq!(LicenceKey::from_pem(&key.to_pem()).as_ref(), Ok(&key), "one form");
+            assert_eq!(
+                sign_licence(b"{}").verify(std::slice::from_ref(&key)).err() == Some(LicenceError::Signature),
+                key != licence_key()
+            );
+        }
+    }
+}
+
+pub(super) fn licence_key() -> LicenceKey {
+    LicenceKey::from_der(&fixture().node_key.public_key_info()).expect("a P-256 key")
+}
+
+pub(super) fn sign_licence(payload: &[u8]) -> SignedLicence {
+    let signature = fixture().node_key.sign_message(&SignedLicence::message(payload));
+    SignedLicence { payload: payload.to_vec(), signature }
+}
+
+fn look_at_licence(signed: &SignedLicence) {
+    let Ok((licence, key)) = signed.verify(&[licence_key()]) else { return };
+    assert_eq!((signed.unverified().as_ref(), key), (Ok(&licence), licence_key().id()));
+    // Signatures of the fixture's key are deterministic: nobody else made this one.
+    assert_eq!(sign_licence(&signed.payload), *signed);
+    let again = licence.payload().expect("what was read can be written");
+    assert_eq!(sign_licence(&again).unverified().as_ref(), Ok(&licence));
+    let place = |now| match licence.standing(UnixTime(now)) {
+        Standing::NotYet { .. } => 0,
+        Standing::Valid { .. } => 1,
+        Standing::Grace { .. } => 2,
+        Standing::Expired => 3,
+    };
+    let moments = [0, licence.not_before.0, licence.expires.0, licence.grace_until().0, u64::MAX];
+    let mut moments = moments.to_vec();
+    moments.sort_unstable();
+    assert!(moments.iter().map(|now| place(*now)).is_sorted(), "its standing goes back: {licence:?}");
 }
 
 /// `verify::config`. First byte modulo 2: 0 a signed configuration as CBOR; 1 a payload, signed here when it reads as

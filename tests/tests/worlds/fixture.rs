@@ -221,6 +221,7 @@ fn relay_config(state: PathBuf, n: usize) -> RelayConfig {
         timers: Default::default(),
         drain: Drain::default(),
         bandwidth: Default::default(),
+        licences: Default::default(),
     }
 }
 

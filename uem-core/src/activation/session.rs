@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::pake::{Channel, Responder};
 use crate::CoreError;
 use crate::account::{Email, User};
+use crate::licence::Unlicensed;
 
 /// How long an activation may take from `begin_activation` to `finish_activation`.
 pub const SESSION_SECONDS: u64 = 120;
@@ -96,6 +97,9 @@ pub enum ActivationError {
     /// Refused; the device learns nothing more than this text.
     #[error("the activation was refused: the address or the activation password is wrong, expired, used or blocked")]
     Refused(Refusal),
+    /// The licence lets no further device in. Only who has shown the right password is told so; it is not used up.
+    #[error(transparent)]
+    Unlicensed(#[from] Unlicensed),
     /// The core itself failed; the device may try again.
     #[error("the core failed")]
     Core(#[from] CoreError),

@@ -52,6 +52,12 @@ impl Key {
         self.signing.to_pkcs8_der().map(|d| Zeroizing::new(d.as_bytes().to_vec())).expect("a P-256 key always encodes")
     }
 
+    /// The public half: SubjectPublicKeyInfo, DER.
+    #[must_use]
+    pub fn public_key_info(&self) -> Vec<u8> {
+        self.subject_public_key_info()
+    }
+
     /// A certificate request (PKCS#10 DER) that shows possession of this key. It names nobody: who the holder is
     /// stands in the certificate by the CA's own knowledge.
     ///

@@ -14,6 +14,7 @@ use crate::activation::{
     SESSION_SECONDS, Started,
 };
 use crate::ca::CertificateRequest;
+use crate::licence::Unlicensed;
 use crate::random;
 use crate::store::{Change, Store};
 
@@ -52,7 +53,7 @@ impl<S: Store> Core<S> {
     /// password. A proof that is right while the password is blocked is refused like a wrong one.
     ///
     /// # Errors
-    /// `Refused`, `Core`.
+    /// `Refused`, `Unlicensed`, `Core`.
     pub async fn confirm_activation(
         &self,
         call: &mut Call<'_>,
@@ -69,7 +70,11 @@ impl<S: Store> Core<S> {
         };
         match confirmed {
             Ok((channel, confirmation)) => match self.still_open(call.now, &tenant, &known).await? {
-                Ok(_) => Ok((Confirmed { tenant, session, channel, known, until }, confirmation)),
+                // Only now: what a licence allows is nobody's business who does not know a password.
+                Ok(_) => match self.unlicensed(&tenant, call.now).await? {
+                    None => Ok((Confirmed { tenant, session, channel, known, until }, confirmation)),
+                    Some(why) => self.refuse_unlicensed(call, &tenant, known.user.id, why).await,
+                },
                 Err(refusal) => self.refuse(call, &tenant, refusal).await,
             },
             Err(PakeError::Unexpected) => self.refuse(call, &tenant, Refusal::Malformed).await,
@@ -81,7 +86,7 @@ impl<S: Store> Core<S> {
     /// Certifies the device's key; the password is used up in the same commit. The reply goes to the device.
     ///
     /// # Errors
-    /// `Refused`, `Core`.
+    /// `Refused`, `Unlicensed` (the password is not used up then), `Core`.
     pub async fn finish_activation(
         &self,
         call: &mut Call<'_>,
@@ -104,6 +109,10 @@ impl<S: Store> Core<S> {
                 Ok(user) => user,
                 Err(refusal) => return Err(ActivationError::Refused(refusal)),
             };
+            // Others may have taken the last seat since; the commit below fails where somebody takes it meanwhile.
+            if let Some(why) = self.unlicensed(&tenant, call.now).await? {
+                return self.refuse_unlicensed(call, &tenant, user.id, why).await;
+            }
             let identity =
                 Identity { tenant: tenant.clone(), role: Role::Device, id, group: None, origins: Vec::new() };
             let authority = self.authority(&row)?;
@@ -209,6 +218,24 @@ impl<S: Store> Core<S> {
             let plan = Plan::default().change(Change::PutPassword(password));
             if self.commit(call, row, plan.refused("activation.refuse", known.user.id.to_string(), detail)).await? {
                 return Err(ActivationError::Refused(Refusal::WrongPassword));
+            }
+        }
+        Err(CoreError::Busy.into())
+    }
+
+    /// Refuses for want of a licence, audited: who gets here knows the password, which stays as it is.
+    async fn refuse_unlicensed<T>(
+        &self,
+        call: &mut Call<'_>,
+        tenant: &TenantId,
+        user: EntityId,
+        why: Unlicensed,
+    ) -> Result<T, ActivationError> {
+        for _ in 0..ATTEMPTS {
+            let row = self.load(tenant).await?;
+            let plan = Plan::default().refused("activation.refuse", user.to_string(), why.to_string());
+            if self.commit(call, row, plan).await? {
+                return Err(why.into());
             }
         }
         Err(CoreError::Busy.into())

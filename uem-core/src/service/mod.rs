@@ -8,6 +8,7 @@ mod commands;
 mod configs;
 mod devices;
 mod groups;
+mod licences;
 mod names;
 mod nodes;
 mod policy;

@@ -13,6 +13,7 @@ use crate::audit;
 use crate::ca::CertificateRecord;
 use crate::command::Command;
 use crate::group::{Group, Principal, name_key};
+use crate::licence::Installed;
 use crate::profile::{Category, Profile};
 
 /// Everything of one tenant.
@@ -27,6 +28,7 @@ struct Data {
     rules: Vec<Rule>,
     routes: Vec<Route>,
     names: BTreeMap<String, ServerName>,
+    licence: Option<Installed>,
     groups: BTreeMap<EntityId, Group>,
     /// A group, and who stands in it.
     members: BTreeSet<(EntityId, Principal)>,
@@ -152,6 +154,14 @@ impl Store for Memory {
 
     async fn names(&self, tenant: &TenantId) -> Result<Vec<ServerName>, StoreError> {
         self.read(tenant, |d| d.names.values().cloned().collect())
+    }
+
+    async fn licence(&self, tenant: &TenantId) -> Result<Option<Installed>, StoreError> {
+        self.read(tenant, |d| d.licence.clone())
+    }
+
+    async fn active_devices(&self, tenant: &TenantId) -> Result<u64, StoreError> {
+        self.read(tenant, |d| d.devices.values().filter(|v| v.state == DeviceState::Active).count() as u64)
     }
 
     async fn group(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Group>, StoreError> {
@@ -286,6 +296,7 @@ impl Store for Memory {
             rules: Vec::new(),
             routes: Vec::new(),
             names: BTreeMap::new(),
+            licence: None,
             groups: BTreeMap::new(),
             members: BTreeSet::new(),
             profiles: BTreeMap::new(),
@@ -308,6 +319,8 @@ impl Store for Memory {
                 Change::SetRoutes(routes) => data.routes = routes,
                 Change::PutName(name) => drop(data.names.insert(name.name.clone(), name)),
                 Change::DeleteName(name) => drop(data.names.remove(&name)),
+                Change::PutLicence(licence) => data.licence = Some(licence),
+                Change::DeleteLicence => data.licence = None,
                 Change::PutGroup(group) => drop(data.groups.insert(group.id, group)),
                 Change::DeleteGroup(id) => {
                     data.groups.remove(&id);

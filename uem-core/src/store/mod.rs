@@ -20,6 +20,7 @@ use crate::audit;
 use crate::ca::CertificateRecord;
 use crate::command::Command;
 use crate::group::{Group, Principal};
+use crate::licence::Installed;
 use crate::profile::{Category, Profile};
 
 /// Why storage did not do it.
@@ -87,6 +88,10 @@ pub enum Change {
     PutName(ServerName),
     /// Removes a server name.
     DeleteName(String),
+    /// Installs the tenant's licence in the place of the one before.
+    PutLicence(Installed),
+    /// Removes the tenant's licence.
+    DeleteLicence,
     /// Adds or replaces a group.
     PutGroup(Group),
     /// Removes a group, whoever stands in it, what it stands in, and what is assigned to it.
@@ -220,6 +225,10 @@ pub trait Store: Send + Sync + 'static {
     fn routes(&self, tenant: &TenantId) -> impl Future<Output = Result<Vec<Route>, StoreError>> + Send;
     /// Server names, in their order.
     fn names(&self, tenant: &TenantId) -> impl Future<Output = Result<Vec<ServerName>, StoreError>> + Send;
+    /// The installed licence.
+    fn licence(&self, tenant: &TenantId) -> impl Future<Output = Result<Option<Installed>, StoreError>> + Send;
+    /// How many devices are active.
+    fn active_devices(&self, tenant: &TenantId) -> impl Future<Output = Result<u64, StoreError>> + Send;
     /// One group.
     fn group(&self, tenant: &TenantId, id: EntityId) -> impl Future<Output = Result<Option<Group>, StoreError>> + Send;
     /// The group whose name has this `name_key`.

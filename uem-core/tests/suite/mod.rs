@@ -17,6 +17,7 @@ mod bulk;
 mod commands;
 mod configs;
 mod holders;
+mod licences;
 mod profiles;
 mod storage;
 mod tenants;
@@ -27,6 +28,7 @@ pub(crate) use bulk::*;
 pub(crate) use commands::*;
 pub(crate) use configs::*;
 pub(crate) use holders::*;
+pub(crate) use licences::*;
 pub(crate) use profiles::*;
 pub(crate) use storage::*;
 pub(crate) use tenants::*;
@@ -83,6 +85,10 @@ macro_rules! suite {
             p22_commands_are_fetched_in_order_and_answered_once
             p22_commands_are_taken_back_and_expire
             p22_a_queue_has_a_bound_and_revoked_devices_have_none
+            p04_a_licence_is_installed_shown_and_removed_and_audited
+            p04_activations_stop_at_the_last_seat_and_leave_the_password_as_it_was
+            p04_after_the_grace_nothing_new_becomes_active
+            p04_of_activations_at_once_no_more_succeed_than_there_are_seats
             p22_a_device_that_has_erased_itself_is_revoked
         }
     };

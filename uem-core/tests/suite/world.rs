@@ -162,6 +162,7 @@ impl DeviceHalf {
 pub(super) fn refusal<T>(result: Result<T, ActivationError>) -> Refusal {
     match result {
         Err(ActivationError::Refused(refusal)) => refusal,
+        Err(ActivationError::Unlicensed(why)) => panic!("{why}"),
         Err(ActivationError::Core(error)) => panic!("the core failed: {error:?}"),
         Ok(_) => panic!("it was not refused"),
     }

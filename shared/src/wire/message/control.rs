@@ -5,6 +5,7 @@ use minicbor::{Decode, Encode};
 
 use super::link::{Destination, Vouched};
 use crate::fault::Fault;
+use crate::verify::licence::{SignedLicence, Standing};
 use crate::wire::frame;
 use crate::wire::tunnel::{Half, HalfId};
 use crate::{EntityId, InstanceId, Origin, Role, Ticket, TunnelId};
@@ -138,6 +139,24 @@ controls! {
         0 half: HalfId,
         /// Why.
         1 fault: Fault,
+    },
+    /// Core to relay: our tenant's licence. Shown on every new link, and again when another one is installed.
+    0x8006 LicencePresent {
+        /// Repeated in the answer.
+        0 request: u32,
+        /// As its operator signed it.
+        1 licence: SignedLicence,
+    },
+    /// Relay to core: what it makes of the licence that was shown.
+    0x8007 LicenceVerdict {
+        /// Of the presentation.
+        0 request: u32,
+        /// `Ok` when it is the tenant's licence here from now on; otherwise why not.
+        1 fault: Fault,
+        /// Where it stands by the relay's clock, when it was accepted.
+        2 standing: Option<Standing>,
+        /// Whether this relay refuses devices and nodes of tenants without a licence that works.
+        3 required: bool,
     },
 }
 

@@ -10,8 +10,8 @@ mod service;
 mod session;
 
 pub use control::{
-    Control, LaneCall, LaneOffer, LaneRefused, LaneRequest, OPTIONAL_CONTROL, PairCall, PairEnd, PairOffer,
-    PairRefused, PairRequest, Wake,
+    Control, LaneCall, LaneOffer, LaneRefused, LaneRequest, LicencePresent, LicenceVerdict, OPTIONAL_CONTROL, PairCall,
+    PairEnd, PairOffer, PairRefused, PairRequest, Wake,
 };
 pub use hello::{ALPN_LANE, ALPN_LINK, ALPN_SESSION, Claim, EXPORTER_LABEL, Hello, Limits, MAGIC, Resumption};
 pub use link::{Accept, Destination, GoAway, LinkOpen, Refuse, Vouched};
