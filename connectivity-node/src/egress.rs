@@ -8,6 +8,7 @@ use hedgerow_proxy::dial::{DialError, Dialer, Dialled};
 use hedgerow_proxy::splice::{Outbound, ReadAhead, splice};
 use hedgerow_proxy::target::{Host, Target};
 use hedgerow_runtime::mux::{Incoming, Stream};
+use hedgerow_shared::EntityId;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::verify::VerifiedCertificate;
 use hedgerow_shared::wire::message::{SessionOpen, TunnelAsk};
@@ -65,8 +66,8 @@ pub(crate) async fn connection(
     };
     let started = Instant::now();
     let dialled = match &service.inside {
-        Inside::Network(dialer) => dialer.dial(&target, &service.policies.current().acl).await,
-        Inside::Given(servers) => match allowed(&service, &target) {
+        Inside::Network(dialer) => dialer.dial(&target, &service.policies.current().rules(&device).acl).await,
+        Inside::Given(servers) => match allowed(&service, &device, &target) {
             Ok(()) => return servers.serve(target, incoming.accept()).await,
             Err(error) => Err(error),
         },
@@ -101,8 +102,9 @@ pub(crate) async fn connection(
 }
 
 /// What the rules say of a target that no resolver is asked about.
-fn allowed(service: &Service, target: &Target) -> Result<(), DialError> {
-    let acl = &service.policies.current().acl;
+fn allowed(service: &Service, device: &EntityId, target: &Target) -> Result<(), DialError> {
+    let policy = service.policies.current();
+    let acl = &policy.rules(device).acl;
     let asked = match &target.host {
         Host::Address(address) => acl.address(*address, target.port).map(|_| ()),
         Host::Name(name) => acl.before_resolving(name, target.port).map(|_| ()),

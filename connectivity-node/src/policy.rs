@@ -19,9 +19,10 @@ use hedgerow_runtime::tls;
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::verify::policy::{Action, Rule, TargetPattern};
-use hedgerow_shared::verify::{NodeConfig, Revoked, SignedConfig, VerifiedCertificate, Version};
+use hedgerow_shared::verify::scope;
+use hedgerow_shared::verify::{NodeConfig, Revoked, Scopes, SignedConfig, VerifiedCertificate, Version};
 use hedgerow_shared::wire::core_api;
-use hedgerow_shared::{GroupName, Origin, Role, UnixTime};
+use hedgerow_shared::{EntityId, GroupName, Origin, Role, UnixTime};
 use parking_lot::RwLock;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
@@ -35,22 +36,56 @@ const REFRESH: Duration = Duration::from_secs(600);
 /// The pause after a first failure; it doubles up to `LONGEST_RETRY`.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
-/// Between word from the core and the question: several words become one.
 /// Address ranges in a grant.
 const MAX_NETWORKS: usize = 1000;
+/// Between word from the core and the question: several words become one.
 const WAKE_PAUSE: Duration = Duration::from_millis(100);
 
 /// What counts now.
 #[derive(Debug, Default)]
 pub(crate) struct Policy {
-    pub(crate) acl: Acl,
-    pub(crate) rules: Vec<Rule>,
+    /// The rules for devices that are in no scope.
+    for_all: Arc<Rules>,
+    /// For those of each scope, its own before the rules for all.
+    scoped: Vec<(scope::Scope, Arc<Rules>)>,
+    scopes: Scopes,
     pub(crate) revoked: Revoked,
     pub(crate) version: Option<Version>,
     pub(crate) expires: UnixTime,
 }
 
+/// What the devices of one scope may reach.
+#[derive(Debug, Default)]
+pub(crate) struct Rules {
+    pub(crate) acl: Acl,
+    pub(crate) rules: Vec<Rule>,
+}
+
 impl Policy {
+    /// The rules that count for a device.
+    pub(crate) fn rules(&self, device: &EntityId) -> &Arc<Rules> {
+        self.scopes.of(device).and_then(|at| self.scoped.get(at)).map_or(&self.for_all, |(_, rules)| rules)
+    }
+
+    /// The rules for all, those of each scope, and whose scope is which.
+    pub(crate) fn parts(&self) -> (&Arc<Rules>, impl Iterator<Item = &Arc<Rules>>, &Scopes) {
+        (&self.for_all, self.scoped.iter().map(|(_, rules)| rules), &self.scopes)
+    }
+
+    /// Whether a device may have an IP tunnel.
+    ///
+    /// # Errors
+    /// `DeniedByPolicy`, naming its profile.
+    pub(crate) fn admits_tunnel(&self, device: &EntityId) -> Result<(), Fault> {
+        match self.scopes.of(device).and_then(|at| self.scoped.get(at)) {
+            Some((scope, _)) if !(scope.enabled && scope.tunnel) => {
+                let text = format!("the enterprise connectivity profile {:?} of this device has no tunnel", scope.name);
+                Err(Fault::new(Code::DeniedByPolicy, text))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether this device may have a session.
     ///
     /// # Errors
@@ -63,7 +98,7 @@ impl Policy {
     }
 
     /// The address ranges that rules for nodes of this group allow: what a tunnel's device may send here at all.
-    pub(crate) fn networks(&self, group: Option<&GroupName>) -> Vec<(IpAddr, u8)> {
+    pub(crate) fn networks(&self, device: &EntityId, group: Option<&GroupName>) -> Vec<(IpAddr, u8)> {
         let allows =
             |rule: &&Rule| rule.action == Action::Allow && rule.group.as_ref().is_none_or(|g| Some(g) == group);
         let networks = |rule: &Rule| match &rule.target {
@@ -71,7 +106,7 @@ impl Policy {
             TargetPattern::Any => vec![(Ipv4Addr::UNSPECIFIED.into(), 0), (Ipv6Addr::UNSPECIFIED.into(), 0)],
             TargetPattern::Domain(_) | TargetPattern::Suffix(_) => Vec::new(),
         };
-        let mut all: Vec<_> = self.rules.iter().filter(allows).flat_map(networks).collect();
+        let mut all: Vec<_> = self.rules(device).rules.iter().filter(allows).flat_map(networks).collect();
         all.sort_unstable();
         all.dedup();
         // A grant is small; what does not fit is reached by routes of the device's own configuration.
@@ -148,10 +183,21 @@ impl Policies {
         }
         *self.seen.write() = Some(version);
         let group = self.enrolled.certificate.identity.group.as_ref();
-        let acl = Acl::new(&config.rules, group).refusing(self.own.clone());
+        let rules = |rules: Vec<Rule>| {
+            let acl = Acl::new(&rules, group).refusing(self.own.clone());
+            Arc::new(Rules { acl, rules })
+        };
+        let scopes = Scopes::new(&config.scopes);
+        let scoped = config.scopes.into_iter().map(|mut scope| {
+            // Where it is switched off there is no rule, and without a rule everything is denied.
+            let own = if scope.enabled { [scope.rules.as_slice(), &config.rules].concat() } else { Vec::new() };
+            scope.devices = Vec::new();
+            (scope, rules(own))
+        });
         let policy = Arc::new(Policy {
-            acl,
-            rules: config.rules,
+            scoped: scoped.collect(),
+            scopes,
+            for_all: rules(config.rules.clone()),
             revoked: config.revoked,
             version: Some(version),
             expires: config.head.expires,

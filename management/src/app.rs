@@ -16,6 +16,7 @@ use hedgerow_shared::wire::message::{LicenceVerdict, ServiceReply};
 use hedgerow_shared::wire::names::{RefusedName, RegisteredName};
 use hedgerow_shared::{EntityId, Role, TenantId, UnixTime};
 use hedgerow_uem_core::account::{Email, NodeState, TenantSettings};
+use hedgerow_uem_core::config::Configs;
 use hedgerow_uem_core::service::NewTenant;
 use hedgerow_uem_core::store::Page;
 use hedgerow_uem_core::{Actor, Call, Core, CoreError};
@@ -61,6 +62,8 @@ pub struct App {
     /// Servers that names of origin `mdm` lead to.
     pub(crate) published: Published,
     identity: RwLock<Arc<Identity>>,
+    /// The documents of the version that was asked for last.
+    configs: Mutex<Option<Arc<Configs>>>,
     web: Option<WebFiles>,
     /// Keeps a second process out of the state directory.
     _lock: Lock,
@@ -220,6 +223,7 @@ impl App {
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             policy: tokio::sync::Mutex::new(()),
             identity,
+            configs: Mutex::default(),
             web,
             published,
             _lock: lock,
@@ -293,6 +297,17 @@ impl App {
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// The documents in force. Made once a version.
+    pub(crate) async fn configs(&self) -> Result<Arc<Configs>, CoreError> {
+        let version = self.domain.config_version(&self.tenant).await?;
+        if let Some(known) = self.configs.lock().as_ref().filter(|known| known.version == version) {
+            return Ok(known.clone());
+        }
+        let made = Arc::new(self.domain.configs(&self.tenant).await?);
+        *self.configs.lock() = Some(made.clone());
+        Ok(made)
     }
 
     /// Notes that a relay or node has a version in force.

@@ -211,7 +211,7 @@ async fn bring_up_to_date(app: &App, state: &RelayState, link: &Link, told: &mut
     }
     let version = app.domain.config_version(&app.tenant).await.map_err(internal)?;
     if told.config != Some(version) {
-        let configs = app.domain.configs(&app.tenant).await.map_err(internal)?;
+        let configs = app.configs().await.map_err(internal)?;
         let reply = ask(app, link, Service::PutConfig, &configs.relay).await?;
         let in_force = reply.version.unwrap_or(configs.version);
         if in_force > configs.version {
@@ -327,6 +327,11 @@ pub(crate) async fn housekeep(app: Arc<App>) {
                 revision = Some(row.revision);
                 if let Err(error) = app.know_cas().await {
                     tracing::error!(error = format!("{error:#}"), "the tenant's CAs");
+                }
+                match app.domain.place_if_changed(&mut call(Actor::System), &app.tenant).await {
+                    Ok(Some(version)) => tracing::info!(%version, "devices come under other connectivity profiles"),
+                    Ok(None) => {}
+                    Err(error) => tracing::error!(%error, "connectivity profiles do not come into force"),
                 }
                 app.changed();
             }

@@ -156,6 +156,37 @@ fn p21_the_command_line_says_which_profiles_have_effect_and_why() {
     desk.say(&["audit", "verify"]);
 }
 
+/// What an administrator sets reaches the node and the device by itself, and is taken back the same way.
+#[test]
+fn p21_an_enterprise_connectivity_profile_decides_what_a_device_reaches() {
+    let desk = Desk::open(|_| String::new());
+    let page = format!("http://wiki.intranet.example.com:{}/page", desk.office.site().port);
+    let fetch =
+        || hedgerow_tests::curl::attempt(hedgerow_tests::curl::curl().args(["--proxy", &desk.office.socks(), &page]));
+    assert!(fetch().status.success());
+    let closed = desk.office.path("closed.json");
+    std::fs::write(&closed, r#"{"rules": [{"action": "deny", "target": "*.intranet.example.com"}]}"#).unwrap();
+    desk.say(&["profile", "add", "enterprise-connectivity", "closed", "--settings", &closed]);
+    desk.say(&["group", "add", "visitors"]);
+    desk.say(&["profile", "assign", "enterprise-connectivity/closed", "group:visitors"]);
+    assert!(fetch().status.success(), "nobody is a visitor");
+    desk.say(&["group", "join", "visitors", "anna@example.com"]);
+    wait_until("the node's rules close the site", LIMIT, || !fetch().status.success());
+    desk.say(&["group", "leave", "visitors", "anna@example.com"]);
+    wait_until("the site is open again", LIMIT, || fetch().status.success());
+
+    let off = desk.office.path("off.json");
+    std::fs::write(&off, r#"{"enabled": false}"#).unwrap();
+    desk.say(&["profile", "add", "enterprise-connectivity", "off", "--settings", &off]);
+    desk.say(&["profile", "default", "enterprise-connectivity/off"]);
+    let routes = || desk.office.get("device", "/status")["config"]["routes"].as_u64();
+    let before = routes();
+    wait_until("the device has no route inside", LIMIT, || routes() == Some(0));
+    assert!(before.is_some());
+    desk.say(&["profile", "default", "enterprise-connectivity/off", "--off"]);
+    wait_until("and has it again", LIMIT, || fetch().status.success());
+}
+
 #[test]
 fn p18_users_go_in_and_out_as_csv_by_the_command_line() {
     let desk = Desk::open(|_| String::new());

@@ -2,12 +2,14 @@
 
 use hedgerow_shared::verify::config::LIFETIME_SECONDS;
 use hedgerow_shared::verify::{
-    Announced, Audience, DeviceConfig, Head, NodeConfig, RelayConfig, Revoked, Route, Rule, SignedConfig, Version,
+    Announced, Audience, DeviceConfig, Head, NodeConfig, RelayConfig, Revoked, Route, Rule, Scopes, SignedConfig,
+    Version,
 };
 use hedgerow_shared::{EntityId, UnixTime};
 
 use crate::account::Tenant;
 use crate::ca::{CaError, ConfigKey};
+use crate::placement::Placement;
 
 /// After this long the same content is signed again, so that peers hold documents with most of their life left.
 pub const REISSUE_SECONDS: u64 = 3600;
@@ -23,8 +25,20 @@ pub struct Configs {
     pub relay: SignedConfig,
     /// For nodes.
     pub node: SignedConfig,
-    /// For devices.
+    /// For devices that are under no enterprise connectivity profile.
     pub device: SignedConfig,
+    /// For the devices of each placed profile, in the order of the placement.
+    placed: Vec<SignedConfig>,
+    /// Which of those.
+    scopes: Scopes,
+}
+
+impl Configs {
+    /// The document for one device.
+    #[must_use]
+    pub fn for_device(&self, device: &EntityId) -> &SignedConfig {
+        self.scopes.of(device).and_then(|at| self.placed.get(at)).unwrap_or(&self.device)
+    }
 }
 
 /// Whether the tenant's configuration is due to be issued again. A clock that went back makes it due as well.
@@ -41,6 +55,7 @@ pub(crate) fn build(
     revoked: Vec<EntityId>,
     rules: Vec<Rule>,
     routes: Vec<Route>,
+    placement: &Placement,
 ) -> Result<Configs, CaError> {
     let expires = tenant.config_issued.plus(LIFETIME_SECONDS);
     let head = |audience| Head {
@@ -61,14 +76,30 @@ pub(crate) fn build(
     };
     let revoked = Revoked { ids: revoked, serials: Vec::new() };
     let relay = RelayConfig { head: head(Audience::Relay), authorities: authorities.clone(), revoked: revoked.clone() };
-    let node = NodeConfig { head: head(Audience::Node), authorities: authorities.clone(), revoked, rules };
-    let head = head(Audience::Device);
-    let device = DeviceConfig { head, authorities, routes, default_route: tenant.default_route.clone() };
+    let node = NodeConfig {
+        head: head(Audience::Node),
+        authorities: authorities.clone(),
+        revoked,
+        rules,
+        scopes: placement.scopes(),
+    };
+    let for_device = |routes, default_route| {
+        let (head, authorities) = (head(Audience::Device), authorities.clone());
+        key.sign(&DeviceConfig { head, authorities, routes, default_route })
+    };
+    let placed = placement.placed.iter().map(|placed| {
+        let (routes, default_route) = placed.settings.routes(&routes, &tenant.default_route);
+        for_device(routes, default_route)
+    });
+    let placed = placed.collect::<Result<_, _>>()?;
+    let device = for_device(routes, tenant.default_route.clone())?;
     Ok(Configs {
         version: tenant.config,
         expires,
         relay: key.sign(&relay)?,
         node: key.sign(&node)?,
-        device: key.sign(&device)?,
+        device,
+        placed,
+        scopes: placement.index(),
     })
 }

@@ -18,6 +18,7 @@ mod encoding;
 pub mod error;
 pub mod group;
 pub mod licence;
+pub mod placement;
 pub mod profile;
 pub mod random;
 pub mod seal;

@@ -28,11 +28,11 @@ use hedgerow_secure_connect::session::Session;
 use hedgerow_secure_connect::session::dtls::{self, Check, Side};
 use hedgerow_secure_connect::session::mtu::FLOOR;
 use hedgerow_shared::fault::{Code, Fault};
-use hedgerow_shared::verify::{Usage, VerifiedCertificate};
+use hedgerow_shared::verify::{Rule, Scopes, Usage, VerifiedCertificate};
 use hedgerow_shared::wire::message::{PairCall, TunnelAsk, TunnelGrant};
 use hedgerow_shared::{EntityId, Role, SessionId, TunnelId};
 use hedgerow_tunnel::{End, Gate, State};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use tokio::time::sleep;
@@ -56,9 +56,34 @@ pub(crate) struct Tunnel {
     pub(crate) end: Arc<End>,
     pub(crate) lease: Lease,
     pub(crate) memory: Mutex<policy::Tunnel>,
+    /// What its packets may do; replaced with the configuration.
+    policy: RwLock<Arc<policy::Policy>>,
     device: VerifiedCertificate,
     most: u16,
     since: Instant,
+}
+
+impl Tunnel {
+    /// What its packets may do now.
+    pub(crate) fn policy(&self) -> Arc<policy::Policy> {
+        self.policy.read().clone()
+    }
+}
+
+/// The policy in force, as packets are judged by it.
+#[derive(Default)]
+struct Compiled {
+    /// For devices that are in no scope.
+    for_all: Arc<policy::Policy>,
+    /// For those of each scope.
+    scoped: Vec<Arc<policy::Policy>>,
+    scopes: Scopes,
+}
+
+impl Compiled {
+    fn of(&self, device: &EntityId) -> Arc<policy::Policy> {
+        self.scopes.of(device).and_then(|at| self.scoped.get(at)).unwrap_or(&self.for_all).clone()
+    }
 }
 
 /// All tunnels of this node. Clones of the `Arc` are the same.
@@ -67,6 +92,7 @@ pub struct Tunnels {
     settings: dtls::Settings,
     enrolled: Arc<Enrolled>,
     policies: OnceLock<Arc<Policies>>,
+    compiled: RwLock<Arc<Compiled>>,
     /// What devices never reach: relays and our own listener.
     never: Vec<(IpAddr, Option<u16>)>,
     router: Arc<Router>,
@@ -113,6 +139,7 @@ impl Tunnels {
             settings: dtls::Settings::new()?,
             enrolled: enrolled.clone(),
             policies: OnceLock::new(),
+            compiled: RwLock::default(),
             never: own.iter().filter_map(address).collect(),
             router: Arc::new(router),
             table: Mutex::new(Table { pool, by_id: HashMap::new(), by_device: HashMap::new() }),
@@ -142,14 +169,26 @@ impl Tunnels {
     async fn obey(&self, policy: &Policy) {
         let mut never = self.never.clone();
         never.extend(setup::own_addresses().await.into_iter().map(|address| (address, None)));
-        let compiled = match policy.version {
-            Some(_) => policy::Policy::new(&policy.rules, self.enrolled.certificate.identity.group.as_ref()),
-            None => policy::Policy::without_configuration(),
+        let compile = |rules: &[Rule]| {
+            let compiled = match policy.version {
+                Some(_) => policy::Policy::new(rules, self.enrolled.certificate.identity.group.as_ref()),
+                None => policy::Policy::without_configuration(),
+            };
+            Arc::new(compiled.refusing(never.clone()).allowing_dns(self.config.dns().unwrap_or_default()))
         };
-        self.router.obey(compiled.refusing(never).allowing_dns(self.config.dns().unwrap_or_default()));
+        let (for_all, scoped, scopes) = policy.parts();
+        let scoped = scoped.map(|rules| compile(&rules.rules)).collect();
+        let compiled = Arc::new(Compiled { for_all: compile(&for_all.rules), scoped, scopes: scopes.clone() });
+        *self.compiled.write() = compiled.clone();
         let over: Vec<_> = {
+            // Tunnels that come later find the new one.
             let table = self.table.lock();
-            table.by_id.values().filter_map(|t| policy.admits(&t.device).err().map(|f| (t.clone(), f))).collect()
+            for tunnel in table.by_id.values() {
+                *tunnel.policy.write() = compiled.of(&tunnel.device.identity.id);
+            }
+            let admits =
+                |t: &Tunnel| policy.admits(&t.device).and_then(|()| policy.admits_tunnel(&t.device.identity.id));
+            table.by_id.values().filter_map(|t| admits(t).err().map(|f| (t.clone(), f))).collect()
         };
         for (tunnel, fault) in over {
             info!(device = %tunnel.device.identity.id, reason = %fault, "tunnel cut");
@@ -228,6 +267,7 @@ impl Tunnels {
     pub(crate) fn grant(self: &Arc<Self>, device: &VerifiedCertificate, ask: &TunnelAsk) -> Result<TunnelGrant, Fault> {
         let policy = self.policy();
         policy.admits(device)?;
+        policy.admits_tunnel(&device.identity.id)?;
         if policy.version.is_none() {
             return Err(Fault::new(Code::DeniedByPolicy, "the node has no valid configuration from its core"));
         }
@@ -250,6 +290,7 @@ impl Tunnels {
                 end,
                 lease,
                 memory: Mutex::new(policy::Tunnel::new(NAMES)),
+                policy: RwLock::new(self.compiled.read().of(&id)),
                 device: device.clone(),
                 most: ask.mtu.clamp(FLOOR, self.config.mtu),
                 since: Instant::now(),
@@ -268,7 +309,7 @@ impl Tunnels {
             v6: tunnel.lease.v6,
             dns: self.config.dns().unwrap_or_default().iter().map(std::net::SocketAddr::ip).collect(),
             suffixes: self.config.suffixes.clone(),
-            routes: policy.networks(self.enrolled.certificate.identity.group.as_ref()),
+            routes: policy.networks(&id, self.enrolled.certificate.identity.group.as_ref()),
             mtu: self.config.mtu,
             idle_s: self.config.idle_seconds,
             lifetime_s: self.config.lifetime_seconds,

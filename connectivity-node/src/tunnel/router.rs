@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use hedgerow_runtime::telemetry::dropped;
 use hedgerow_secure_connect::ip::{self, Summary};
-use hedgerow_secure_connect::policy::{self, Denied, Policy};
+use hedgerow_secure_connect::policy::{self, Denied};
 use hedgerow_secure_connect::pool::{Lease, Prefix};
 use hedgerow_shared::TunnelId;
 use hedgerow_shared::fault::DropReason;
@@ -42,7 +42,6 @@ pub(crate) struct Router {
     pools: Vec<Prefix>,
     device_to_device: bool,
     began: Instant,
-    policy: RwLock<Arc<Policy>>,
     by_address: RwLock<HashMap<IpAddr, Arc<Tunnel>>>,
     by_id: RwLock<HashMap<TunnelId, Arc<Tunnel>>>,
     replies: mpsc::Sender<Reply>,
@@ -59,17 +58,12 @@ impl Router {
             pools,
             device_to_device,
             began: Instant::now(),
-            policy: RwLock::default(),
             by_address: RwLock::default(),
             by_id: RwLock::default(),
             replies,
             waiting: Mutex::new(Some(waiting)),
             budget: Mutex::new((0, 0)),
         }
-    }
-
-    pub(crate) fn obey(&self, policy: Policy) {
-        *self.policy.write() = Arc::new(policy);
     }
 
     pub(crate) fn add(&self, tunnel: &Arc<Tunnel>) {
@@ -99,7 +93,7 @@ impl Router {
         if self.device_to_device && self.pools.iter().any(|pool| pool.contains(packet.destination)) {
             return Ok(());
         }
-        let policy = self.policy.read().clone();
+        let policy = tunnel.policy();
         policy.outbound(packet, &mut tunnel.memory.lock(), time)
     }
 
@@ -147,7 +141,7 @@ impl Router {
         };
         let from_device = self.device_to_device && self.pools.iter().any(|pool| pool.contains(summary.source));
         if !from_device && !self.is_gateway(summary.source) {
-            let policy = self.policy.read().clone();
+            let policy = tunnel.policy();
             let time = now.saturating_duration_since(self.began);
             let mut memory = tunnel.memory.lock();
             if policy.inbound(&summary, &mut memory, time).is_err() {

@@ -40,14 +40,17 @@ impl Peer {
         {
             return failed("an acknowledgement", &error);
         }
-        let configs = match app.domain.configs(&app.tenant).await {
+        let configs = match app.configs().await {
             Ok(configs) => configs,
             Err(error) => return failed("the configuration", &error),
         };
         if have == Some(configs.version) {
             return Answer::empty();
         }
-        let document = if role == Role::Node { &configs.node } else { &configs.device };
+        let document = match role {
+            Role::Node => &configs.node,
+            _ => configs.for_device(&certificate.identity.id),
+        };
         match minicbor::to_vec(document) {
             Ok(cbor) => Answer::of(StatusCode::OK, MEDIA_CBOR, cbor),
             Err(error) => failed("the configuration", &error),

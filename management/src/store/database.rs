@@ -9,6 +9,7 @@ use hedgerow_uem_core::ca::CertificateRecord;
 use hedgerow_uem_core::command::Command;
 use hedgerow_uem_core::group::{Group, Principal};
 use hedgerow_uem_core::licence::Installed;
+use hedgerow_uem_core::placement::Placement;
 use hedgerow_uem_core::profile::{Category, Profile};
 use hedgerow_uem_core::store::{Acknowledgement, Commit, MAX_COMMANDS, Page, Store, StoreError};
 
@@ -178,6 +179,11 @@ impl Store for Database {
     async fn names(&self, tenant: &TenantId) -> Result<Vec<ServerName>, StoreError> {
         let query = by_tenant("SELECT * FROM server_name WHERE tenant = $1 ORDER BY name", tenant);
         self.all("server name", query, |row| row.server_name()).await
+    }
+
+    async fn placement(&self, tenant: &TenantId) -> Result<Option<Placement>, StoreError> {
+        self.one("placement", by_tenant("SELECT * FROM placement WHERE tenant = $1", tenant), |row| row.json("placed"))
+            .await
     }
 
     async fn licence(&self, tenant: &TenantId) -> Result<Option<Installed>, StoreError> {

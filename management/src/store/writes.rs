@@ -7,6 +7,7 @@ use hedgerow_uem_core::audit;
 use hedgerow_uem_core::ca::CertificateRecord;
 use hedgerow_uem_core::group::name_key;
 use hedgerow_uem_core::licence::Installed;
+use hedgerow_uem_core::placement::Placement;
 use hedgerow_uem_core::store::{Change, StoreError};
 
 use super::database::{by_id, by_tenant};
@@ -76,6 +77,7 @@ pub(super) fn change_queries(tenant: &TenantId, change: &Change) -> Result<Vec<Q
         Change::DeleteName(name) => {
             vec![by_tenant("DELETE FROM server_name WHERE tenant = $1 AND name = $2", tenant).bind(name.clone())]
         }
+        Change::PutPlacement(placement) => vec![put_placement(tenant, placement)?],
         Change::PutLicence(licence) => vec![put_licence(tenant, licence)],
         Change::DeleteLicence => vec![by_tenant("DELETE FROM licence WHERE tenant = $1", tenant)],
         Change::PutGroup(_)
@@ -175,6 +177,12 @@ fn put_token(token: &Token) -> Result<Query, StoreError> {
         .bind(token.used.map(|(_, node)| node.to_string()))
         .bind(time(token.revoked));
     Ok(query)
+}
+
+fn put_placement(tenant: &TenantId, placement: &Placement) -> Result<Query, StoreError> {
+    let sql = "INSERT INTO placement (tenant, placed) VALUES ($1, $2) \
+               ON CONFLICT (tenant) DO UPDATE SET placed = excluded.placed";
+    Ok(by_tenant(sql, tenant).bind(json(placement)?))
 }
 
 fn put_name(name: &ServerName) -> Query {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::authority::{Announced, TenantCa};
 use super::certificate::CertificateError;
 use super::policy::{Route, Rule, Via};
+use super::scope::Scope;
 use crate::{EntityId, TenantId, UnixTime};
 
 /// Separates this signature from every other use of the key.
@@ -155,6 +156,9 @@ pub struct NodeConfig {
     /// What devices may reach, first match decides, deny by default.
     #[serde(default)]
     pub rules: Vec<Rule>,
+    /// Devices for which there is more to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<Scope>,
 }
 
 /// The devices' document.

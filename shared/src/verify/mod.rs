@@ -6,6 +6,7 @@ pub mod certificate;
 pub mod config;
 pub mod licence;
 pub mod policy;
+pub mod scope;
 pub mod special;
 
 pub use authority::{Announced, TenantCa};
@@ -13,3 +14,4 @@ pub use certificate::{CertificateError, Identity, Usage, VerifiedCertificate};
 pub use config::{Audience, ConfigError, DeviceConfig, Head, NodeConfig, RelayConfig, Revoked, SignedConfig, Version};
 pub use licence::{Feature, Licence, LicenceError, LicenceKey, SignedLicence, Standing};
 pub use policy::{Action, PortSet, Route, Rule, TargetPattern, Via};
+pub use scope::{Scope, Scopes};

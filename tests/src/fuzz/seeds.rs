@@ -6,9 +6,9 @@ use bytes::Bytes;
 use hedgerow_runtime::proxy_protocol::{self, Version as Form};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::secret::Secret;
-use hedgerow_shared::verify::Standing;
 use hedgerow_shared::verify::config::{Audience, DeviceConfig, Head, NodeConfig, RelayConfig, Revoked, Version};
 use hedgerow_shared::verify::policy::{Action, Route, Rule, Via};
+use hedgerow_shared::verify::{Scope, Standing};
 use hedgerow_shared::wire::core_api::{Activated, EnrolNode, NodeEnrolled, Refused};
 use hedgerow_shared::wire::frame::{self, StreamId, kind};
 use hedgerow_shared::wire::lane;
@@ -461,6 +461,14 @@ fn documents() -> (RelayConfig, NodeConfig, DeviceConfig) {
             authorities: Vec::new(),
             head: head(Audience::Node),
             revoked,
+            scopes: vec![Scope {
+                name: "field sales".into(),
+                enabled: true,
+                tunnel: false,
+                rest: true,
+                devices: vec![EntityId::from_random([7; 16])],
+                ..Scope::default()
+            }],
             rules: vec![rule(Action::Allow, "*.corp.example", "80,443"), rule(Action::Deny, "10.0.0.0/8", "*")],
         },
         DeviceConfig {

@@ -118,6 +118,7 @@ impl Tenant {
             authorities: Vec::new(),
             head: self.head(Audience::Node, version, lifetime),
             revoked: Revoked { ids: revoked.to_vec(), serials: Vec::new() },
+            scopes: Vec::new(),
             rules: vec![serde_json::from_value(rule).expect("a rule")],
         };
         self.config_key.sign(&document).expect("a signature")

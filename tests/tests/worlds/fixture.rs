@@ -138,7 +138,13 @@ fn make() -> Fixture {
     let rule = json!({ "action": "allow", "target": "127.0.0.1", "ports": PORT.to_string() });
     let rules = vec![serde_json::from_value(rule).unwrap()];
     let node_config = config_key
-        .sign(&NodeConfig { authorities: Vec::new(), head: head(Audience::Node), revoked: Revoked::default(), rules })
+        .sign(&NodeConfig {
+            authorities: Vec::new(),
+            head: head(Audience::Node),
+            revoked: Revoked::default(),
+            rules,
+            scopes: Vec::new(),
+        })
         .unwrap();
     let nodes = (0..NODES)
         .map(|n| {

@@ -2,6 +2,7 @@
 
 mod category;
 mod compliance;
+mod connectivity;
 mod effective;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value};
 
 pub use category::{Category, Platform};
 pub use compliance::{Compliance, Hardware, Listed};
+pub use connectivity::Connectivity;
 pub use effective::{Assigned, Effective, Passed, Reason, effective};
 
 use crate::CoreError;
@@ -61,6 +63,7 @@ pub fn check_settings(category: Category, settings: &Map<String, Value>) -> Resu
     }
     match category {
         Category::Compliance => Compliance::read(settings).map(drop),
+        Category::EnterpriseConnectivity => Connectivity::read(settings).map(drop),
         _ => Ok(()),
     }
 }

@@ -27,9 +27,10 @@ impl<S: Store> Core<S> {
             let rules = self.store.rules(tenant).await.map_err(CoreError::Store)?;
             let routes = self.store.routes(tenant).await.map_err(CoreError::Store)?;
             let revoked = self.store.revoked(tenant, row.config_issued).await.map_err(CoreError::Store)?;
+            let placement = self.placement(tenant).await?;
             // Read around the lists, so that a version never carries another one's content.
             if self.load(tenant).await?.config == row.config {
-                return Ok(config::build(&row, &self.config_key(&row)?, revoked, rules, routes)?);
+                return Ok(config::build(&row, &self.config_key(&row)?, revoked, rules, routes, &placement)?);
             }
         }
         Err(CoreError::Busy)

@@ -11,6 +11,7 @@ mod groups;
 mod licences;
 mod names;
 mod nodes;
+mod placement;
 mod policy;
 mod profiles;
 mod rollover;

@@ -14,6 +14,7 @@ use crate::ca::CertificateRecord;
 use crate::command::Command;
 use crate::group::{Group, Principal, name_key};
 use crate::licence::Installed;
+use crate::placement::Placement;
 use crate::profile::{Category, Profile};
 
 /// Everything of one tenant.
@@ -29,6 +30,7 @@ struct Data {
     routes: Vec<Route>,
     names: BTreeMap<String, ServerName>,
     licence: Option<Installed>,
+    placement: Option<Placement>,
     groups: BTreeMap<EntityId, Group>,
     /// A group, and who stands in it.
     members: BTreeSet<(EntityId, Principal)>,
@@ -154,6 +156,10 @@ impl Store for Memory {
 
     async fn names(&self, tenant: &TenantId) -> Result<Vec<ServerName>, StoreError> {
         self.read(tenant, |d| d.names.values().cloned().collect())
+    }
+
+    async fn placement(&self, tenant: &TenantId) -> Result<Option<Placement>, StoreError> {
+        self.read(tenant, |d| d.placement.clone())
     }
 
     async fn licence(&self, tenant: &TenantId) -> Result<Option<Installed>, StoreError> {
@@ -297,6 +303,7 @@ impl Store for Memory {
             routes: Vec::new(),
             names: BTreeMap::new(),
             licence: None,
+            placement: None,
             groups: BTreeMap::new(),
             members: BTreeSet::new(),
             profiles: BTreeMap::new(),
@@ -319,6 +326,7 @@ impl Store for Memory {
                 Change::SetRoutes(routes) => data.routes = routes,
                 Change::PutName(name) => drop(data.names.insert(name.name.clone(), name)),
                 Change::DeleteName(name) => drop(data.names.remove(&name)),
+                Change::PutPlacement(placement) => data.placement = Some(placement),
                 Change::PutLicence(licence) => data.licence = Some(licence),
                 Change::DeleteLicence => data.licence = None,
                 Change::PutGroup(group) => drop(data.groups.insert(group.id, group)),

@@ -21,6 +21,7 @@ use crate::ca::CertificateRecord;
 use crate::command::Command;
 use crate::group::{Group, Principal};
 use crate::licence::Installed;
+use crate::placement::Placement;
 use crate::profile::{Category, Profile};
 
 /// Why storage did not do it.
@@ -88,6 +89,8 @@ pub enum Change {
     PutName(ServerName),
     /// Removes a server name.
     DeleteName(String),
+    /// Replaces the placement of the configuration that this commit issues.
+    PutPlacement(Placement),
     /// Installs the tenant's licence in the place of the one before.
     PutLicence(Installed),
     /// Removes the tenant's licence.
@@ -225,6 +228,8 @@ pub trait Store: Send + Sync + 'static {
     fn routes(&self, tenant: &TenantId) -> impl Future<Output = Result<Vec<Route>, StoreError>> + Send;
     /// Server names, in their order.
     fn names(&self, tenant: &TenantId) -> impl Future<Output = Result<Vec<ServerName>, StoreError>> + Send;
+    /// The placement that the configuration in force has.
+    fn placement(&self, tenant: &TenantId) -> impl Future<Output = Result<Option<Placement>, StoreError>> + Send;
     /// The installed licence.
     fn licence(&self, tenant: &TenantId) -> impl Future<Output = Result<Option<Installed>, StoreError>> + Send;
     /// How many devices are active.

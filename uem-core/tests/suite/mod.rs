@@ -79,6 +79,7 @@ macro_rules! suite {
             p21_profiles_are_ranked_and_ranks_move
             p21_a_category_has_one_default_and_it_stays
             p21_what_has_effect_is_told_with_its_reason
+            p21_connectivity_profiles_become_routes_of_devices_and_rules_of_nodes
             two_tenants_side_by_side_are_each_as_if_alone
             p18_users_are_imported_once_and_changed_where_they_differ
             p18_users_are_found_by_what_their_address_or_name_begins_with

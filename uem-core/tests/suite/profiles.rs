@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::world::*;
+use hedgerow_shared::verify::{DeviceConfig, NodeConfig, Scopes, Via};
 use hedgerow_shared::{EntityId, TenantId};
+use hedgerow_uem_core::config::Configs;
 use hedgerow_uem_core::group::{Group, MAX_DEPTH, Principal};
 use hedgerow_uem_core::profile::{Category, Passed, Platform, Profile, Reason};
 use hedgerow_uem_core::service::{NewProfile, NewUser, ProfileChange};
@@ -302,4 +304,87 @@ pub(crate) async fn two_tenants_side_by_side_are_each_as_if_alone<S: Store>(stor
     ));
     assert!(matches!(core.remove_profile(call, mine, theirs.1).await, Err(CoreError::NotFound { .. })));
     assert!(matches!(core.holders(mine, theirs.1).await, Err(CoreError::NotFound { .. })));
+}
+
+/// Which profile a device is under comes into force with a configuration, for its node and for itself, and only then.
+pub(crate) async fn p21_connectivity_profiles_become_routes_of_devices_and_rules_of_nodes<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let mut devices = Vec::new();
+    for email in ["anna@example.com", "bob@example.com", "carol@example.com"] {
+        let user = w.user(email).await;
+        w.password(&user, "open sesame").await;
+        devices.push((user.id, w.activate(email, "open sesame").await.unwrap().1.id));
+    }
+    let [(anna, at_anna), (bob, at_bob), (_, at_carol)] = devices[..] else { panic!("three") };
+    let settings = |text: &str| serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text).unwrap();
+    let made = async |w: &mut World<S>, name: &str, text: &str| {
+        let profile = NewProfile { settings: settings(text), ..new(Category::EnterpriseConnectivity, name) };
+        w.core.add_profile(call!(w), &w.tenant, profile).await
+    };
+    let wrong = made(&mut w, "wrong", r#"{"rules":[{"action":"allow","target":"10.1.2.3/8"}]}"#).await.unwrap_err();
+    assert!(wrong.to_string().contains("bits are set behind the prefix"), "{wrong}");
+    let route =
+        serde_json::from_value(serde_json::json!({ "target": "*.example.com", "via": "group:berlin" })).unwrap();
+    w.core.set_routes(call!(w), &w.tenant, vec![route], Via::Direct).await.unwrap();
+    let place = async |w: &mut World<S>| w.core.place_if_changed(call!(w), &w.tenant).await.unwrap();
+    assert_eq!(place(&mut w).await, None, "no such profile");
+
+    let field = made(
+        &mut w,
+        "field",
+        r#"{"tunnel":false,"routes":[{"target":"10.0.0.0/8","via":"group:field"}],
+        "rules":[{"action":"deny","target":"10.9.0.0/16"}]}"#,
+    )
+    .await
+    .unwrap();
+    let off = made(&mut w, "off", r#"{"enabled":false}"#).await.unwrap();
+    let (outer, inner) = (w.group("outer").await, w.group("inner").await);
+    w.join(&outer, Principal::Group(inner.id)).await.unwrap();
+    w.join(&inner, Principal::User(anna)).await.unwrap();
+    w.assign(&field, Principal::Group(outer.id)).await;
+    w.assign(&off, Principal::User(bob)).await;
+    let before = w.core.configs(&w.tenant).await.unwrap();
+    assert!(read_node(&before).scopes.is_empty(), "not before it is issued");
+    let version = place(&mut w).await.unwrap();
+    assert!(version > before.version);
+    assert_eq!(place(&mut w).await, None, "once");
+
+    let configs = w.core.configs(&w.tenant).await.unwrap();
+    let node = read_node(&configs);
+    let scopes = Scopes::new(&node.scopes);
+    let of = |device| scopes.of(&device).map(|at| node.scopes[at].clone());
+    let anna_scope = of(at_anna).unwrap();
+    assert_eq!((anna_scope.name.as_str(), anna_scope.enabled, anna_scope.tunnel), ("field", true, false));
+    assert_eq!(anna_scope.rules.len(), 1);
+    assert!(!of(at_bob).unwrap().enabled);
+    assert_eq!(of(at_carol), None);
+    let routes = |device| read_device(&configs, device).routes.iter().map(|r| r.via.to_string()).collect::<Vec<_>>();
+    assert_eq!(routes(at_anna), ["group:field", "group:berlin"]);
+    assert_eq!(routes(at_bob), Vec::<String>::new(), "nothing leads into the organisation");
+    assert_eq!(routes(at_carol), ["group:berlin"]);
+
+    // The default stands for everybody else, without naming them; what is not there on a platform is named.
+    w.core.set_default_profile(call!(w), &w.tenant, off.id, true).await.unwrap();
+    let linux = ProfileChange { disabled: Some(BTreeSet::from([Platform::Linux])), ..ProfileChange::default() };
+    place(&mut w).await.unwrap();
+    let node = read_node(&w.core.configs(&w.tenant).await.unwrap());
+    assert_eq!(node.scopes.iter().map(|s| (s.rest, s.devices.len())).collect::<Vec<_>>(), [(true, 0), (false, 1)]);
+    w.core.change_profile(call!(w), &w.tenant, off.id, linux).await.unwrap();
+    place(&mut w).await.unwrap();
+    let node = read_node(&w.core.configs(&w.tenant).await.unwrap());
+    let scopes = Scopes::new(&node.scopes);
+    assert!(node.scopes[scopes.of(&at_carol).unwrap()].enabled, "switched off is the profile, not the device");
+    w.core.remove_member(call!(w), &w.tenant, inner.id, Principal::User(anna)).await.unwrap();
+    place(&mut w).await.unwrap();
+    let node = read_node(&w.core.configs(&w.tenant).await.unwrap());
+    assert!(!node.scopes.iter().any(|s| s.name == "field"));
+    w.core.verify_audit(&w.tenant).await.unwrap();
+}
+
+fn read_node(configs: &Configs) -> NodeConfig {
+    serde_json::from_slice(&configs.node.payload).unwrap()
+}
+
+fn read_device(configs: &Configs, device: EntityId) -> DeviceConfig {
+    serde_json::from_slice(&configs.for_device(&device).payload).unwrap()
 }

@@ -165,6 +165,7 @@ fn enrol(place: &Described, folder: &Path) -> anyhow::Result<()> {
     state.store_key(holder.key.secret().expose())?;
     let rule = Rule { action: Action::Allow, target: "10.71.3.0/24".parse()?, ports: Default::default(), group: None };
     let signed = tenant.sign(Audience::Node, |head| NodeConfig {
+        scopes: Vec::new(),
         authorities: Vec::new(),
         head,
         revoked: Revoked::default(),

@@ -1,0 +1,148 @@
+//! Enterprise connectivity profiles become routes of devices and rules of nodes.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use hedgerow_shared::verify::Version;
+use hedgerow_shared::{EntityId, TenantId};
+
+use super::{ATTEMPTS, Call, Core, Plan};
+use crate::CoreError;
+use crate::account::DeviceState;
+use crate::group::Principal;
+use crate::placement::{MAX_PLACED, Placement};
+use crate::profile::{self, Assigned, Category, Connectivity, Platform, Profile, Reason};
+use crate::store::{Change, Page, Store};
+
+impl<S: Store> Core<S> {
+    /// The placement that the configuration in force has.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub async fn placement(&self, tenant: &TenantId) -> Result<Placement, CoreError> {
+        Ok(self.store.placement(tenant).await.map_err(CoreError::Store)?.unwrap_or_default())
+    }
+
+    /// To be called when something was committed: issues a configuration when devices have come under other connectivity
+    /// profiles, or these have changed. The new version, if one was issued.
+    ///
+    /// # Errors
+    /// `Invalid` (more devices than a document has room for; the old placement stays), `NotFound`, `Busy`, `Store`.
+    pub async fn place_if_changed(&self, call: &mut Call<'_>, tenant: &TenantId) -> Result<Option<Version>, CoreError> {
+        for _ in 0..ATTEMPTS {
+            let row = self.load(tenant).await?;
+            let (old, new) = (self.placement(tenant).await?, self.work_out_placement(tenant).await?);
+            if old == new {
+                return Ok(None);
+            }
+            if new.devices() > MAX_PLACED {
+                let why = format!(
+                    "{} devices are under other enterprise connectivity profiles than the default; a signed configuration has \
+                     room for {MAX_PLACED}: make the profile of most devices the default",
+                    new.devices()
+                );
+                return Err(CoreError::invalid("the assignment", why));
+            }
+            let version = Version { version: row.config.version.saturating_add(1), ..row.config };
+            let detail = format!("{} profiles, {} devices", new.placed.len(), new.devices());
+            let plan = Plan::default().publish().record("config.placement", tenant.as_str(), detail);
+            if self.commit(call, row, plan.change(Change::PutPlacement(new))).await? {
+                return Ok(Some(version));
+            }
+        }
+        Err(CoreError::Busy)
+    }
+
+    async fn work_out_placement(&self, tenant: &TenantId) -> Result<Placement, CoreError> {
+        let profiles = self.profiles(tenant, Category::EnterpriseConnectivity).await?;
+        if profiles.is_empty() {
+            return Ok(Placement::default());
+        }
+        let profiles: Vec<Arc<Profile>> = profiles.into_iter().map(Arc::new).collect();
+        let assigned = self.assigned_users(tenant, &profiles).await?;
+        let default = profiles.iter().find(|p| p.default);
+        let mut of = Vec::new();
+        let mut page = Page::first();
+        loop {
+            let devices = self.devices(tenant, None, page).await?;
+            for device in devices.iter().filter(|d| d.state == DeviceState::Active) {
+                let assigned = assigned.get(&device.user).cloned().unwrap_or_default();
+                if assigned.is_empty() && default.is_none() {
+                    continue;
+                }
+                let defaults = default.cloned().into_iter().collect();
+                let effective = profile::effective(assigned, defaults, Platform::told(&device.platform));
+                let profile = effective.into_iter().next().map(|e| read(&e.profile)).transpose()?;
+                if profile.is_some() || default.is_some() {
+                    of.push((device.id, profile));
+                }
+            }
+            match devices.last() {
+                Some(last) if devices.len() >= page.limit as usize => page.after = Some(last.id),
+                _ => break,
+            }
+        }
+        Ok(Placement::new(of, default.map(|p| read(p)).transpose()?))
+    }
+
+    /// Users to whom these profiles are assigned, by themselves or by way of groups. Asks for each profile and each group
+    /// below its holders, not for each user.
+    async fn assigned_users(
+        &self,
+        tenant: &TenantId,
+        profiles: &[Arc<Profile>],
+    ) -> Result<HashMap<EntityId, Vec<Assigned>>, CoreError> {
+        let mut below: HashMap<EntityId, Vec<EntityId>> = HashMap::new();
+        for (inner, above) in self.store.nesting(tenant).await.map_err(CoreError::Store)? {
+            below.entry(above).or_default().push(inner);
+        }
+        let mut users: HashMap<EntityId, Vec<Assigned>> = HashMap::new();
+        let mut members: HashMap<EntityId, Vec<EntityId>> = HashMap::new();
+        for profile in profiles {
+            let mut groups: Vec<EntityId> = Vec::new();
+            for holder in self.holders(tenant, profile.id).await? {
+                match holder {
+                    Principal::User(user) => {
+                        let one = Assigned { profile: profile.clone(), reason: Reason::User };
+                        users.entry(user).or_default().push(one);
+                    }
+                    Principal::Group(group) => groups.push(group),
+                }
+            }
+            let mut reached: HashSet<EntityId> = groups.iter().copied().collect();
+            while let Some(group) = groups.pop() {
+                groups.extend(below.get(&group).into_iter().flatten().filter(|inner| reached.insert(**inner)));
+            }
+            for group in reached {
+                if let std::collections::hash_map::Entry::Vacant(entry) = members.entry(group) {
+                    entry.insert(self.users_in(tenant, group).await?);
+                }
+                for user in &members[&group] {
+                    let one = Assigned { profile: profile.clone(), reason: Reason::Group { way: vec![group] } };
+                    users.entry(*user).or_default().push(one);
+                }
+            }
+        }
+        Ok(users)
+    }
+
+    async fn users_in(&self, tenant: &TenantId, group: EntityId) -> Result<Vec<EntityId>, CoreError> {
+        let mut users = Vec::new();
+        let mut page = Page::first();
+        loop {
+            let part = self.members(tenant, group, page).await?;
+            users.extend(part.iter().filter_map(|member| match member {
+                Principal::User(user) => Some(*user),
+                Principal::Group(_) => None,
+            }));
+            match part.last() {
+                Some(last) if part.len() >= page.limit as usize => page.after = Some(last.id()),
+                _ => return Ok(users),
+            }
+        }
+    }
+}
+
+fn read(profile: &Profile) -> Result<(EntityId, String, Connectivity), CoreError> {
+    Ok((profile.id, profile.name.clone(), Connectivity::read(&profile.settings)?))
+}
