@@ -188,7 +188,7 @@ impl Row<'_> {
         })
     }
 
-    fn small(&self, column: &str) -> Result<u32, StoreError> {
+    pub(super) fn small(&self, column: &str) -> Result<u32, StoreError> {
         u32::try_from(self.number(column)?).map_err(|e| self.corrupt(column, e))
     }
 }

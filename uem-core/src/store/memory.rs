@@ -1,5 +1,7 @@
 //! Storage in memory, for tests and short-lived embedding: the reference that SQL is compared with.
 
+mod inventory;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -34,6 +36,7 @@ struct Data {
     /// A profile, and who has it.
     assignments: BTreeSet<(EntityId, Principal)>,
     commands: BTreeMap<EntityId, Command>,
+    told: inventory::Kept,
     audit: Vec<audit::Record>,
     acknowledgements: BTreeMap<String, Acknowledgement>,
 }
@@ -291,6 +294,7 @@ impl Store for Memory {
             profiles: BTreeMap::new(),
             assignments: BTreeSet::new(),
             commands: BTreeMap::new(),
+            told: inventory::Kept::default(),
             audit: Vec::new(),
             acknowledgements: BTreeMap::new(),
         });
@@ -321,6 +325,8 @@ impl Store for Memory {
                     data.profiles.remove(&id);
                     data.assignments.retain(|(profile, _)| *profile != id);
                 }
+                Change::PutStanding(standing) => drop(data.told.standings.insert(standing.device, standing)),
+                Change::NoteAsked { device, at } => data.told.inventory.entry(device).or_default().asked = Some(at),
                 Change::PutCommand(command) => drop(data.commands.insert(command.id, command)),
                 Change::ForgetCommands { device, before } => {
                     data.commands.retain(|_, c| c.device != device || c.completed.is_none_or(|at| at >= before));

@@ -4,6 +4,7 @@
 //! with it, in one transaction, made on a stated revision. If another commit came first the store answers
 //! `StoreError::Conflict` and changes nothing; `service::Core` then reads again and decides again.
 
+mod inventory;
 mod memory;
 
 use std::future::Future;
@@ -12,6 +13,7 @@ use hedgerow_shared::verify::{Route, Rule, Version};
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use serde::{Deserialize, Serialize};
 
+pub use inventory::InventoryStore;
 pub use memory::Memory;
 
 use crate::account::{Device, Email, Node, ServerName, Tenant, Token, User};
@@ -19,6 +21,7 @@ use crate::activation::ActivationPassword;
 use crate::audit;
 use crate::ca::CertificateRecord;
 use crate::command::Command;
+use crate::compliance::Standing;
 use crate::group::{Group, Principal};
 use crate::profile::{Category, Profile};
 
@@ -132,6 +135,15 @@ pub enum Change {
         /// Before when.
         before: UnixTime,
     },
+    /// Adds or replaces how a device stands.
+    PutStanding(Standing),
+    /// Notes that the core asks a device what it is.
+    NoteAsked {
+        /// Which.
+        device: EntityId,
+        /// When.
+        at: UnixTime,
+    },
 }
 
 /// Most that one answer holds of a device's commands.
@@ -162,7 +174,7 @@ pub struct Acknowledgement {
 }
 
 /// Storage. Every method may be cancelled at any await; `commit` then has happened wholly or not at all.
-pub trait Store: Send + Sync + 'static {
+pub trait Store: InventoryStore {
     /// Every tenant.
     fn tenants(&self) -> impl Future<Output = Result<Vec<TenantId>, StoreError>> + Send;
     /// One tenant.

@@ -17,6 +17,7 @@ mod bulk;
 mod commands;
 mod configs;
 mod holders;
+mod inventory;
 mod profiles;
 mod storage;
 mod tenants;
@@ -27,6 +28,7 @@ pub(crate) use bulk::*;
 pub(crate) use commands::*;
 pub(crate) use configs::*;
 pub(crate) use holders::*;
+pub(crate) use inventory::*;
 pub(crate) use profiles::*;
 pub(crate) use storage::*;
 pub(crate) use tenants::*;
@@ -81,6 +83,10 @@ macro_rules! suite {
             p22_commands_are_taken_back_and_expire
             p22_a_queue_has_a_bound_and_revoked_devices_have_none
             p22_a_device_that_has_erased_itself_is_revoked
+            p23_what_a_device_tells_is_kept_and_the_newest_counts
+            p40_a_list_of_apps_is_replaced_as_a_whole_and_read_in_pages
+            p21_a_device_that_breaks_a_rule_is_recorded_and_dealt_with_once
+            p21_time_alone_breaks_rules_and_the_round_finds_it
         }
     };
     (@ $with:ident $($case:ident)*) => {

@@ -16,23 +16,23 @@ fn new(category: Category, name: &str) -> NewProfile {
 }
 
 impl<S: Store> World<S> {
-    async fn group(&mut self, name: &str) -> Group {
+    pub(super) async fn group(&mut self, name: &str) -> Group {
         self.core.add_group(call!(self), &self.tenant, name, "").await.unwrap()
     }
 
-    async fn join(&mut self, group: &Group, member: Principal) -> Result<(), CoreError> {
+    pub(super) async fn join(&mut self, group: &Group, member: Principal) -> Result<(), CoreError> {
         self.core.add_member(call!(self), &self.tenant, group.id, member).await
     }
 
-    async fn profile(&mut self, category: Category, name: &str) -> Profile {
+    pub(super) async fn profile(&mut self, category: Category, name: &str) -> Profile {
         self.core.add_profile(call!(self), &self.tenant, new(category, name)).await.unwrap()
     }
 
-    async fn assign(&mut self, profile: &Profile, holder: Principal) {
+    pub(super) async fn assign(&mut self, profile: &Profile, holder: Principal) {
         self.core.assign_profile(call!(self), &self.tenant, profile.id, holder).await.unwrap();
     }
 
-    async fn in_effect(&self, user: EntityId) -> Vec<(String, Reason)> {
+    pub(super) async fn in_effect(&self, user: EntityId) -> Vec<(String, Reason)> {
         let found = self.core.effective_profiles(&self.tenant, user, Some(Platform::Linux)).await.unwrap();
         found.into_iter().map(|e| (e.profile.name.clone(), e.reason)).collect()
     }
