@@ -9,6 +9,7 @@
 
 pub mod account;
 pub mod activation;
+pub mod app;
 pub mod audit;
 pub mod bulk;
 pub mod ca;

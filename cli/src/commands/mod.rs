@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod command;
+pub(crate) mod compliance;
 pub(crate) mod core;
 pub(crate) mod device;
 pub(crate) mod group;

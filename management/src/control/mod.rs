@@ -39,7 +39,27 @@
 //! | command show | `GET /commands/ID` | | COMMAND |
 //! | command cancel | `DELETE /commands/ID` | | COMMAND; 400 when the device may have it already |
 //! | device list | `GET /devices[?user=WHO]` | | list of DEVICE `{id, user, email, name, platform, certificate, state, created, revoked, last_seen}` |
-//! | device show | `GET /devices/ID` | | DEVICE with `certificates [..]` |
+//! | device show | `GET /devices/ID` | | DEVICE with `certificates [..]`, `inventory {attributes, apps, apps_told, asked}`, `compliance`: STANDING or null |
+//! | device apps | `GET /devices/ID/installed` | | list of `{identifier, name, version}` |
+//! | app add | `POST /apps` | `{platform, identifier, name?, vendor?, versions? [text], source? {from: store\|file, at}}` | APP: those and `{id, created, modified}` |
+//! | app list, show | `GET /apps`, `/apps/A` | | list of APP; APP with `configs [{id, name, rank, settings}]`; `A` is an app's id or `PLATFORM/IDENTIFIER`, percent-encoded |
+//! | app remove | `DELETE /apps/A` | | APP |
+//! | app config set, rank | `PUT /apps/A/configs/NAME` | `{settings?, rank?}` | `{id, name, rank, settings}` |
+//! | app config remove | `DELETE /apps/A/configs/NAME` | | the same |
+//! | app assign | `PUT /apps/T/holders/P` | `{disposition?: required\|optional\|denied, config?}` | 204; `T` is `A` or `group:NAME` of apps; optional when not given |
+//! | app unassign | `DELETE /apps/T/holders/P` | | 204 |
+//! | app holders | `GET /apps/T/holders` | | list of `{kind, id, name, disposition, config}` |
+//! | app group add, list | `POST`, `GET /app-groups` | `{name, description?}` | `{id, name, description, created}` |
+//! | app group show, remove | `GET`, `DELETE /app-groups/G` | | the same; with `apps [APP]` |
+//! | app group join, leave | `PUT`, `DELETE /app-groups/G/apps/A` | | 204 |
+//! | app restrict, approve | `PUT`, `DELETE /app-lists/LIST/PLATFORM/IDENTIFIER` | | 204; LIST is restricted or approved; the identifier may end in `*` |
+//! | app lists | `GET /app-lists[?platform=P]` | | list of `{list, platform, identifier}` |
+//! | app effective | `GET /users/WHO/apps[?platform=P]`, `/devices/ID/apps` | | list of `{id, platform, identifier, name, versions, source, disposition, by: user\|group, groups [name], app_group, config {name, rank, settings}, passed_over [{disposition, why: assigned_to_group\|disposition}]}` |
+//! | app findings | `GET /devices/ID/app-findings` | | `{missing, restricted, unapproved}`: identifiers |
+//! | app installed | `GET /installed/IDENTIFIER` | | list of `{id, email, name, platform}`: devices that it is on |
+//! | compliance list | `GET /compliance[?verdict=V]` | | list of STANDING `{device, name, email, verdict, quarantined, profile, profile_name, changed, causes [{rule, what, count, since, taken [{action, at, command}]}]}` |
+//! | compliance show, check | `GET`, `POST /devices/ID/compliance` | | STANDING; 404 before the first judgement |
+//! | compliance check | `POST /compliance[?after=ID]` | | `{looked_at, changed, next}`: 200 devices a time |
 //! | device revoke | `DELETE /devices/ID[?wait=SECONDS]` | | `{device, version, not_yet [holder]}`: waits (5 s) for relays and nodes |
 //! | node list | `GET /nodes` | | list of NODE `{id, name, group, origins, certificate, state, created, revoked, last_seen, config}`; config is the version it acknowledged |
 //! | node show | `GET /nodes/ID` | | NODE with `certificates [..]` |
@@ -63,9 +83,12 @@
 //! | audit list | `GET /audit[?after=NUMBER]` | | list of `{number, time, actor, action, subject, outcome, detail, hash}` |
 //! | audit verify | `POST /audit/verify` | | `{records, hash}`; 503 when the chain is broken |
 
+mod app_assignments;
+mod apps;
 mod commands;
 mod groups;
 mod holders;
+mod inventory;
 mod names;
 mod policy;
 mod profiles;
@@ -131,6 +154,23 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/profiles/{profile}/holders/{who}", put(profiles::assign).delete(profiles::unassign))
         .route("/devices/{id}/profiles", get(profiles::of_device))
         .route("/devices/{id}/commands", get(commands::of_device).post(commands::give))
+        .route("/apps", get(apps::apps).post(apps::add))
+        .route("/apps/{app}", get(apps::show).delete(apps::remove))
+        .route("/apps/{app}/configs/{name}", put(apps::set_config).delete(apps::remove_config))
+        .route("/apps/{app}/holders", get(app_assignments::holders))
+        .route("/apps/{app}/holders/{who}", put(app_assignments::assign).delete(app_assignments::unassign))
+        .route("/app-groups", get(apps::groups).post(apps::add_group))
+        .route("/app-groups/{group}", get(apps::show_group).delete(apps::remove_group))
+        .route("/app-groups/{group}/apps/{app}", put(apps::join).delete(apps::leave))
+        .route("/app-lists", get(apps::listings))
+        .route("/app-lists/{list}/{platform}/{identifier}", put(apps::enlist).delete(apps::delist))
+        .route("/users/{who}/apps", get(app_assignments::of_user))
+        .route("/devices/{id}/apps", get(app_assignments::of_device))
+        .route("/devices/{id}/app-findings", get(app_assignments::findings))
+        .route("/devices/{id}/installed", get(inventory::installed))
+        .route("/devices/{id}/compliance", get(inventory::standing).post(inventory::judge))
+        .route("/installed/{identifier}", get(inventory::devices_with))
+        .route("/compliance", get(inventory::standings).post(inventory::judge_all))
         .route("/commands/{id}", get(commands::show).delete(commands::cancel))
         .route("/devices", get(holders::devices))
         .route("/devices/{id}", get(holders::device).delete(holders::revoke_device))

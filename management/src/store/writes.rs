@@ -11,7 +11,7 @@ use hedgerow_uem_core::store::{Change, StoreError};
 use super::database::{by_id, by_tenant};
 use super::rows::{base64, device_state, int, json, node_state, time};
 use super::sql::Query;
-use super::{inventory, managed};
+use super::{apps, inventory, managed};
 
 /// Touches one row when the revision is the expected one, none otherwise.
 pub(super) fn put_tenant(tenant: &Tenant, expected: Option<u64>) -> Result<Query, StoreError> {
@@ -83,6 +83,7 @@ pub(super) fn change_queries(tenant: &TenantId, change: &Change) -> Result<Vec<Q
         | Change::DeleteAssignment { .. }
         | Change::PutCommand(_)
         | Change::ForgetCommands { .. } => managed::change_queries(tenant, change)?,
+        Change::App(change) => apps::change_queries(tenant, change)?,
         Change::PutStanding(_) | Change::NoteAsked { .. } => inventory::change_queries(tenant, change)?,
     })
 }

@@ -7,7 +7,7 @@ use super::{Call, Core, Decided, Plan};
 use crate::CoreError;
 use crate::account::{Device, DeviceState};
 use crate::command::{Command, Kind};
-use crate::compliance::{AppFindings, Due, Facts, Standing, Verdict, follow, judge};
+use crate::compliance::{Due, Facts, Standing, Verdict, follow, judge};
 use crate::inventory::{self, Attributes, InstalledApp, Inventory, Told};
 use crate::profile::{Category, Compliance, Platform};
 use crate::store::{Change, Page, Store};
@@ -195,7 +195,7 @@ impl<S: Store> Core<S> {
         now: UnixTime,
     ) -> Result<Vec<crate::compliance::Finding>, CoreError> {
         let inventory = self.store.inventory(tenant, device.id).await.map_err(CoreError::Store)?.unwrap_or_default();
-        let apps = self.app_findings(tenant, device, settings, &inventory).await?;
+        let apps = self.watched_apps(tenant, device, (settings, &inventory)).await?;
         let told = inventory.attributes.as_ref();
         let facts = Facts {
             platform: told.and_then(Attributes::platform).or_else(|| Platform::told(&device.platform)),
@@ -205,16 +205,6 @@ impl<S: Store> Core<S> {
             last_seen: device.last_seen,
         };
         Ok(judge(settings, facts, now))
-    }
-
-    async fn app_findings(
-        &self,
-        _tenant: &TenantId,
-        _device: &Device,
-        _settings: &Compliance,
-        _inventory: &Inventory,
-    ) -> Result<Option<AppFindings>, CoreError> {
-        Ok(None)
     }
 }
 

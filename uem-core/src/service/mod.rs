@@ -3,6 +3,8 @@
 //! reads and decides again.
 
 mod activation;
+mod app_assignments;
+mod apps;
 mod bulk;
 mod commands;
 mod compliance;
@@ -29,6 +31,7 @@ use crate::seal::Kek;
 use crate::store::{Change, Commit, Store, StoreError};
 use crate::{CoreError, audit};
 
+pub use apps::NewApp;
 pub use bulk::{ImportError, Imported};
 pub use commands::NewCommand;
 pub use devices::Holder;

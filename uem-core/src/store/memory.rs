@@ -1,5 +1,6 @@
 //! Storage in memory, for tests and short-lived embedding: the reference that SQL is compared with.
 
+mod apps;
 mod inventory;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,7 @@ struct Data {
     assignments: BTreeSet<(EntityId, Principal)>,
     commands: BTreeMap<EntityId, Command>,
     told: inventory::Kept,
+    apps: apps::Kept,
     audit: Vec<audit::Record>,
     acknowledgements: BTreeMap<String, Acknowledgement>,
 }
@@ -295,6 +297,7 @@ impl Store for Memory {
             assignments: BTreeSet::new(),
             commands: BTreeMap::new(),
             told: inventory::Kept::default(),
+            apps: apps::Kept::default(),
             audit: Vec::new(),
             acknowledgements: BTreeMap::new(),
         });
@@ -317,6 +320,7 @@ impl Store for Memory {
                     data.groups.remove(&id);
                     data.members.retain(|(group, member)| *group != id && *member != Principal::Group(id));
                     data.assignments.retain(|(_, holder)| *holder != Principal::Group(id));
+                    data.apps.forget(Principal::Group(id));
                 }
                 Change::PutMember { group, member } => _ = data.members.insert((group, member)),
                 Change::DeleteMember { group, member } => _ = data.members.remove(&(group, member)),
@@ -325,6 +329,7 @@ impl Store for Memory {
                     data.profiles.remove(&id);
                     data.assignments.retain(|(profile, _)| *profile != id);
                 }
+                Change::App(change) => data.apps.change(change),
                 Change::PutStanding(standing) => drop(data.told.standings.insert(standing.device, standing)),
                 Change::NoteAsked { device, at } => data.told.inventory.entry(device).or_default().asked = Some(at),
                 Change::PutCommand(command) => drop(data.commands.insert(command.id, command)),

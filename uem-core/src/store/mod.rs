@@ -4,6 +4,7 @@
 //! with it, in one transaction, made on a stated revision. If another commit came first the store answers
 //! `StoreError::Conflict` and changes nothing; `service::Core` then reads again and decides again.
 
+mod apps;
 mod inventory;
 mod memory;
 
@@ -13,6 +14,7 @@ use hedgerow_shared::verify::{Route, Rule, Version};
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use serde::{Deserialize, Serialize};
 
+pub use apps::{AppChange, AppStore};
 pub use inventory::InventoryStore;
 pub use memory::Memory;
 
@@ -135,6 +137,8 @@ pub enum Change {
         /// Before when.
         before: UnixTime,
     },
+    /// Of apps.
+    App(AppChange),
     /// Adds or replaces how a device stands.
     PutStanding(Standing),
     /// Notes that the core asks a device what it is.
@@ -174,7 +178,7 @@ pub struct Acknowledgement {
 }
 
 /// Storage. Every method may be cancelled at any await; `commit` then has happened wholly or not at all.
-pub trait Store: InventoryStore {
+pub trait Store: InventoryStore + AppStore {
     /// Every tenant.
     fn tenants(&self) -> impl Future<Output = Result<Vec<TenantId>, StoreError>> + Send;
     /// One tenant.
