@@ -41,6 +41,8 @@ pub(crate) enum Command {
     /// What devices are to do
     #[command(name = "command")]
     Order(commands::command::CommandArgs),
+    /// Apps, and who is to have which
+    App(commands::app::AppArgs),
     /// Which devices are as their compliance profile wants them
     Compliance(commands::compliance::ComplianceArgs),
     /// Activation passwords

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Group(args) => commands::group::run(args),
         Command::Profile(args) => commands::profile::run(args),
         Command::Order(args) => commands::command::run(args),
+        Command::App(args) => commands::app::run(args),
         Command::Compliance(args) => commands::compliance::run(args),
         Command::Password(args) => commands::password::run(args),
         Command::Token(args) => commands::token::run(args),

@@ -116,6 +116,10 @@ fn put_in_words(cause: &mut Value) {
 fn show(json: bool, mut standing: Value) -> anyhow::Result<()> {
     output::answer(json, &standing.clone(), |_| {
         standing["causes"].as_array_mut().into_iter().flatten().for_each(put_in_words);
-        format!("{}\n{}", output::record(&standing, ONE), output::table(&standing["causes"], CAUSES, "it breaks no rule"))
+        format!(
+            "{}\n{}",
+            output::record(&standing, ONE),
+            output::table(&standing["causes"], CAUSES, "it breaks no rule")
+        )
     })
 }

@@ -161,11 +161,8 @@ const ONE: &[Column] = &[
     ("quarantined", "compliance.quarantined", Show::Plain),
 ];
 /// Of an app on a device.
-const APPS: &[Column] = &[
-    ("IDENTIFIER", "identifier", Show::Plain),
-    ("NAME", "name", Show::Plain),
-    ("VERSION", "version", Show::Plain),
-];
+const APPS: &[Column] =
+    &[("IDENTIFIER", "identifier", Show::Plain), ("NAME", "name", Show::Plain), ("VERSION", "version", Show::Plain)];
 const ACTIVATED: &[Column] = &[
     ("device", "device", Show::Plain),
     ("tenant", "tenant", Show::Plain),

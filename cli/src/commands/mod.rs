@@ -1,5 +1,6 @@
 //! One file a noun of the command line.
 
+pub(crate) mod app;
 pub(crate) mod audit;
 pub(crate) mod command;
 pub(crate) mod compliance;

@@ -41,7 +41,9 @@ pub(super) async fn assign(
     let config = match (assign.config, entry) {
         (None, _) => None,
         (Some(name), Some(entry)) => Some(apps::config(&app, &entry, &name).await?.id),
-        (Some(_), None) => return Err(Problem::bad_request("a configuration goes with an app, not with a group of apps")),
+        (Some(_), None) => {
+            return Err(Problem::bad_request("a configuration goes with an app, not with a group of apps"));
+        }
     };
     let assignment = Assignment { target, holder, disposition, config };
     app.domain.assign_app(&mut admin(), &app.tenant, assignment).await.map_err(problem)?;

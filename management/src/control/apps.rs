@@ -100,10 +100,7 @@ pub(super) async fn set_config(
     json_of(app.domain.app_config(&app.tenant, config.id).await.map_err(problem)?).map(axum::Json)
 }
 
-pub(super) async fn remove_config(
-    State(app): State<Arc<App>>,
-    Path((which, name)): Path<(String, String)>,
-) -> Shown {
+pub(super) async fn remove_config(State(app): State<Arc<App>>, Path((which, name)): Path<(String, String)>) -> Shown {
     let entry = find(&app, &which).await?;
     let config = config(&app, &entry, &name).await?;
     json_of(app.domain.remove_app_config(&mut admin(), &app.tenant, config.id).await.map_err(problem)?).map(axum::Json)

@@ -81,9 +81,8 @@ impl AppStore for Database {
     async fn listings(&self, tenant: &TenantId, platform: Option<Platform>) -> Result<Vec<Listing>, StoreError> {
         let query = match platform {
             None => by_tenant("SELECT * FROM app_listing WHERE tenant = $1", tenant),
-            Some(platform) => {
-                by_tenant("SELECT * FROM app_listing WHERE tenant = $1 AND platform = $2", tenant).bind(platform.as_str())
-            }
+            Some(platform) => by_tenant("SELECT * FROM app_listing WHERE tenant = $1 AND platform = $2", tenant)
+                .bind(platform.as_str()),
         };
         let mut all = self.all("listing", query, |row| row.listing()).await?;
         // In the order of the domain's words, which is not that of their texts.

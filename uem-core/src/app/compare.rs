@@ -23,7 +23,8 @@ pub fn compare(
         .map(|one| (one.app.identifier.as_str(), one.disposition))
         .collect();
     let there: BTreeSet<&str> = installed.iter().map(|app| app.identifier.as_str()).collect();
-    let (restricted, approved) = (Marked::of(listed, List::Restricted, platform), Marked::of(listed, List::Approved, platform));
+    let (restricted, approved) =
+        (Marked::of(listed, List::Restricted, platform), Marked::of(listed, List::Approved, platform));
     let mut findings = AppFindings::default();
     for (identifier, disposition) in &to_be {
         if *disposition == Disposition::Required && !there.contains(identifier) {
@@ -35,7 +36,9 @@ pub fn compare(
             Some(Disposition::Denied) => findings.restricted.push(identifier.to_owned()),
             _ if restricted.has(identifier) => findings.restricted.push(identifier.to_owned()),
             Some(Disposition::Required | Disposition::Optional) => {}
-            None if !approved.is_empty() && !approved.has(identifier) => findings.unapproved.push(identifier.to_owned()),
+            None if !approved.is_empty() && !approved.has(identifier) => {
+                findings.unapproved.push(identifier.to_owned())
+            }
             None => {}
         }
     }

@@ -60,8 +60,11 @@ fn world() -> impl Strategy<Value = World> {
         });
     let groups = proptest::collection::vec(proptest::collection::btree_set(0..APPS, 0..4), 3);
     let platform = proptest::option::of(prop_oneof![Just(Platform::Linux), Just(Platform::Ios)]);
-    (groups, proptest::collection::vec(one, 0..12), platform)
-        .prop_map(|(in_group, assigned, platform)| World { in_group, assigned, platform })
+    (groups, proptest::collection::vec(one, 0..12), platform).prop_map(|(in_group, assigned, platform)| World {
+        in_group,
+        assigned,
+        platform,
+    })
 }
 
 impl World {

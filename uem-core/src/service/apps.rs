@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 use super::groups::checked_description;
 use super::{Call, Core, Decided, Plan};
 use crate::app::{
-    self, App, AppConfig, AppGroup, Listing, MAX_CATALOGUE, MAX_CONFIG, MAX_CONFIGS, MAX_IN_GROUP, MAX_LISTED, MAX_VERSIONS,
-    Source,
+    self, App, AppConfig, AppGroup, Listing, MAX_CATALOGUE, MAX_CONFIG, MAX_CONFIGS, MAX_IN_GROUP, MAX_LISTED,
+    MAX_VERSIONS, Source,
 };
 use crate::group::name_key;
 use crate::profile::Platform;

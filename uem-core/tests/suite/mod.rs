@@ -13,6 +13,7 @@ macro_rules! call {
 }
 
 mod activation;
+mod apps;
 mod bulk;
 mod commands;
 mod configs;
@@ -24,6 +25,7 @@ mod tenants;
 mod world;
 
 pub(crate) use activation::*;
+pub(crate) use apps::*;
 pub(crate) use bulk::*;
 pub(crate) use commands::*;
 pub(crate) use configs::*;
@@ -87,6 +89,9 @@ macro_rules! suite {
             p40_a_list_of_apps_is_replaced_as_a_whole_and_read_in_pages
             p21_a_device_that_breaks_a_rule_is_recorded_and_dealt_with_once
             p21_time_alone_breaks_rules_and_the_round_finds_it
+            p40_the_catalogue_keeps_apps_configurations_and_groups
+            p40_which_apps_have_effect_is_told_with_its_reason
+            p40_what_is_installed_is_compared_and_compliance_follows
         }
     };
     (@ $with:ident $($case:ident)*) => {
