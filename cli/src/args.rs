@@ -45,6 +45,10 @@ pub(crate) enum Command {
     App(commands::app::AppArgs),
     /// Which devices are as their compliance profile wants them
     Compliance(commands::compliance::ComplianceArgs),
+    /// Users who administer
+    Admin(commands::admin::AdminArgs),
+    /// What administrators may do
+    Role(commands::admin_role::RoleArgs),
     /// Activation passwords
     Password(commands::password::PasswordArgs),
     /// Enrolment tokens for nodes

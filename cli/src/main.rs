@@ -31,6 +31,8 @@ fn main() -> ExitCode {
         Command::Group(args) => commands::group::run(args),
         Command::Profile(args) => commands::profile::run(args),
         Command::Order(args) => commands::command::run(args),
+        Command::Admin(args) => commands::admin::run(args),
+        Command::Role(args) => commands::admin_role::run(args),
         Command::App(args) => commands::app::run(args),
         Command::Compliance(args) => commands::compliance::run(args),
         Command::Password(args) => commands::password::run(args),

@@ -178,6 +178,7 @@ mod tests {
             display_name: name.into(),
             active: true,
             created: UnixTime(0),
+            source: account::UserSource::Local,
         }
     }
 

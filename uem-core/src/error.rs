@@ -44,6 +44,9 @@ pub enum CoreError {
         /// Which one.
         id: hedgerow_shared::EntityId,
     },
+    /// Whoever asks may not.
+    #[error(transparent)]
+    Denied(#[from] crate::admin::Denied),
     /// The storage failed.
     #[error("the storage failed")]
     Store(#[source] StoreError),

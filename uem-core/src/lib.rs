@@ -9,6 +9,7 @@
 
 pub mod account;
 pub mod activation;
+pub mod admin;
 pub mod app;
 pub mod audit;
 pub mod bulk;

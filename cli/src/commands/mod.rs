@@ -1,5 +1,7 @@
 //! One file a noun of the command line.
 
+pub(crate) mod admin;
+pub(crate) mod admin_role;
 pub(crate) mod app;
 pub(crate) mod audit;
 pub(crate) mod command;

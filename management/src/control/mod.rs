@@ -1,5 +1,8 @@
 //! The control socket: how `hedgerow` verbs change a running core. HTTP/1.1 with JSON over `STATE/control.sock`.
 //!
+//! Whoever may open it (root on this machine, by the socket's mode) is the break-glass administrator: no role limits them,
+//! and what they do stands in the audit record as `admin:local`.
+//!
 //! Every list is `{"items": [..], "next": "ID" | null}`; with `next`, ask again with `?after=ID` (and `?limit=N`, at
 //! most 1000). A refusal is `{"error": "text"}` with 400, 404, 409 or 503. Times are seconds since 1970, ids UUIDs,
 //! versions `EPOCH.VERSION`. Bodies refuse unknown fields. `WHO` is a user's id or e-mail address, percent-encoded.
@@ -41,6 +44,13 @@
 //! | device list | `GET /devices[?user=WHO]` | | list of DEVICE `{id, user, email, name, platform, certificate, state, created, revoked, last_seen}` |
 //! | device show | `GET /devices/ID` | | DEVICE with `certificates [..]`, `inventory {attributes, apps, apps_told, asked}`, `compliance`: STANDING or null |
 //! | device apps | `GET /devices/ID/installed` | | list of `{identifier, name, version}` |
+//! | admin list | `GET /admins` | | list of ADMIN `{user, email, active, role, created, last_sign_in, password}`; password is `null` or `{set, must_change, wrong, locked_until}` |
+//! | admin add, role | `PUT /admins/WHO` | `{role}`: a name or id | ADMIN |
+//! | admin remove | `DELETE /admins/WHO` | | 204; 400 for the last with the security role |
+//! | admin password | `PUT /admins/WHO/password` | `{password, must_change?}` | 204 |
+//! | role list, show | `GET /roles`, `/roles/R` | | list of ROLE `{id, name, permissions, groups [name] or null, predefined}` |
+//! | role add | `POST /roles` | `{name, permissions, groups? [G]}` | ROLE |
+//! | role remove | `DELETE /roles/R` | | 204; 400 while somebody has it |
 //! | app add | `POST /apps` | `{platform, identifier, name?, vendor?, versions? [text], source? {from: store\|file, at}}` | APP: those and `{id, created, modified}` |
 //! | app list, show | `GET /apps`, `/apps/A` | | list of APP; APP with `configs [{id, name, rank, settings}]`; `A` is an app's id or `PLATFORM/IDENTIFIER`, percent-encoded |
 //! | app remove | `DELETE /apps/A` | | APP |
@@ -83,6 +93,7 @@
 //! | audit list | `GET /audit[?after=NUMBER]` | | list of `{number, time, actor, action, subject, outcome, detail, hash}` |
 //! | audit verify | `POST /audit/verify` | | `{records, hash}`; 503 when the chain is broken |
 
+mod admins;
 mod app_assignments;
 mod apps;
 mod commands;
@@ -154,6 +165,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/profiles/{profile}/holders/{who}", put(profiles::assign).delete(profiles::unassign))
         .route("/devices/{id}/profiles", get(profiles::of_device))
         .route("/devices/{id}/commands", get(commands::of_device).post(commands::give))
+        .route("/admins", get(admins::admins))
+        .route("/admins/{who}", put(admins::set).delete(admins::remove))
+        .route("/admins/{who}/password", put(admins::set_password))
+        .route("/roles", get(admins::roles).post(admins::add_role))
+        .route("/roles/{role}", get(admins::show_role).delete(admins::remove_role))
         .route("/apps", get(apps::apps).post(apps::add))
         .route("/apps/{app}", get(apps::show).delete(apps::remove))
         .route("/apps/{app}/configs/{name}", put(apps::set_config).delete(apps::remove_config))
@@ -283,6 +299,7 @@ fn problem(error: CoreError) -> Problem {
         CoreError::NotFound { .. } => StatusCode::NOT_FOUND,
         CoreError::Exists { .. } | CoreError::Revoked { .. } => StatusCode::CONFLICT,
         CoreError::Invalid { .. } => StatusCode::BAD_REQUEST,
+        CoreError::Denied(_) => StatusCode::FORBIDDEN,
         CoreError::Busy | CoreError::Randomness | CoreError::Store(_) | CoreError::Damaged(_) => {
             StatusCode::SERVICE_UNAVAILABLE
         }

@@ -3,6 +3,7 @@
 //! reads and decides again.
 
 mod activation;
+mod admins;
 mod app_assignments;
 mod apps;
 mod bulk;
@@ -15,6 +16,7 @@ mod names;
 mod nodes;
 mod policy;
 mod profiles;
+mod sign_in;
 mod sweep;
 mod tenants;
 mod users;
@@ -31,7 +33,9 @@ use crate::seal::Kek;
 use crate::store::{Change, Commit, Store, StoreError};
 use crate::{CoreError, audit};
 
+pub use admins::NewRole;
 pub use apps::NewApp;
+pub use sign_in::{Attempt, SignInRefusal, SignedIn};
 pub use bulk::{ImportError, Imported};
 pub use commands::NewCommand;
 pub use devices::Holder;

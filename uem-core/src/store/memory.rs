@@ -1,5 +1,6 @@
 //! Storage in memory, for tests and short-lived embedding: the reference that SQL is compared with.
 
+mod admins;
 mod apps;
 mod inventory;
 
@@ -39,6 +40,7 @@ struct Data {
     commands: BTreeMap<EntityId, Command>,
     told: inventory::Kept,
     apps: apps::Kept,
+    admins: admins::Kept,
     audit: Vec<audit::Record>,
     acknowledgements: BTreeMap<String, Acknowledgement>,
 }
@@ -298,6 +300,7 @@ impl Store for Memory {
             commands: BTreeMap::new(),
             told: inventory::Kept::default(),
             apps: apps::Kept::default(),
+            admins: admins::Kept::default(),
             audit: Vec::new(),
             acknowledgements: BTreeMap::new(),
         });
@@ -329,6 +332,7 @@ impl Store for Memory {
                     data.profiles.remove(&id);
                     data.assignments.retain(|(profile, _)| *profile != id);
                 }
+                Change::Admin(change) => data.admins.change(change),
                 Change::App(change) => data.apps.change(change),
                 Change::PutStanding(standing) => drop(data.told.standings.insert(standing.device, standing)),
                 Change::NoteAsked { device, at } => data.told.inventory.entry(device).or_default().asked = Some(at),

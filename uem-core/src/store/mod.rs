@@ -4,6 +4,7 @@
 //! with it, in one transaction, made on a stated revision. If another commit came first the store answers
 //! `StoreError::Conflict` and changes nothing; `service::Core` then reads again and decides again.
 
+mod admins;
 mod apps;
 mod inventory;
 mod memory;
@@ -14,6 +15,7 @@ use hedgerow_shared::verify::{Route, Rule, Version};
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use serde::{Deserialize, Serialize};
 
+pub use admins::{AdminChange, AdminStore};
 pub use apps::{AppChange, AppStore};
 pub use inventory::InventoryStore;
 pub use memory::Memory;
@@ -137,6 +139,8 @@ pub enum Change {
         /// Before when.
         before: UnixTime,
     },
+    /// Of administrators and roles.
+    Admin(AdminChange),
     /// Of apps.
     App(AppChange),
     /// Adds or replaces how a device stands.
@@ -178,7 +182,7 @@ pub struct Acknowledgement {
 }
 
 /// Storage. Every method may be cancelled at any await; `commit` then has happened wholly or not at all.
-pub trait Store: InventoryStore + AppStore {
+pub trait Store: InventoryStore + AppStore + AdminStore {
     /// Every tenant.
     fn tenants(&self) -> impl Future<Output = Result<Vec<TenantId>, StoreError>> + Send;
     /// One tenant.
