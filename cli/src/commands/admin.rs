@@ -74,7 +74,9 @@ pub(crate) fn run(args: AdminArgs) -> ExitCode {
                 let answer = at.put(&path(&who), &json!({ "role": role })).await?;
                 at.done(&answer, &format!("{who} is an administrator with role {role}"))
             }
-            AdminCommand::List => at.table(&at.list("/admins").await?, COLUMNS, "no administrators but root on this machine"),
+            AdminCommand::List => {
+                at.table(&at.list("/admins").await?, COLUMNS, "no administrators but root on this machine")
+            }
             AdminCommand::Remove { who } => {
                 at.done(&at.delete(&path(&who)).await?, &format!("{who} is no administrator any more"))
             }

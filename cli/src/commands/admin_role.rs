@@ -30,7 +30,13 @@ enum RoleCommand {
         /// Its name
         name: String,
         /// What it includes; a wrong one is answered with all there are
-        #[arg(long, value_name = "PERMISSION,..", value_delimiter = ',', required = true, env = "HEDGEROW_ROLE_PERMISSIONS")]
+        #[arg(
+            long,
+            value_name = "PERMISSION,..",
+            value_delimiter = ',',
+            required = true,
+            env = "HEDGEROW_ROLE_PERMISSIONS"
+        )]
         permissions: Vec<String>,
         /// For users of these groups only [default: all users]
         #[arg(long, value_name = "GROUP,..", value_delimiter = ',', env = "HEDGEROW_ROLE_GROUPS")]

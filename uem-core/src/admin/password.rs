@@ -10,9 +10,9 @@ use hedgerow_shared::secret::Secret;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+use crate::CoreError;
 use crate::random::{self, Random};
 use crate::seal::Kek;
-use crate::CoreError;
 
 /// Memory of one hash, KiB; OWASP's first recommendation for Argon2id.
 const MEMORY_KIB: u32 = 19 * 1024;
@@ -71,7 +71,11 @@ impl HashJob {
         Ok(self.expected.is_some_and(|expected| bool::from(expected.ct_eq(&*hash))))
     }
 
-    pub(crate) fn new(password: Secret, stored: Option<&LoginPassword>, (kek, id): (&Kek, [&str; 2])) -> Result<Self, CoreError> {
+    pub(crate) fn new(
+        password: Secret,
+        stored: Option<&LoginPassword>,
+        (kek, id): (&Kek, [&str; 2]),
+    ) -> Result<Self, CoreError> {
         let Some(stored) = stored else { return Ok(Self { password, salt: [0; SALT], expected: None }) };
         let damaged = || CoreError::Damaged("an administrator's password");
         let opened = kek.open(&context(id), &stored.sealed).map_err(|_| damaged())?;

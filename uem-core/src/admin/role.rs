@@ -45,15 +45,21 @@ impl Predefined {
     #[must_use]
     pub fn permissions(self) -> BTreeSet<Permission> {
         use Permission::{
-            ActivationPasswords, AskDevices, AssignApps, AssignProfiles, DeleteWorkData, EditAdmins, EditGroups, EditRoles,
-            EditUsers, LockDevices, ManageDevices, RemoveUsers, ViewApps, ViewDevices, ViewGroups, ViewProfiles,
-            ViewReports, ViewUsers,
+            ActivationPasswords, AskDevices, AssignApps, AssignProfiles, DeleteWorkData, EditAdmins, EditGroups,
+            EditRoles, EditUsers, LockDevices, ManageDevices, RemoveUsers, ViewApps, ViewDevices, ViewGroups,
+            ViewProfiles, ViewReports, ViewUsers,
         };
-        let junior = [
-            ViewUsers, ViewGroups, ViewProfiles, ViewDevices, ViewApps, ActivationPasswords, AskDevices, LockDevices,
-        ];
+        let junior =
+            [ViewUsers, ViewGroups, ViewProfiles, ViewDevices, ViewApps, ActivationPasswords, AskDevices, LockDevices];
         let senior = [
-            EditUsers, RemoveUsers, EditGroups, AssignProfiles, AssignApps, ManageDevices, DeleteWorkData, ViewReports,
+            EditUsers,
+            RemoveUsers,
+            EditGroups,
+            AssignProfiles,
+            AssignApps,
+            ManageDevices,
+            DeleteWorkData,
+            ViewReports,
         ];
         let all = Permission::ALL.iter().copied();
         match self {
@@ -142,7 +148,9 @@ impl Role {
             return Err(CoreError::Exists { kind: "role", name: self.name.clone() });
         }
         match &self.groups {
-            Some(groups) if groups.is_empty() => Err(CoreError::invalid("the role", "it is limited to no group at all")),
+            Some(groups) if groups.is_empty() => {
+                Err(CoreError::invalid("the role", "it is limited to no group at all"))
+            }
             Some(groups) if groups.len() > MAX_ROLE_GROUPS => {
                 Err(CoreError::invalid("the role", format!("at most {MAX_ROLE_GROUPS} groups")))
             }

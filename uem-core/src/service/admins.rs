@@ -8,8 +8,8 @@ use hedgerow_shared::{EntityId, TenantId};
 use super::{Call, Core, Decided, NewUser, Plan};
 use crate::account::{User, UserSource};
 use crate::admin::{
-    Admin, Asker, Denied, LoginPassword, MAX_ADMINS, MAX_ROLES, Permission, Predefined, Role, RoleId, Subject, authorise,
-    checked_password, may_grant,
+    Admin, Asker, Denied, LoginPassword, MAX_ADMINS, MAX_ROLES, Permission, Predefined, Role, RoleId, Subject,
+    authorise, checked_password, may_grant,
 };
 use crate::group::name_key;
 use crate::store::{AdminChange, Change, Store};
@@ -317,7 +317,7 @@ impl<S: Store> Core<S> {
     ///
     /// # Errors
     /// `Invalid`, `Store`.
-    pub(super) async fn keep_a_security_admin(
+    pub async fn keep_a_security_admin(
         &self,
         tenant: &TenantId,
         user: EntityId,
@@ -335,7 +335,10 @@ impl<S: Store> Core<S> {
                 return Ok(());
             }
         }
-        Err(CoreError::invalid("the administrator", "it is the last with the security role; give that to another first"))
+        Err(CoreError::invalid(
+            "the administrator",
+            "it is the last with the security role; give that to another first",
+        ))
     }
 
     /// As they stand now: what they were when they began to ask does not count.
@@ -350,9 +353,7 @@ impl<S: Store> Core<S> {
     async fn may_touch(&self, tenant: &TenantId, asker: &Asker, admin: &Admin) -> Result<(), CoreError> {
         match self.role(tenant, admin.role).await {
             Ok(role) => Ok(may_grant(asker, &role)?),
-            Err(CoreError::NotFound { .. }) => {
-                Ok(authorise(asker, Permission::EditAdmins, Subject::Organisation)?)
-            }
+            Err(CoreError::NotFound { .. }) => Ok(authorise(asker, Permission::EditAdmins, Subject::Organisation)?),
             Err(error) => Err(error),
         }
     }

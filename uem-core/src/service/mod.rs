@@ -35,12 +35,12 @@ use crate::{CoreError, audit};
 
 pub use admins::NewRole;
 pub use apps::NewApp;
-pub use sign_in::{Attempt, SignInRefusal, SignedIn};
 pub use bulk::{ImportError, Imported};
 pub use commands::NewCommand;
 pub use devices::Holder;
 pub use nodes::{EnrolError, NewToken, NodeEnrolReply, NodeEnrolRequest, TokenRefusal};
 pub use profiles::{NewProfile, ProfileChange};
+pub use sign_in::{Attempt, SignInRefusal, SignedIn};
 pub use sweep::Swept;
 pub use tenants::{CoreIdentity, NewTenant};
 pub use users::{NewUser, OpenAddress};

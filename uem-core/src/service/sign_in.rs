@@ -59,7 +59,9 @@ impl<S: Store> Core<S> {
         let now = call.now;
         let counted = self
             .decide(call, tenant, |_| async move {
-                let Some(admin) = self.who_signs_in(tenant, email).await? else { return Ok(Decided::Already(Ok(None))) };
+                let Some(admin) = self.who_signs_in(tenant, email).await? else {
+                    return Ok(Decided::Already(Ok(None)));
+                };
                 let Some(stored) = &admin.password else { return Ok(Decided::Already(Ok(None))) };
                 let Some(attempted) = stored.attempted(now) else {
                     return Ok(Decided::Already(Err(SignInRefusal::Locked)));
