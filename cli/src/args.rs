@@ -61,6 +61,8 @@ pub(crate) enum Command {
     Name(commands::name::NameArgs),
     /// The record of who changed what
     Audit(commands::audit::AuditArgs),
+    /// How devices stand as a whole
+    Report(commands::report::ReportArgs),
     /// Ask a role on this machine whether it is ready (for containers and scripts)
     Health(commands::health::HealthArgs),
     /// What this binary is

@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         Command::Rule(args) => commands::rule::run(args),
         Command::Route(args) => commands::route::run(args),
         Command::Name(args) => commands::name::run(args),
+        Command::Report(args) => commands::report::run(args),
         Command::Audit(args) => commands::audit::run(args),
         // About this binary and any role.
         Command::Health(args) => commands::health::run(args),

@@ -5,5 +5,3 @@ CREATE INDEX audit_by_actor ON audit (tenant, actor, time, number);
 CREATE INDEX audit_by_action ON audit (tenant, action, time, number);
 CREATE INDEX audit_by_subject ON audit (tenant, subject, time, number);
 
--- Reports count devices by when they were seen.
-CREATE INDEX device_by_last_seen ON device (tenant, state, last_seen);

@@ -23,6 +23,7 @@ pub mod group;
 pub mod inventory;
 pub mod profile;
 pub mod random;
+pub mod report;
 pub mod seal;
 pub mod service;
 pub mod store;

@@ -118,7 +118,10 @@ mod tests {
         let entry = Entry { time: UnixTime(5), actor, action: "x", subject, outcome: Outcome::Refused, detail };
         let row = audit_row(&head.append(entry));
         let text = csv([&AUDIT_COLUMNS.map(str::to_owned)[..], &row[..]]);
-        assert!(text.starts_with("number,time,actor,action,subject,outcome,detail\r\n1,5,stranger,x,'@SUM(A1),refused,"), "{text}");
+        assert!(
+            text.starts_with("number,time,actor,action,subject,outcome,detail\r\n1,5,stranger,x,'@SUM(A1),refused,"),
+            "{text}"
+        );
         let mut reader = csv::Reader::from_reader(text.as_bytes());
         let cells: Vec<_> = reader.records().next().unwrap().unwrap().iter().map(str::to_owned).collect();
         assert_eq!(cells[6], format!("'{}", row[6]));

@@ -15,6 +15,7 @@ pub(crate) mod node;
 pub(crate) mod password;
 pub(crate) mod profile;
 pub(crate) mod relay;
+pub(crate) mod report;
 pub(crate) mod route;
 pub(crate) mod rule;
 pub(crate) mod tenant;

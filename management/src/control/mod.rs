@@ -91,6 +91,11 @@
 //! | name remove | `DELETE /names/NAME` | | `{name, origin, created, not_yet [holder]}` |
 //! | config show | `GET /config` | | `{version, expires, relay {..}, node {..}, device {..}}`: the documents as signed |
 //! | audit list | `GET /audit[?after=NUMBER]` | | list of `{number, time, actor, action, subject, outcome, detail, hash}` |
+//! | audit list by time, actor, action, subject | `GET /audit/find[?from=T][&until=T][&actor=A][&action=A][&subject=S]` | | list of the same, in the order of time; `next` is `TIME.NUMBER` |
+//! | audit export | `GET /audit/export`, queried alike | | `{csv, next}`: part by part |
+//! | report devices | `GET /reports/devices` | | `{by_state, by_platform, by_verdict}`: each `[{what, count}]` |
+//! | report activity | `GET /reports/activity[?from=T][&until=T]` | | `{from, until, actions [{what, count}], devices_seen {day, week, month}}` |
+//! | report activity, quiet devices | `GET /reports/quiet?before=T` | | list of `{device, name, user, email, last_seen}` |
 //! | audit verify | `POST /audit/verify` | | `{records, hash}`; 503 when the chain is broken |
 
 mod admins;
@@ -103,6 +108,7 @@ mod inventory;
 mod names;
 mod policy;
 mod profiles;
+mod reports;
 mod show;
 mod users;
 
@@ -143,6 +149,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/tenant/epoch", post(show::raise_epoch))
         .route("/config", get(show::config))
         .route("/audit", get(show::audit))
+        .route("/audit/find", get(reports::find))
+        .route("/audit/export", get(reports::export))
+        .route("/reports/devices", get(reports::devices))
+        .route("/reports/activity", get(reports::activity))
+        .route("/reports/quiet", get(reports::quiet))
         .route("/audit/verify", post(show::verify_audit))
         .route("/users", get(users::list).post(users::add))
         .route("/found/users", get(users::find_like))

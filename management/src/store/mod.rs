@@ -14,6 +14,7 @@ mod directory;
 mod inventory;
 mod managed;
 mod migrate;
+mod reports;
 mod rows;
 mod sql;
 #[cfg(test)]

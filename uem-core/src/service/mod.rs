@@ -16,6 +16,7 @@ mod names;
 mod nodes;
 mod policy;
 mod profiles;
+mod reports;
 mod sign_in;
 mod sweep;
 mod tenants;

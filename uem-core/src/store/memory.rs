@@ -3,6 +3,7 @@
 mod admins;
 mod apps;
 mod inventory;
+mod reports;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -8,6 +8,7 @@ mod admins;
 mod apps;
 mod inventory;
 mod memory;
+mod reports;
 
 use std::future::Future;
 
@@ -19,6 +20,7 @@ pub use admins::{AdminChange, AdminStore};
 pub use apps::{AppChange, AppStore};
 pub use inventory::InventoryStore;
 pub use memory::Memory;
+pub use reports::ReportStore;
 
 use crate::account::{Device, Email, Node, ServerName, Tenant, Token, User};
 use crate::activation::ActivationPassword;
@@ -182,7 +184,7 @@ pub struct Acknowledgement {
 }
 
 /// Storage. Every method may be cancelled at any await; `commit` then has happened wholly or not at all.
-pub trait Store: InventoryStore + AppStore + AdminStore {
+pub trait Store: InventoryStore + AppStore + AdminStore + ReportStore {
     /// Every tenant.
     fn tenants(&self) -> impl Future<Output = Result<Vec<TenantId>, StoreError>> + Send;
     /// One tenant.

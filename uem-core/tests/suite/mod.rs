@@ -21,6 +21,7 @@ mod configs;
 mod holders;
 mod inventory;
 mod profiles;
+mod reports;
 mod storage;
 mod tenants;
 mod world;
@@ -34,6 +35,7 @@ pub(crate) use configs::*;
 pub(crate) use holders::*;
 pub(crate) use inventory::*;
 pub(crate) use profiles::*;
+pub(crate) use reports::*;
 pub(crate) use storage::*;
 pub(crate) use tenants::*;
 
@@ -95,6 +97,8 @@ macro_rules! suite {
             p18_nobody_grants_what_they_do_not_have_and_roles_reach_their_groups_alone
             p18_wrong_passwords_lock_an_administrator_out_for_a_while
             p18_users_of_a_directory_are_unique_and_have_no_password_here
+            p23_audit_records_are_found_along_time_in_pages
+            p23_reports_count_what_there_is
             p40_the_catalogue_keeps_apps_configurations_and_groups
             p40_which_apps_have_effect_is_told_with_its_reason
             p40_what_is_installed_is_compared_and_compliance_follows

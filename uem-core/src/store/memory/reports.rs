@@ -30,7 +30,9 @@ impl ReportStore for Memory {
     }
 
     async fn count_audit(&self, tenant: &TenantId, from: UnixTime, until: UnixTime) -> Result<Vec<Count>, StoreError> {
-        self.read(tenant, |d| counts(d.audit.iter().filter(|r| r.time >= from && r.time < until).map(|r| r.action.clone())))
+        self.read(tenant, |d| {
+            counts(d.audit.iter().filter(|r| r.time >= from && r.time < until).map(|r| r.action.clone()))
+        })
     }
 
     async fn count_devices(&self, tenant: &TenantId, by: DevicesBy) -> Result<Vec<Count>, StoreError> {
