@@ -103,10 +103,14 @@ fn p23_a_device_s_inventory_is_shown_and_a_rule_that_it_breaks_locks_it_once() {
     let all = desk.say(&["audit", "export"]);
     let last: Value = serde_json::from_str(all.lines().last().unwrap()).unwrap();
     assert!(last["hash"].is_string() && all.lines().count() > 10, "{all}");
-    let (out, words) = (desk.office.path("audit.csv"), ["audit", "export", "--format", "csv", "--actor", "admin:local", "--out"]);
+    let (out, words) =
+        (desk.office.path("audit.csv"), ["audit", "export", "--format", "csv", "--actor", "admin:local", "--out"]);
     desk.say(&[&words[..], &[&out]].concat());
     let csv = std::fs::read_to_string(&out).unwrap();
-    assert!(csv.starts_with("number,time,actor,") && csv.lines().skip(1).all(|line| line.contains("admin:local")), "{csv}");
+    assert!(
+        csv.starts_with("number,time,actor,") && csv.lines().skip(1).all(|line| line.contains("admin:local")),
+        "{csv}"
+    );
     let devices = desk.say(&["report", "devices"]);
     assert!(devices.contains("active") && devices.contains("no_profile"), "{devices}");
     let activity = desk.say(&["report", "activity"]);
@@ -124,7 +128,18 @@ fn p40_apps_are_assigned_by_the_command_line_and_what_is_wrong_on_a_device_is_fo
         &["group", "add", "sales"][..],
         &["group", "join", "sales", "anna@example.com"],
         &["app", "add", "linux", "bash", "--name", "Shell"],
-        &["app", "add", "linux", "hedgerow-mail", "--vendor", "Hedgerow", "--versions", "2.0,1.0", "--file", "repo/mail.deb"],
+        &[
+            "app",
+            "add",
+            "linux",
+            "hedgerow-mail",
+            "--vendor",
+            "Hedgerow",
+            "--versions",
+            "2.0,1.0",
+            "--file",
+            "repo/mail.deb",
+        ],
         &["app", "add", "ios", "com.example.mail"],
         &["app", "config", "set", "linux/hedgerow-mail", "usual", "--settings", &config],
         &["app", "config", "set", "linux/hedgerow-mail", "sales", "--settings", &config],
@@ -145,7 +160,10 @@ fn p40_apps_are_assigned_by_the_command_line_and_what_is_wrong_on_a_device_is_fo
     assert_eq!(mail["config"]["settings"]["server"], "mail.example.com");
     assert_eq!(found.as_array().unwrap().len(), 2, "nothing of iOS: {found}");
     let table = desk.say(&["app", "effective", "anna@example.com"]);
-    assert!(table.contains("assigned to group sales, in group of apps office") && table.contains("com.example.mail"), "{table}");
+    assert!(
+        table.contains("assigned to group sales, in group of apps office") && table.contains("com.example.mail"),
+        "{table}"
+    );
     assert!(table.contains("optional (comes behind)"), "{table}");
     desk.refused(&["app", "findings", &desk.device], "has not told its apps");
     desk.told("list-applications");

@@ -7,6 +7,8 @@ use super::{Call, Core, Decided, Plan};
 use crate::CoreError;
 use crate::account::DeviceState;
 use crate::command::{DEFAULT_LIFETIME_SECONDS, Kind, MAX_OPEN};
+use crate::compliance::Verdict;
+use crate::profile::Category;
 use crate::store::{Change, Page, Store};
 
 /// A device with a compliance profile is asked what it is when what it told is older than this, seconds: a day.
@@ -26,12 +28,15 @@ pub struct Swept {
 }
 
 impl<S: Store> Core<S> {
-    /// Judges the devices of one page, and asks those that told nothing for a day. To be called for all pages every few
+    /// Judges the devices of one page, and asks those that told nothing for a day; nothing where no compliance profile is. To be called for all pages every few
     /// minutes; it is as often done as it is called, and nothing is done twice.
     ///
     /// # Errors
     /// `NotFound` (the tenant), `Busy`, `Store`. Devices before are done.
     pub async fn sweep(&self, call: &mut Call<'_>, tenant: &TenantId, page: Page) -> Result<Swept, CoreError> {
+        if !self.anything_watched(tenant).await? {
+            return Ok(Swept::default());
+        }
         let devices = self.devices(tenant, None, page).await?;
         let full = devices.len() >= page.limit as usize;
         let mut swept = Swept { next: devices.last().map(|d| d.id).filter(|_| full), ..Swept::default() };
@@ -45,6 +50,13 @@ impl<S: Store> Core<S> {
             }
         }
         Ok(swept)
+    }
+
+    /// Whether there is a compliance profile, or a device that stood by one and has to be told that there is none.
+    async fn anything_watched(&self, tenant: &TenantId) -> Result<bool, CoreError> {
+        let profiles = self.store.profiles(tenant, Category::Compliance).await.map_err(CoreError::Store)?;
+        let verdicts = self.store.verdicts(tenant).await.map_err(CoreError::Store)?;
+        Ok(!profiles.is_empty() || verdicts.iter().any(|(verdict, _)| *verdict != Verdict::NoProfile))
     }
 
     /// Whether the device is asked now.
