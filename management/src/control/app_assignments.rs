@@ -1,6 +1,7 @@
 //! Who is to have which apps, and what of it has effect.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
@@ -102,16 +103,16 @@ async fn in_effect(app: &App, found: Vec<EffectiveApp>) -> Shown {
         };
         let mut through = Vec::with_capacity(way.len());
         for group in way {
-            if !names.contains_key(&group) {
-                names.insert(group, app.domain.group(&app.tenant, group).await.map_err(problem)?.name);
+            if let Entry::Vacant(vacant) = names.entry(group) {
+                vacant.insert(app.domain.group(&app.tenant, group).await.map_err(problem)?.name);
             }
             through.extend(names.get(&group).cloned());
         }
         let bundle = match one.through {
             Through::Itself => None,
             Through::AppGroup(group) => {
-                if !bundles.contains_key(&group) {
-                    bundles.insert(group, app.domain.app_group(&app.tenant, group).await.map_err(problem)?.name);
+                if let Entry::Vacant(vacant) = bundles.entry(group) {
+                    vacant.insert(app.domain.app_group(&app.tenant, group).await.map_err(problem)?.name);
                 }
                 bundles.get(&group).cloned()
             }

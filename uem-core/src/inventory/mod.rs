@@ -27,6 +27,7 @@ pub struct Inventory {
 
 /// What a device has told just now.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "short-lived, one per answer")]
 pub enum Told {
     /// What it is.
     Attributes(Attributes),

@@ -80,7 +80,7 @@ pub(crate) async fn p40_the_catalogue_keeps_apps_configurations_and_groups<S: St
     }
     assert_eq!(w.core.apps_in_group(&w.tenant, office.id).await.unwrap().len(), 2);
     w.core.set_in_app_group(call!(w), &w.tenant, (office.id, phone.id), false).await.unwrap();
-    assert_eq!(w.core.apps_in_group(&w.tenant, office.id).await.unwrap(), [mail.clone()]);
+    assert_eq!(w.core.apps_in_group(&w.tenant, office.id).await.unwrap(), std::slice::from_ref(&mail));
     // What goes takes with it what is of it.
     let anna = Principal::User(w.user("anna@example.com").await.id);
     w.give_app(Target::App(mail.id), anna, Disposition::Required).await;
