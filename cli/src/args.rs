@@ -41,6 +41,14 @@ pub(crate) enum Command {
     /// What devices are to do
     #[command(name = "command")]
     Order(commands::command::CommandArgs),
+    /// Apps, and who is to have which
+    App(commands::app::AppArgs),
+    /// Which devices are as their compliance profile wants them
+    Compliance(commands::compliance::ComplianceArgs),
+    /// Users who administer
+    Admin(commands::admin::AdminArgs),
+    /// What administrators may do
+    Role(commands::admin_role::RoleArgs),
     /// Activation passwords
     Password(commands::password::PasswordArgs),
     /// Enrolment tokens for nodes
@@ -57,6 +65,8 @@ pub(crate) enum Command {
     Licence(commands::licence::LicenceArgs),
     /// The record of who changed what
     Audit(commands::audit::AuditArgs),
+    /// How devices stand as a whole
+    Report(commands::report::ReportArgs),
     /// Ask a role on this machine whether it is ready (for containers and scripts)
     Health(commands::health::HealthArgs),
     /// What this binary is

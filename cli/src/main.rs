@@ -31,6 +31,10 @@ fn main() -> ExitCode {
         Command::Group(args) => commands::group::run(args),
         Command::Profile(args) => commands::profile::run(args),
         Command::Order(args) => commands::command::run(args),
+        Command::Admin(args) => commands::admin::run(args),
+        Command::Role(args) => commands::admin_role::run(args),
+        Command::App(args) => commands::app::run(args),
+        Command::Compliance(args) => commands::compliance::run(args),
         Command::Password(args) => commands::password::run(args),
         Command::Token(args) => commands::token::run(args),
         Command::Rule(args) => commands::rule::run(args),
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         Command::Name(args) => commands::name::run(args),
         Command::Ca(args) => commands::ca::run(args),
         Command::Licence(args) => commands::licence::run(args),
+        Command::Report(args) => commands::report::run(args),
         Command::Audit(args) => commands::audit::run(args),
         // About this binary and any role.
         Command::Health(args) => commands::health::run(args),

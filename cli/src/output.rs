@@ -54,6 +54,22 @@ pub(crate) fn table(rows: &Value, columns: &[Column], nothing: &str) -> String {
     out
 }
 
+/// Rows as CSV, after the columns' heads where they are wanted; what a spreadsheet would take for a formula is guarded. Nothing
+/// is the empty cell, and times are as in tables.
+pub(crate) fn csv(rows: &Value, columns: &[Column], head: bool) -> String {
+    let heads = columns.iter().map(|(head, ..)| head.to_lowercase().replace(' ', "_")).collect::<Vec<_>>();
+    let row = |row: &Value| {
+        let cells = columns.iter().map(|(_, key, show)| match at(row, key) {
+            Value::Null => String::new(),
+            value => cell(value, *show),
+        });
+        cells.collect::<Vec<_>>()
+    };
+    let rows = rows.as_array().into_iter().flatten().map(row);
+    let all: Vec<_> = head.then_some(heads).into_iter().chain(rows).collect();
+    hedgerow_uem_core::report::csv(all.iter().map(|row| &row[..]))
+}
+
 /// One object, a line for each of `columns` that it has.
 pub(crate) fn record(value: &Value, columns: &[Column]) -> String {
     let width = columns.iter().map(|(head, ..)| head.chars().count()).max().unwrap_or(0);

@@ -17,7 +17,7 @@ use hedgerow_shared::wire::names::{RefusedName, RegisteredName};
 use hedgerow_shared::{EntityId, Role, TenantId, UnixTime};
 use hedgerow_uem_core::account::{Email, NodeState, TenantSettings};
 use hedgerow_uem_core::config::Configs;
-use hedgerow_uem_core::service::NewTenant;
+use hedgerow_uem_core::service::{NewTenant, Swept};
 use hedgerow_uem_core::store::Page;
 use hedgerow_uem_core::{Actor, Call, Core, CoreError};
 use parking_lot::{Mutex, RwLock};
@@ -283,6 +283,16 @@ impl App {
     /// Something was committed: relays must be told.
     pub fn changed(&self) {
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Judges one page of devices; relays learn of what changed, and devices that have something to fetch are woken.
+    pub(crate) async fn sweep(&self, call: &mut Call<'_>, page: Page) -> Result<Swept, CoreError> {
+        let swept = self.domain.sweep(call, &self.tenant, page).await?;
+        if swept.changed > 0 {
+            self.changed();
+        }
+        swept.to_wake.iter().for_each(|device| self.wake(*device));
+        Ok(swept)
     }
 
     /// A device has something to fetch: it is told by whatever relay it has a link to.

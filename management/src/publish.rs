@@ -19,6 +19,7 @@ use hedgerow_shared::wire::message::{
     address_hash,
 };
 use hedgerow_shared::wire::names::RegisteredName;
+use hedgerow_uem_core::store::Page;
 use hedgerow_uem_core::{Actor, CoreError};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, timeout};
@@ -354,5 +355,31 @@ pub(crate) async fn housekeep(app: Arc<App>) {
             }
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// How often all devices are judged: as fine as an hour, which rules count in, needs.
+const ROUND: Duration = Duration::from_secs(600);
+/// Devices of one page of a round.
+const ROUND_PAGE: u32 = 200;
+/// Between two pages: whoever waits for the database comes first.
+const ROUND_PAUSE: Duration = Duration::from_millis(100);
+
+/// Goes round all devices: time alone breaks rules, and what they told grows old.
+pub(crate) async fn watch_devices(app: Arc<App>) {
+    loop {
+        tokio::time::sleep(ROUND).await;
+        let mut page = Page { after: None, limit: ROUND_PAGE };
+        loop {
+            match app.sweep(&mut call(Actor::System), page).await {
+                Ok(swept) if swept.next.is_some() => page.after = swept.next,
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::error!(%error, "the round of devices was cut short");
+                    break;
+                }
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
+        }
     }
 }

@@ -151,7 +151,7 @@ fn is_formula(cell: &str) -> bool {
     cell.starts_with(['=', '+', '-', '@'])
 }
 
-fn guarded(cell: &str) -> String {
+pub(crate) fn guarded(cell: &str) -> String {
     // One that has the mark already gets another, so that it is as it was when it is read.
     let marked = cell.strip_prefix('\'').is_some_and(|rest| is_formula(rest.trim_start_matches('\'')));
     if is_formula(cell) || marked { format!("'{cell}") } else { cell.to_owned() }
@@ -178,6 +178,7 @@ mod tests {
             display_name: name.into(),
             active: true,
             created: UnixTime(0),
+            source: account::UserSource::Local,
         }
     }
 

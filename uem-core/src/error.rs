@@ -57,6 +57,9 @@ pub enum CoreError {
         /// How many there may be.
         most: usize,
     },
+    /// Whoever asks may not.
+    #[error(transparent)]
+    Denied(#[from] crate::admin::Denied),
     /// The storage failed.
     #[error("the storage failed")]
     Store(#[source] StoreError),

@@ -9,18 +9,23 @@
 
 pub mod account;
 pub mod activation;
+pub mod admin;
+pub mod app;
 pub mod audit;
 pub mod bulk;
 pub mod ca;
 pub mod command;
+pub mod compliance;
 pub mod config;
 mod encoding;
 pub mod error;
 pub mod group;
+pub mod inventory;
 pub mod licence;
 pub mod placement;
 pub mod profile;
 pub mod random;
+pub mod report;
 pub mod seal;
 pub mod service;
 pub mod store;

@@ -164,6 +164,31 @@ pub(crate) fn duration(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).filter(|s| *s > 0).ok_or_else(wrong)
 }
 
+/// `2026-11-27` (its begin, UTC), seconds since 1970, or so long ago (`24h`): seconds since 1970.
+pub(crate) fn moment(text: &str) -> Result<u64, String> {
+    let wrong = || "expected a day such as 2026-11-27, seconds since 1970, or so long ago such as 24h".to_owned();
+    if let Ok(seconds) = text.parse() {
+        return Ok(seconds);
+    }
+    if let Ok(ago) = duration(text) {
+        return Ok(hedgerow_runtime::clock::now().0.saturating_sub(ago));
+    }
+    let mut parts = text.split('-').map(str::parse::<u64>);
+    let (Some(Ok(year)), Some(Ok(month)), Some(Ok(day)), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(wrong());
+    };
+    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return Err(wrong());
+    }
+    // Howard Hinnant's days_from_civil.
+    let y = if month <= 2 { year - 1 } else { year };
+    let doy = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let doe = y % 400 * 365 + y % 400 / 4 - y % 400 / 100 + doy;
+    Ok((y / 400 * 146_097 + doe - 719_468) * 86_400)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,6 +198,18 @@ mod tests {
         assert_eq!(["1s", "30m", "24h", "7d"].map(duration), [Ok(1), Ok(1800), Ok(86_400), Ok(604_800)]);
         for bad in ["", "5", "h", "-1h", "0s", "1.5h", "99999999999999999999d", "1\u{e9}"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn moments_are_days_seconds_or_so_long_ago() {
+        assert_eq!(moment("1970-01-01"), Ok(0));
+        assert_eq!(moment("2000-02-29"), Ok(951_782_400));
+        assert_eq!(moment("2026-11-22").map(crate::output::time), Ok("2026-11-22 00:00:00Z".into()));
+        assert_eq!(moment("1795309534"), Ok(1_795_309_534));
+        assert!(moment("24h").unwrap() > 1_700_000_000);
+        for bad in ["", "yesterday", "2026-13-01", "2026-11", "26-11-22", "2026-11-22-1", "-5"] {
+            assert!(moment(bad).is_err(), "{bad}");
         }
     }
 

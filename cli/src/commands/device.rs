@@ -65,6 +65,20 @@ enum DeviceCommand {
         #[command(flatten)]
         core: AtCore,
     },
+    /// At the core: show a device: what it told of itself, how it stands
+    Show {
+        #[command(flatten)]
+        core: AtCore,
+        /// Its id
+        id: EntityId,
+    },
+    /// At the core: list the apps or packages that are on a device
+    Apps {
+        #[command(flatten)]
+        core: AtCore,
+        /// Its id
+        id: EntityId,
+    },
     /// At the core: revoke a device; its connections are cut within seconds
     Revoke {
         #[command(flatten)]
@@ -108,8 +122,47 @@ const COLUMNS: &[Column] = &[
     ("NAME", "name", Show::Plain),
     ("PLATFORM", "platform", Show::Plain),
     ("STATE", "state", Show::Plain),
+    ("COMPLIANCE", "verdict", Show::Plain),
     ("LAST SEEN", "last_seen", Show::Time),
 ];
+const ONE: &[Column] = &[
+    ("id", "id", Show::Plain),
+    ("user", "email", Show::Plain),
+    ("name", "name", Show::Plain),
+    ("state", "state", Show::Plain),
+    ("activated", "created", Show::Time),
+    ("revoked", "revoked", Show::Time),
+    ("last seen", "last_seen", Show::Time),
+    ("platform", "platform", Show::Plain),
+    ("told", "inventory.attributes.told", Show::Time),
+    ("system", "inventory.attributes.os", Show::Plain),
+    ("family", "inventory.attributes.osFamilyName", Show::Plain),
+    ("version", "inventory.attributes.osVersion", Show::Plain),
+    ("security patches", "inventory.attributes.securityPatchLevel", Show::Plain),
+    ("kernel", "inventory.attributes.kernel", Show::Plain),
+    ("vendor", "inventory.attributes.hardwareVendorCompanyName", Show::Plain),
+    ("brand", "inventory.attributes.hardwareName", Show::Plain),
+    ("model", "inventory.attributes.hardwareModel", Show::Plain),
+    ("serial number", "inventory.attributes.serialNumber", Show::Plain),
+    ("IMEI", "inventory.attributes.imei", Show::Plain),
+    ("host name", "inventory.attributes.hostName", Show::Plain),
+    ("rooted", "inventory.attributes.compromised", Show::Plain),
+    ("encrypted", "inventory.attributes.encrypted", Show::Plain),
+    ("password set", "inventory.attributes.passwordSet", Show::Plain),
+    ("memory", "inventory.attributes.ramTotal", Show::Bytes),
+    ("memory free", "inventory.attributes.ramFree", Show::Bytes),
+    ("storage", "inventory.attributes.internalStorageSize", Show::Bytes),
+    ("storage free", "inventory.attributes.internalStorageFree", Show::Bytes),
+    ("client", "inventory.attributes.clientVersion", Show::Plain),
+    ("apps", "inventory.apps", Show::Plain),
+    ("apps told", "inventory.apps_told", Show::Time),
+    ("compliance", "compliance.verdict", Show::Plain),
+    ("breaks", "compliance.breaks", Show::Plain),
+    ("quarantined", "compliance.quarantined", Show::Plain),
+];
+/// Of an app on a device.
+const APPS: &[Column] =
+    &[("IDENTIFIER", "identifier", Show::Plain), ("NAME", "name", Show::Plain), ("VERSION", "version", Show::Plain)];
 const ACTIVATED: &[Column] = &[
     ("device", "device", Show::Plain),
     ("tenant", "tenant", Show::Plain),
@@ -187,6 +240,18 @@ pub(crate) fn run(args: DeviceArgs, logging: &Logging) -> ExitCode {
         DeviceCommand::List { core } => verb(async move {
             let at = core.at();
             at.table(&at.list("/devices").await?, COLUMNS, "no devices")
+        }),
+        DeviceCommand::Show { core, id } => verb(async move {
+            let mut device = core.at().get(&format!("/devices/{id}")).await?;
+            if device["compliance"].is_object() {
+                super::compliance::sum_up(&mut device["compliance"]);
+            }
+            core.at().record(&device, ONE)
+        }),
+        DeviceCommand::Apps { core, id } => verb(async move {
+            let at = core.at();
+            let apps = at.list(&format!("/devices/{id}/installed")).await?;
+            at.table(&apps, APPS, "it has told of none; hedgerow command send ID list-applications asks it")
         }),
         DeviceCommand::Revoke { core, id } => verb(async move {
             let at = core.at();

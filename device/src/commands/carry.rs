@@ -139,6 +139,7 @@ fn information() -> Map<String, Value> {
         "os": "Linux", "osFamilyName": of_release("NAME"), "osVersion": of_release("VERSION_ID"),
         "kernel": read("/proc/sys/kernel/osrelease").trim(), "hostName": read("/proc/sys/kernel/hostname").trim(),
         "hardwareVendorCompanyName": dmi("sys_vendor"), "hardwareModel": dmi("product_name"),
+        "serialNumber": dmi("product_serial"),
         "ramTotal": of_memory("MemTotal:").map(|kib| kib * 1024), "ramFree": of_memory("MemAvailable:").map(|kib| kib * 1024),
         "internalStorageSize": size, "internalStorageFree": free, "uptimeSeconds": uptime,
         "clientVersion": telemetry::VERSION,

@@ -76,7 +76,7 @@ pub(super) async fn leave(
 }
 
 /// The group with this name or id.
-async fn find(app: &App, which: &str) -> Result<Group, Problem> {
+pub(super) async fn find(app: &App, which: &str) -> Result<Group, Problem> {
     let found = match which.parse() {
         Ok(id) => app.domain.group(&app.tenant, id).await,
         Err(_) => app.domain.group_by_name(&app.tenant, which).await,

@@ -42,10 +42,16 @@ pub(super) async fn devices(State(app): State<Arc<App>>, Params(part): Params<Pa
     };
     let devices = app.domain.devices(&app.tenant, user, page).await.map_err(problem)?;
     let next = devices.last().map(|d| d.id.to_string());
+    // Standings are of devices: as many behind the same id reach at least as far.
+    let standings = app.domain.standings(&app.tenant, None, page).await.map_err(problem)?;
+    let verdicts: BTreeMap<_, _> = standings.into_iter().map(|s| (s.device, s.verdict)).collect();
     let mut emails = BTreeMap::new();
     let mut items = Vec::with_capacity(devices.len());
     for device in devices {
-        items.push(shown_device(&app, device, &mut emails).await?);
+        let verdict = verdicts.get(&device.id).copied();
+        let mut value = shown_device(&app, device, &mut emails).await?;
+        value["verdict"] = json!(verdict);
+        items.push(value);
     }
     Ok(list(items, page.limit, next))
 }
@@ -53,8 +59,15 @@ pub(super) async fn devices(State(app): State<Arc<App>>, Params(part): Params<Pa
 pub(super) async fn device(State(app): State<Arc<App>>, Path(which): Path<String>) -> Shown {
     let device = app.domain.device(&app.tenant, id(&which)?).await.map_err(problem)?;
     let certificates = app.domain.certificates(&app.tenant, device.id).await.map_err(problem)?;
+    let inventory = app.domain.inventory(&app.tenant, device.id).await.map_err(problem)?;
+    let compliance = match app.domain.standing(&app.tenant, device.id).await.map_err(problem)? {
+        Some(standing) => super::inventory::shown(&app, standing, &mut BTreeMap::new()).await?,
+        None => Value::Null,
+    };
     let mut value = shown_device(&app, device, &mut BTreeMap::new()).await?;
     value["certificates"] = json_of(certificates)?;
+    value["inventory"] = json_of(inventory)?;
+    value["compliance"] = compliance;
     Ok(axum::Json(value))
 }
 

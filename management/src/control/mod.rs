@@ -1,5 +1,8 @@
 //! The control socket: how `hedgerow` verbs change a running core. HTTP/1.1 with JSON over `STATE/control.sock`.
 //!
+//! Whoever may open it (root on this machine, by the socket's mode) is the break-glass administrator: no role limits them,
+//! and what they do stands in the audit record as `admin:local`.
+//!
 //! Every list is `{"items": [..], "next": "ID" | null}`; with `next`, ask again with `?after=ID` (and `?limit=N`, at
 //! most 1000). A refusal is `{"error": "text"}` with 400, 404, 409 or 503. Times are seconds since 1970, ids UUIDs,
 //! versions `EPOCH.VERSION`. Bodies refuse unknown fields. `WHO` is a user's id or e-mail address, percent-encoded.
@@ -42,7 +45,34 @@
 //! | command show | `GET /commands/ID` | | COMMAND |
 //! | command cancel | `DELETE /commands/ID` | | COMMAND; 400 when the device may have it already |
 //! | device list | `GET /devices[?user=WHO]` | | list of DEVICE `{id, user, email, name, platform, certificate, state, created, revoked, last_seen}` |
-//! | device show | `GET /devices/ID` | | DEVICE with `certificates [..]` |
+//! | device show | `GET /devices/ID` | | DEVICE with `certificates [..]`, `inventory {attributes, apps, apps_told, asked}`, `compliance`: STANDING or null |
+//! | device apps | `GET /devices/ID/installed` | | list of `{identifier, name, version}` |
+//! | admin list | `GET /admins` | | list of ADMIN `{user, email, active, role, created, last_sign_in, password}`; password is `null` or `{set, must_change, wrong, locked_until}` |
+//! | admin add, role | `PUT /admins/WHO` | `{role}`: a name or id | ADMIN |
+//! | admin remove | `DELETE /admins/WHO` | | 204; 400 for the last with the security role |
+//! | admin password | `PUT /admins/WHO/password` | `{password, must_change?}` | 204 |
+//! | role list, show | `GET /roles`, `/roles/R` | | list of ROLE `{id, name, permissions, groups [name] or null, predefined}` |
+//! | role add | `POST /roles` | `{name, permissions, groups? [G]}` | ROLE |
+//! | role remove | `DELETE /roles/R` | | 204; 400 while somebody has it |
+//! | app add | `POST /apps` | `{platform, identifier, name?, vendor?, versions? [text], source? {from: store\|file, at}}` | APP: those and `{id, created, modified}` |
+//! | app list, show | `GET /apps`, `/apps/A` | | list of APP; APP with `configs [{id, name, rank, settings}]`; `A` is an app's id or `PLATFORM/IDENTIFIER`, percent-encoded |
+//! | app remove | `DELETE /apps/A` | | APP |
+//! | app config set, rank | `PUT /apps/A/configs/NAME` | `{settings?, rank?}` | `{id, name, rank, settings}` |
+//! | app config remove | `DELETE /apps/A/configs/NAME` | | the same |
+//! | app assign | `PUT /apps/T/holders/P` | `{disposition?: required\|optional\|denied, config?}` | 204; `T` is `A` or `group:NAME` of apps; optional when not given |
+//! | app unassign | `DELETE /apps/T/holders/P` | | 204 |
+//! | app holders | `GET /apps/T/holders` | | list of `{kind, id, name, disposition, config}` |
+//! | app group add, list | `POST`, `GET /app-groups` | `{name, description?}` | `{id, name, description, created}` |
+//! | app group show, remove | `GET`, `DELETE /app-groups/G` | | the same; with `apps [APP]` |
+//! | app group join, leave | `PUT`, `DELETE /app-groups/G/apps/A` | | 204 |
+//! | app restrict, approve | `PUT`, `DELETE /app-lists/LIST/PLATFORM/IDENTIFIER` | | 204; LIST is restricted or approved; the identifier may end in `*` |
+//! | app lists | `GET /app-lists[?platform=P]` | | list of `{list, platform, identifier}` |
+//! | app effective | `GET /users/WHO/apps[?platform=P]`, `/devices/ID/apps` | | list of `{id, platform, identifier, name, versions, source, disposition, by: user\|group, groups [name], app_group, config {name, rank, settings}, passed_over [{disposition, why: assigned_to_group\|disposition}]}` |
+//! | app findings | `GET /devices/ID/app-findings` | | `{missing, restricted, unapproved}`: identifiers |
+//! | app installed | `GET /installed/IDENTIFIER` | | list of `{id, email, name, platform}`: devices that it is on |
+//! | compliance list | `GET /compliance[?verdict=V]` | | list of STANDING `{device, name, email, verdict, quarantined, profile, profile_name, changed, causes [{rule, what, count, since, taken [{action, at, command}]}]}` |
+//! | compliance show, check | `GET`, `POST /devices/ID/compliance` | | STANDING; 404 before the first judgement |
+//! | compliance check | `POST /compliance[?after=ID]` | | `{looked_at, changed, next}`: 200 devices a time |
 //! | device revoke | `DELETE /devices/ID[?wait=SECONDS]` | | `{device, version, not_yet [holder]}`: waits (5 s) for relays and nodes |
 //! | node list | `GET /nodes` | | list of NODE `{id, name, group, origins, certificate, state, created, revoked, last_seen, config}`; config is the version it acknowledged |
 //! | node show | `GET /nodes/ID` | | NODE with `certificates [..]` |
@@ -67,16 +97,26 @@
 //! | licence remove | `DELETE /licence` | | `{id}`; relays keep what they were shown |
 //! | config show | `GET /config` | | `{version, expires, relay {..}, node {..}, device {..}}`: the documents as signed |
 //! | audit list | `GET /audit[?after=NUMBER]` | | list of `{number, time, actor, action, subject, outcome, detail, hash}` |
+//! | audit list by time, actor, action, subject | `GET /audit/find[?from=T][&until=T][&actor=A][&action=A][&subject=S]` | | list of the same, in the order of time; `next` is `TIME.NUMBER` |
+//! | audit export | `GET /audit/export`, queried alike | | `{csv, next}`: part by part |
+//! | report devices | `GET /reports/devices` | | `{by_state, by_platform, by_verdict}`: each `[{what, count}]` |
+//! | report activity | `GET /reports/activity[?from=T][&until=T]` | | `{from, until, actions [{what, count}], devices_seen {day, week, month}}` |
+//! | report activity, quiet devices | `GET /reports/quiet?before=T` | | list of `{device, name, user, email, last_seen}` |
 //! | audit verify | `POST /audit/verify` | | `{records, hash}`; 503 when the chain is broken |
 
+mod admins;
+mod app_assignments;
+mod apps;
 mod authority;
 mod commands;
 mod groups;
 mod holders;
+mod inventory;
 mod licence;
 mod names;
 mod policy;
 mod profiles;
+mod reports;
 mod show;
 mod users;
 
@@ -121,6 +161,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/ca/finish", post(authority::finish))
         .route("/config", get(show::config))
         .route("/audit", get(show::audit))
+        .route("/audit/find", get(reports::find))
+        .route("/audit/export", get(reports::export))
+        .route("/reports/devices", get(reports::devices))
+        .route("/reports/activity", get(reports::activity))
+        .route("/reports/quiet", get(reports::quiet))
         .route("/audit/verify", post(show::verify_audit))
         .route("/users", get(users::list).post(users::add))
         .route("/found/users", get(users::find_like))
@@ -143,6 +188,28 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/profiles/{profile}/holders/{who}", put(profiles::assign).delete(profiles::unassign))
         .route("/devices/{id}/profiles", get(profiles::of_device))
         .route("/devices/{id}/commands", get(commands::of_device).post(commands::give))
+        .route("/admins", get(admins::admins))
+        .route("/admins/{who}", put(admins::set).delete(admins::remove))
+        .route("/admins/{who}/password", put(admins::set_password))
+        .route("/roles", get(admins::roles).post(admins::add_role))
+        .route("/roles/{role}", get(admins::show_role).delete(admins::remove_role))
+        .route("/apps", get(apps::apps).post(apps::add))
+        .route("/apps/{app}", get(apps::show).delete(apps::remove))
+        .route("/apps/{app}/configs/{name}", put(apps::set_config).delete(apps::remove_config))
+        .route("/apps/{app}/holders", get(app_assignments::holders))
+        .route("/apps/{app}/holders/{who}", put(app_assignments::assign).delete(app_assignments::unassign))
+        .route("/app-groups", get(apps::groups).post(apps::add_group))
+        .route("/app-groups/{group}", get(apps::show_group).delete(apps::remove_group))
+        .route("/app-groups/{group}/apps/{app}", put(apps::join).delete(apps::leave))
+        .route("/app-lists", get(apps::listings))
+        .route("/app-lists/{list}/{platform}/{identifier}", put(apps::enlist).delete(apps::delist))
+        .route("/users/{who}/apps", get(app_assignments::of_user))
+        .route("/devices/{id}/apps", get(app_assignments::of_device))
+        .route("/devices/{id}/app-findings", get(app_assignments::findings))
+        .route("/devices/{id}/installed", get(inventory::installed))
+        .route("/devices/{id}/compliance", get(inventory::standing).post(inventory::judge))
+        .route("/installed/{identifier}", get(inventory::devices_with))
+        .route("/compliance", get(inventory::standings).post(inventory::judge_all))
         .route("/commands/{id}", get(commands::show).delete(commands::cancel))
         .route("/devices", get(holders::devices))
         .route("/devices/{id}", get(holders::device).delete(holders::revoke_device))
@@ -257,6 +324,7 @@ fn problem(error: CoreError) -> Problem {
         CoreError::Exists { .. } | CoreError::Revoked { .. } | CoreError::Lapsed => StatusCode::CONFLICT,
         CoreError::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
         CoreError::Invalid { .. } => StatusCode::BAD_REQUEST,
+        CoreError::Denied(_) => StatusCode::FORBIDDEN,
         CoreError::Busy | CoreError::Randomness | CoreError::Store(_) | CoreError::Damaged(_) => {
             StatusCode::SERVICE_UNAVAILABLE
         }

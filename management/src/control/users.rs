@@ -120,6 +120,7 @@ pub(super) async fn show(State(app): State<Arc<App>>, Path(who): Path<String>) -
 /// The devices go first: were it cut short, nothing of the user would count more than before.
 pub(super) async fn remove(State(app): State<Arc<App>>, Path(who): Path<String>) -> Shown {
     let user = find(&app, &who).await?;
+    app.domain.keep_a_security_admin(&app.tenant, user.id, None).await.map_err(problem)?;
     let mut page = Page::first();
     loop {
         let devices = app.domain.devices(&app.tenant, Some(user.id), page).await.map_err(problem)?;

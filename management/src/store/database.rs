@@ -49,7 +49,7 @@ impl Database {
         rows[0].get("text").expect("a column named text")
     }
 
-    async fn one<T>(
+    pub(super) async fn one<T>(
         &self,
         what: &'static str,
         query: Query,
@@ -78,7 +78,7 @@ pub(super) fn by_id(sql: &'static str, tenant: &TenantId, id: EntityId) -> Query
 }
 
 /// `$2` is the id to begin behind (every id is above the empty text), `$3` the limit.
-fn by_page(sql: &'static str, tenant: &TenantId, page: Page) -> Query {
+pub(super) fn by_page(sql: &'static str, tenant: &TenantId, page: Page) -> Query {
     let after = page.after.map(|id| id.to_string()).unwrap_or_default();
     by_tenant(sql, tenant).bind(after).bind(i64::from(page.limit.min(Page::MAX)))
 }

@@ -18,6 +18,7 @@ pub(super) fn change_queries(tenant: &TenantId, change: &Change) -> Result<Vec<Q
         Change::DeleteGroup(id) => vec![
             delete("DELETE FROM group_member WHERE tenant = $1 AND (user_group = $2 OR member = $2)", *id),
             delete("DELETE FROM profile_assignment WHERE tenant = $1 AND holder = $2", *id),
+            delete("DELETE FROM app_assignment WHERE tenant = $1 AND holder = $2 AND holder_kind = 'group'", *id),
             delete("DELETE FROM user_group WHERE tenant = $1 AND id = $2", *id),
         ],
         Change::PutMember { group, member } => {
@@ -188,7 +189,7 @@ impl Row<'_> {
         })
     }
 
-    fn small(&self, column: &str) -> Result<u32, StoreError> {
+    pub(super) fn small(&self, column: &str) -> Result<u32, StoreError> {
         u32::try_from(self.number(column)?).map_err(|e| self.corrupt(column, e))
     }
 }

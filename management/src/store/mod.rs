@@ -4,13 +4,17 @@
 //! A copy of the database alone opens no secret; a backup needs both, kept apart.
 //!
 //! A new table takes four steps: a file in `management/migrations`, a reader in `rows`, a writer in `writes`, and the
-//! `Store` methods in `database`. Those of groups, profiles and commands stand together in `managed`. TEXT and BIGINT only; nothing in any of them names a dialect.
+//! `Store` methods in `database`. Those of groups, profiles and commands stand together in `managed`, and `inventory`, `apps` and `admins` have all of their own. TEXT and BIGINT only; nothing in any of them names a dialect.
 
+mod admins;
+mod apps;
 mod connect;
 mod database;
 mod directory;
+mod inventory;
 mod managed;
 mod migrate;
+mod reports;
 mod rows;
 mod sql;
 #[cfg(test)]

@@ -7,7 +7,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hedgerow_shared::verify::Version;
 use hedgerow_shared::{EntityId, Role, TenantId, UnixTime};
-use hedgerow_uem_core::account::{Device, DeviceState, Node, NodeState, SealedKey, ServerName, Tenant, Token, User};
+use hedgerow_uem_core::account::{
+    Device, DeviceState, Node, NodeState, SealedKey, ServerName, Tenant, Token, User, UserSource,
+};
 use hedgerow_uem_core::activation::ActivationPassword;
 use hedgerow_uem_core::audit;
 use hedgerow_uem_core::ca::CertificateRecord;
@@ -138,7 +140,24 @@ impl<'a> Row<'a> {
             display_name: self.text("display_name")?,
             active: self.number("active")? != 0,
             created: self.time("created")?,
+            source: self.user_source()?,
         })
+    }
+
+    fn user_source(&self) -> Result<UserSource, StoreError> {
+        match (self.text_or_null("directory")?, self.text_or_null("external")?) {
+            (None, None) => Ok(UserSource::Local),
+            (Some(directory), Some(external)) => {
+                let directory = directory.parse().map_err(|e| self.corrupt("directory", e))?;
+                Ok(UserSource::Directory { directory, external })
+            }
+            _ => Err(self.corrupt("external", "half of a directory's user")),
+        }
+    }
+
+    pub(super) fn bytes_or_null(&self, column: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let text = self.text_or_null(column)?;
+        text.map(|text| STANDARD.decode(text).map_err(|e| self.corrupt(column, e))).transpose()
     }
 
     pub(super) fn password(&self) -> Result<ActivationPassword, StoreError> {

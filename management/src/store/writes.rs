@@ -1,7 +1,7 @@
 //! What a commit writes: a record becomes statements. Both databases take the same ones.
 
 use hedgerow_shared::TenantId;
-use hedgerow_uem_core::account::{Device, Node, ServerName, Tenant, Token, User};
+use hedgerow_uem_core::account::{Device, Node, ServerName, Tenant, Token, User, UserSource};
 use hedgerow_uem_core::activation::ActivationPassword;
 use hedgerow_uem_core::audit;
 use hedgerow_uem_core::ca::CertificateRecord;
@@ -11,9 +11,9 @@ use hedgerow_uem_core::placement::Placement;
 use hedgerow_uem_core::store::{Change, StoreError};
 
 use super::database::{by_id, by_tenant};
-use super::managed;
 use super::rows::{base64, device_state, int, json, node_state, time};
 use super::sql::Query;
+use super::{admins, apps, inventory, managed};
 
 /// Touches one row when the revision is the expected one, none otherwise.
 pub(super) fn put_tenant(tenant: &Tenant, expected: Option<u64>) -> Result<Query, StoreError> {
@@ -90,15 +90,25 @@ pub(super) fn change_queries(tenant: &TenantId, change: &Change) -> Result<Vec<Q
         | Change::DeleteAssignment { .. }
         | Change::PutCommand(_)
         | Change::ForgetCommands { .. } => managed::change_queries(tenant, change)?,
+        Change::Admin(change) => admins::change_queries(tenant, change)?,
+        Change::App(change) => apps::change_queries(tenant, change)?,
+        Change::PutStanding(_) | Change::NoteAsked { .. } => inventory::change_queries(tenant, change)?,
     })
 }
 
 fn put_user(user: &User) -> Query {
-    let sql = "INSERT INTO account (tenant, id, email, display_name, active, created, name_key) VALUES ($1, $2, $3, $4, $5, $6, $7) \
+    let sql = "INSERT INTO account (tenant, id, email, display_name, active, created, name_key, directory, external) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
                ON CONFLICT (tenant, id) DO UPDATE SET email = excluded.email, display_name = excluded.display_name, \
-               active = excluded.active, name_key = excluded.name_key";
+               active = excluded.active, name_key = excluded.name_key, directory = excluded.directory, \
+               external = excluded.external";
+    let (directory, external) = match &user.source {
+        UserSource::Local => (None, None),
+        UserSource::Directory { directory, external } => (Some(directory.to_string()), Some(external.clone())),
+    };
     let query = by_id(sql, &user.tenant, user.id).bind(user.email.to_string()).bind(user.display_name.clone());
-    query.bind(i64::from(user.active)).bind(int(user.created.0)).bind(name_key(&user.display_name))
+    let query = query.bind(i64::from(user.active)).bind(int(user.created.0)).bind(name_key(&user.display_name));
+    query.bind(directory).bind(external)
 }
 
 fn put_password(password: &ActivationPassword) -> Query {

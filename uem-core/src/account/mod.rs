@@ -13,7 +13,7 @@ pub use email::{Email, EmailError};
 pub use name::ServerName;
 pub use node::{Node, NodeState, Token, TokenState};
 pub use tenant::{Rollover, SealedKey, Tenant, TenantSettings};
-pub use user::User;
+pub use user::{User, UserSource};
 
 /// Longest display name, node name or platform text that is kept, characters.
 pub const MAX_NAME: usize = 100;

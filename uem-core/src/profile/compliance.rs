@@ -1,15 +1,16 @@
-//! Which hardware a compliance profile lets pass.
+//! What a compliance profile wants: which hardware it lets pass, and the rules of `compliance`.
 //!
 //! Three lists: vendors, brands, models. A vendor stands for all its brands, a brand for all its models: "when more than
 //! one of them is specified, vendors is given the highest priority, then brands, and then models". A device is on the
 //! list when any of the three names it; reading a profile returns what was set, and nothing that follows from it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::CoreError;
+use crate::compliance::{Rule, Watch};
 
 /// What stands on the lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -34,6 +35,9 @@ pub struct Compliance {
     pub brands: BTreeSet<String>,
     /// Models: "SM-G973F".
     pub models: BTreeSet<String>,
+    /// Other rules, and what is done where one is broken; `hardware` may stand here for its steps.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rules: BTreeMap<Rule, Watch>,
 }
 
 /// What a device is, as it tells; unknown parts are empty.
@@ -53,8 +57,10 @@ impl Compliance {
     /// # Errors
     /// `Invalid`: a setting is not of its form.
     pub fn read(settings: &Map<String, Value>) -> Result<Self, CoreError> {
-        serde_json::from_value(Value::Object(settings.clone()))
-            .map_err(|error| CoreError::invalid("the compliance settings", error.to_string()))
+        let read: Self = serde_json::from_value(Value::Object(settings.clone()))
+            .map_err(|error| CoreError::invalid("the compliance settings", error.to_string()))?;
+        read.rules.iter().try_for_each(|(rule, watch)| watch.check(*rule))?;
+        Ok(read)
     }
 
     /// Whether the hardware complies. Names are compared whatever their case. Without any list everything does; a

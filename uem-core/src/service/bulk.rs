@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ATTEMPTS, Call, Core, Plan};
 use crate::CoreError;
-use crate::account::User;
+use crate::account::{User, UserSource};
 use crate::bulk::{Line, LineFault, MAX_FAULTS};
 use crate::group::{MAX_STANDS_IN, Principal, name_key};
 use crate::store::{Change, Page, Store};
@@ -120,6 +120,7 @@ impl<S: Store> Core<S> {
             display_name: String::new(),
             active: true,
             created: now,
+            source: UserSource::Local,
         });
         let stands_in = match is_new || line.groups.is_empty() {
             true => Vec::new(),

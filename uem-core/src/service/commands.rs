@@ -169,7 +169,7 @@ impl<S: Store> Core<S> {
     }
 
     /// A device's answer. What it says of a command that has come to its end, or is another's, changes nothing. A device that
-    /// has erased what belongs to the organisation is revoked.
+    /// has erased what belongs to the organisation is revoked; what one tells of itself is kept, and it is judged by that.
     ///
     /// # Errors
     /// `NotFound`, `Busy`, `Store`.
@@ -190,6 +190,12 @@ impl<S: Store> Core<S> {
             if answered.kind.ends_the_device() && answered.state == State::Succeeded {
                 // First: should this be all that is done, the device asks again and is refused.
                 self.revoke_device(call, tenant, device).await?;
+            }
+            // Before the answer is: should this be all that is done, it is told again.
+            if answered.state == State::Succeeded
+                && self.tell(tenant, device, (answered.kind, &answered.result), call.now).await?
+            {
+                self.judge_device(call, tenant, device).await?;
             }
             match self.store.move_command(&command, answered.clone()).await {
                 Ok(()) => return Ok(answered),

@@ -3,8 +3,12 @@
 //! reads and decides again.
 
 mod activation;
+mod admins;
+mod app_assignments;
+mod apps;
 mod bulk;
 mod commands;
+mod compliance;
 mod configs;
 mod devices;
 mod groups;
@@ -14,7 +18,10 @@ mod nodes;
 mod placement;
 mod policy;
 mod profiles;
+mod reports;
 mod rollover;
+mod sign_in;
+mod sweep;
 mod tenants;
 mod users;
 
@@ -30,12 +37,16 @@ use crate::seal::Kek;
 use crate::store::{Change, Commit, Store, StoreError};
 use crate::{CoreError, audit};
 
+pub use admins::NewRole;
+pub use apps::NewApp;
 pub use bulk::{ImportError, Imported};
 pub use commands::NewCommand;
 pub use devices::Holder;
 pub use nodes::{EnrolError, NewToken, NodeEnrolReply, NodeEnrolRequest, TokenRefusal};
 pub use profiles::{NewProfile, ProfileChange};
 pub use rollover::RolloverStatus;
+pub use sign_in::{Attempt, SignInRefusal, SignedIn};
+pub use sweep::Swept;
 pub use tenants::{CoreIdentity, NewTenant};
 pub use users::{NewUser, OpenAddress};
 
@@ -127,6 +138,14 @@ impl Plan {
     }
 }
 
+/// What an operation decided on the tenant as read.
+enum Decided<T> {
+    /// There is nothing to change.
+    Already(T),
+    /// This is to be committed, and then answered.
+    Commit(Plan, T),
+}
+
 impl<S: Store> Core<S> {
     /// The domain over `store`, with the key under which its secrets are sealed.
     pub fn new(store: S, kek: Kek) -> Self {
@@ -186,6 +205,30 @@ impl<S: Store> Core<S> {
         let expected = tenant.revision;
         tenant.revision = expected.saturating_add(1);
         self.write(call, Some(expected), tenant, plan)
+    }
+
+    /// Reads, decides, commits; again from the beginning while others' commits come in between. `decide` gets the revision
+    /// that the commit will make, which no other has. It must read everything it decides on itself, and not hold the call:
+    /// ids and the time are taken from it before.
+    /// It is a function that makes futures, and not an async closure, so that callers' futures can be sent.
+    async fn decide<T, F: Future<Output = Result<Decided<T>, CoreError>> + Send>(
+        &self,
+        call: &mut Call<'_>,
+        tenant: &TenantId,
+        decide: impl Fn(u64) -> F,
+    ) -> Result<T, CoreError> {
+        for _ in 0..ATTEMPTS {
+            let row = self.load(tenant).await?;
+            match decide(row.revision.saturating_add(1)).await? {
+                Decided::Already(answer) => return Ok(answer),
+                Decided::Commit(plan, answer) => {
+                    if self.commit(call, row, plan).await? {
+                        return Ok(answer);
+                    }
+                }
+            }
+        }
+        Err(CoreError::Busy)
     }
 
     /// Everything but the writing happens before the future is made, so that it does not hold the call.

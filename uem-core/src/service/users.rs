@@ -4,7 +4,7 @@ use hedgerow_shared::{EntityId, TenantId, UnixTime};
 
 use super::{ATTEMPTS, Call, Core, Plan};
 use crate::CoreError;
-use crate::account::{self, Email, User};
+use crate::account::{self, Email, User, UserSource};
 use crate::activation::{self, ActivationPassword, MAX_LIFETIME_SECONDS, PasswordChoice, PasswordState, ShownPassword};
 use crate::store::{Change, Page, Store};
 
@@ -34,7 +34,15 @@ impl<S: Store> Core<S> {
     pub async fn add_user(&self, call: &mut Call<'_>, tenant: &TenantId, new: NewUser) -> Result<User, CoreError> {
         let display_name = account::name("the display name", &new.display_name)?;
         let id = call.id();
-        let user = User { tenant: tenant.clone(), id, email: new.email, display_name, active: true, created: call.now };
+        let user = User {
+            tenant: tenant.clone(),
+            id,
+            email: new.email,
+            display_name,
+            active: true,
+            created: call.now,
+            source: UserSource::Local,
+        };
         for _ in 0..ATTEMPTS {
             let row = self.load(tenant).await?;
             if self.store.user_by_email(tenant, &user.email).await.map_err(CoreError::Store)?.is_some() {
@@ -81,7 +89,7 @@ impl<S: Store> Core<S> {
     /// an open activation password is withdrawn.
     ///
     /// # Errors
-    /// `NotFound`, `Busy`, `Store`.
+    /// `NotFound`; `Invalid`: the last administrator with the security role stays; `Busy`, `Store`.
     pub async fn set_user_active(
         &self,
         call: &mut Call<'_>,
@@ -94,6 +102,9 @@ impl<S: Store> Core<S> {
             let mut user = self.user(tenant, id).await?;
             if user.active == active {
                 return Ok(user);
+            }
+            if !active {
+                self.keep_a_security_admin(tenant, id, None).await?;
             }
             user.active = active;
             let action = if active { "user.activate" } else { "user.deactivate" };

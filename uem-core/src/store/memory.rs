@@ -1,5 +1,10 @@
 //! Storage in memory, for tests and short-lived embedding: the reference that SQL is compared with.
 
+mod admins;
+mod apps;
+mod inventory;
+mod reports;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -38,6 +43,9 @@ struct Data {
     /// A profile, and who has it.
     assignments: BTreeSet<(EntityId, Principal)>,
     commands: BTreeMap<EntityId, Command>,
+    told: inventory::Kept,
+    apps: apps::Kept,
+    admins: admins::Kept,
     audit: Vec<audit::Record>,
     acknowledgements: BTreeMap<String, Acknowledgement>,
 }
@@ -309,6 +317,9 @@ impl Store for Memory {
             profiles: BTreeMap::new(),
             assignments: BTreeSet::new(),
             commands: BTreeMap::new(),
+            told: inventory::Kept::default(),
+            apps: apps::Kept::default(),
+            admins: admins::Kept::default(),
             audit: Vec::new(),
             acknowledgements: BTreeMap::new(),
         });
@@ -334,6 +345,7 @@ impl Store for Memory {
                     data.groups.remove(&id);
                     data.members.retain(|(group, member)| *group != id && *member != Principal::Group(id));
                     data.assignments.retain(|(_, holder)| *holder != Principal::Group(id));
+                    data.apps.forget(Principal::Group(id));
                 }
                 Change::PutMember { group, member } => _ = data.members.insert((group, member)),
                 Change::DeleteMember { group, member } => _ = data.members.remove(&(group, member)),
@@ -342,6 +354,10 @@ impl Store for Memory {
                     data.profiles.remove(&id);
                     data.assignments.retain(|(profile, _)| *profile != id);
                 }
+                Change::Admin(change) => data.admins.change(change),
+                Change::App(change) => data.apps.change(change),
+                Change::PutStanding(standing) => drop(data.told.standings.insert(standing.device, standing)),
+                Change::NoteAsked { device, at } => data.told.inventory.entry(device).or_default().asked = Some(at),
                 Change::PutCommand(command) => drop(data.commands.insert(command.id, command)),
                 Change::ForgetCommands { device, before } => {
                     data.commands.retain(|_, c| c.device != device || c.completed.is_none_or(|at| at >= before));

@@ -4,7 +4,11 @@
 //! with it, in one transaction, made on a stated revision. If another commit came first the store answers
 //! `StoreError::Conflict` and changes nothing; `service::Core` then reads again and decides again.
 
+mod admins;
+mod apps;
+mod inventory;
 mod memory;
+mod reports;
 
 use std::future::Future;
 
@@ -12,13 +16,18 @@ use hedgerow_shared::verify::{Route, Rule, Version};
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use serde::{Deserialize, Serialize};
 
+pub use admins::{AdminChange, AdminStore};
+pub use apps::{AppChange, AppStore};
+pub use inventory::InventoryStore;
 pub use memory::Memory;
+pub use reports::ReportStore;
 
 use crate::account::{Device, Email, Node, ServerName, Tenant, Token, User};
 use crate::activation::ActivationPassword;
 use crate::audit;
 use crate::ca::CertificateRecord;
 use crate::command::Command;
+use crate::compliance::Standing;
 use crate::group::{Group, Principal};
 use crate::licence::Installed;
 use crate::placement::Placement;
@@ -140,6 +149,19 @@ pub enum Change {
         /// Before when.
         before: UnixTime,
     },
+    /// Of administrators and roles.
+    Admin(AdminChange),
+    /// Of apps.
+    App(AppChange),
+    /// Adds or replaces how a device stands.
+    PutStanding(Standing),
+    /// Notes that the core asks a device what it is.
+    NoteAsked {
+        /// Which.
+        device: EntityId,
+        /// When.
+        at: UnixTime,
+    },
 }
 
 /// Most that one answer holds of a device's commands.
@@ -170,7 +192,7 @@ pub struct Acknowledgement {
 }
 
 /// Storage. Every method may be cancelled at any await; `commit` then has happened wholly or not at all.
-pub trait Store: Send + Sync + 'static {
+pub trait Store: InventoryStore + AppStore + AdminStore + ReportStore {
     /// Every tenant.
     fn tenants(&self) -> impl Future<Output = Result<Vec<TenantId>, StoreError>> + Send;
     /// One tenant.

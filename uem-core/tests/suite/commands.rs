@@ -12,24 +12,24 @@ use hedgerow_uem_core::{Actor, Call, CoreError};
 use serde_json::Map;
 
 impl<S: Store> World<S> {
-    async fn device_of(&mut self, email: &str) -> Device {
+    pub(super) async fn device_of(&mut self, email: &str) -> Device {
         let user = self.user(email).await;
         self.password(&user, "open sesame").await;
         self.activate(email, "open sesame").await.unwrap().1
     }
 
-    async fn give(&mut self, device: &Device, kind: Kind) -> Result<Command, CoreError> {
+    pub(super) async fn give(&mut self, device: &Device, kind: Kind) -> Result<Command, CoreError> {
         let properties = serde_json::from_str(r#"{"message":"Ring 555-0100 – \"now\""}"#).unwrap();
         let lifetime_seconds = DEFAULT_LIFETIME_SECONDS;
         let new = NewCommand { device: device.id, kind, properties, lifetime_seconds };
         self.core.queue_command(call!(self), &self.tenant, new).await
     }
 
-    async fn fetch(&self, device: EntityId) -> Option<Command> {
+    pub(super) async fn fetch(&self, device: EntityId) -> Option<Command> {
         self.core.next_command(&self.tenant, device, &BTreeSet::new(), self.now).await.unwrap()
     }
 
-    async fn answer(&mut self, device: &Device, id: EntityId, reply: Reply) -> Result<Command, CoreError> {
+    pub(super) async fn answer(&mut self, device: &Device, id: EntityId, reply: Reply) -> Result<Command, CoreError> {
         self.core.answer_command(call!(self), &self.tenant, device.id, id, reply).await
     }
 }

@@ -13,23 +13,31 @@ macro_rules! call {
 }
 
 mod activation;
+mod admins;
+mod apps;
 mod bulk;
 mod commands;
 mod configs;
 mod holders;
+mod inventory;
 mod licences;
 mod profiles;
+mod reports;
 mod storage;
 mod tenants;
 mod world;
 
 pub(crate) use activation::*;
+pub(crate) use admins::*;
+pub(crate) use apps::*;
 pub(crate) use bulk::*;
 pub(crate) use commands::*;
 pub(crate) use configs::*;
 pub(crate) use holders::*;
+pub(crate) use inventory::*;
 pub(crate) use licences::*;
 pub(crate) use profiles::*;
+pub(crate) use reports::*;
 pub(crate) use storage::*;
 pub(crate) use tenants::*;
 
@@ -91,6 +99,19 @@ macro_rules! suite {
             p04_after_the_grace_nothing_new_becomes_active
             p04_of_activations_at_once_no_more_succeed_than_there_are_seats
             p22_a_device_that_has_erased_itself_is_revoked
+            p23_what_a_device_tells_is_kept_and_the_newest_counts
+            p40_a_list_of_apps_is_replaced_as_a_whole_and_read_in_pages
+            p21_a_device_that_breaks_a_rule_is_recorded_and_dealt_with_once
+            p21_time_alone_breaks_rules_and_the_round_finds_it
+            p18_one_administrator_keeps_the_security_role
+            p18_nobody_grants_what_they_do_not_have_and_roles_reach_their_groups_alone
+            p18_wrong_passwords_lock_an_administrator_out_for_a_while
+            p18_users_of_a_directory_are_unique_and_have_no_password_here
+            p23_audit_records_are_found_along_time_in_pages
+            p23_reports_count_what_there_is
+            p40_the_catalogue_keeps_apps_configurations_and_groups
+            p40_which_apps_have_effect_is_told_with_its_reason
+            p40_what_is_installed_is_compared_and_compliance_follows
         }
     };
     (@ $with:ident $($case:ident)*) => {

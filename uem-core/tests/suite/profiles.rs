@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use super::world::*;
 use hedgerow_shared::verify::{DeviceConfig, NodeConfig, Scopes, Via};
 use hedgerow_shared::{EntityId, TenantId};
+use hedgerow_uem_core::admin::{Asker, Permission, Predefined, RoleId};
+use hedgerow_uem_core::app::{Assignment, Disposition, List, Listing, Target};
 use hedgerow_uem_core::config::Configs;
 use hedgerow_uem_core::group::{Group, MAX_DEPTH, Principal};
 use hedgerow_uem_core::profile::{Category, Passed, Platform, Profile, Reason};
-use hedgerow_uem_core::service::{NewProfile, NewUser, ProfileChange};
+use hedgerow_uem_core::service::{NewProfile, NewRole, NewUser, ProfileChange};
 use hedgerow_uem_core::store::{Memory, Page, Store};
 use hedgerow_uem_core::{Actor, Call, CoreError};
 
@@ -18,23 +20,23 @@ fn new(category: Category, name: &str) -> NewProfile {
 }
 
 impl<S: Store> World<S> {
-    async fn group(&mut self, name: &str) -> Group {
+    pub(super) async fn group(&mut self, name: &str) -> Group {
         self.core.add_group(call!(self), &self.tenant, name, "").await.unwrap()
     }
 
-    async fn join(&mut self, group: &Group, member: Principal) -> Result<(), CoreError> {
+    pub(super) async fn join(&mut self, group: &Group, member: Principal) -> Result<(), CoreError> {
         self.core.add_member(call!(self), &self.tenant, group.id, member).await
     }
 
-    async fn profile(&mut self, category: Category, name: &str) -> Profile {
+    pub(super) async fn profile(&mut self, category: Category, name: &str) -> Profile {
         self.core.add_profile(call!(self), &self.tenant, new(category, name)).await.unwrap()
     }
 
-    async fn assign(&mut self, profile: &Profile, holder: Principal) {
+    pub(super) async fn assign(&mut self, profile: &Profile, holder: Principal) {
         self.core.assign_profile(call!(self), &self.tenant, profile.id, holder).await.unwrap();
     }
 
-    async fn in_effect(&self, user: EntityId) -> Vec<(String, Reason)> {
+    pub(super) async fn in_effect(&self, user: EntityId) -> Vec<(String, Reason)> {
         let found = self.core.effective_profiles(&self.tenant, user, Some(Platform::Linux)).await.unwrap();
         found.into_iter().map(|e| (e.profile.name.clone(), e.reason)).collect()
     }
@@ -199,12 +201,20 @@ struct Hand {
     users: Vec<EntityId>,
     groups: Vec<EntityId>,
     profiles: Vec<EntityId>,
+    apps: Vec<EntityId>,
 }
 
 impl Hand {
     fn new(tenant: &str, seed: u64) -> Self {
         let tenant = tenant.parse().unwrap();
-        Self { tenant, random: Seeded(seed), users: Vec::new(), groups: Vec::new(), profiles: Vec::new() }
+        Self {
+            tenant,
+            random: Seeded(seed),
+            users: Vec::new(),
+            groups: Vec::new(),
+            profiles: Vec::new(),
+            apps: Vec::new(),
+        }
     }
 
     fn below(&mut self, n: usize) -> usize {
@@ -223,10 +233,12 @@ impl Hand {
 
     /// What is refused is refused: which of both is for the other cases.
     async fn act<S: Store>(&mut self, w: &World<S>) {
-        let (tenant, what, name) = (self.tenant.clone(), self.below(9), format!("n{}", self.below(12)));
+        let (tenant, what, name) = (self.tenant.clone(), self.below(15), format!("n{}", self.below(12)));
         let (principal, group) = (self.principal(), self.below(self.groups.len()));
         let (group, place) = (self.groups.get(group).copied(), self.below(self.profiles.len()));
         let (profile, category) = (self.profiles.get(place).copied(), Category::ALL[self.below(4)]);
+        let app = self.below(self.apps.len());
+        let app = self.apps.get(app).copied();
         let mut call = Call::new(Actor::Admin("root".into()), w.now, &mut self.random);
         let (core, call) = (&w.core, &mut call);
         match (what, principal, group, profile) {
@@ -245,6 +257,34 @@ impl Hand {
             (5, Some(holder), _, Some(profile)) => _ = core.assign_profile(call, &tenant, profile, holder).await,
             (6, _, _, Some(profile)) => _ = core.set_default_profile(call, &tenant, profile, true).await,
             (7, _, _, Some(profile)) => _ = core.rank_profile(call, &tenant, profile, 1).await,
+            (9, ..) => {
+                let made = core.add_app(call, &tenant, super::apps::new_app(Platform::Linux, &name)).await;
+                self.apps.extend(made.map(|app| app.id));
+            }
+            (10, Some(holder), ..) => {
+                if let Some(app) = app {
+                    let disposition = Disposition::ALL[place % 3];
+                    let one = Assignment { target: Target::App(app), holder, disposition, config: None };
+                    _ = core.assign_app(call, &tenant, one).await;
+                }
+            }
+            (11, ..) => {
+                let listing = Listing { list: List::Restricted, platform: Platform::Linux, identifier: name };
+                _ = core.set_listed(call, &tenant, listing, place % 3 > 0).await;
+            }
+            (12, Some(Principal::User(user)), ..) => {
+                let role = RoleId::Predefined(Predefined::ALL[place % 4]);
+                _ = core.set_admin(call, (&tenant, &Asker::BreakGlass), user, role).await;
+            }
+            (13, ..) => {
+                let new = NewRole { name, permissions: [Permission::ViewUsers].into(), groups: None };
+                _ = core.add_role(call, (&tenant, &Asker::BreakGlass), new).await;
+            }
+            (14, _, _, _) if place == 0 => {
+                if let Some(app) = app {
+                    _ = core.remove_app(call, &tenant, app).await;
+                }
+            }
             (8, _, Some(group), _) if place == 0 => _ = core.remove_group(call, &tenant, group).await,
             _ => {}
         }
@@ -263,7 +303,13 @@ impl Hand {
                 all += &format!("\n{profile:?} {:?}", core.holders(tenant, profile.id).await.unwrap());
             }
         }
+        all += &format!("\n{:?}", core.listings(tenant, None).await.unwrap());
+        all += &format!("\n{:?} {:?}", core.admins(tenant).await.unwrap(), core.roles(tenant).await.unwrap());
+        for app in core.apps(tenant, Page::first()).await.unwrap() {
+            all += &format!("\n{app:?} {:?}", core.app_assignments(tenant, Target::App(app.id)).await.unwrap());
+        }
         for user in &self.users {
+            all += &format!("\n{:?}", core.effective_apps(tenant, *user, None).await.unwrap());
             all += &format!("\n{:?}", core.effective_profiles(tenant, *user, None).await.unwrap());
         }
         let actions = core.audit(tenant, 0, 1000).await.unwrap();
@@ -275,7 +321,7 @@ pub(crate) async fn two_tenants_side_by_side_are_each_as_if_alone<S: Store>(stor
     let mut shared = World::new(store).await;
     shared.make_tenant("S87654321").await.unwrap();
     let (mut one, mut two) = (Hand::new("S12345678", 11), Hand::new("S87654321", 12));
-    for _ in 0..150 {
+    for _ in 0..250 {
         one.act(&shared).await;
         two.act(&shared).await;
     }
@@ -285,11 +331,14 @@ pub(crate) async fn two_tenants_side_by_side_are_each_as_if_alone<S: Store>(stor
             alone.make_tenant(hand.tenant.as_str()).await.unwrap();
         }
         let mut same = Hand::new(hand.tenant.as_str(), seed);
-        for _ in 0..150 {
+        for _ in 0..250 {
             same.act(&alone).await;
         }
         assert_eq!(hand.sees(&shared).await, same.sees(&alone).await);
-        assert!(hand.users.len() > 3 && hand.groups.len() > 3 && hand.profiles.len() > 5, "too little was done");
+        assert!(
+            hand.users.len() > 3 && hand.groups.len() > 3 && hand.profiles.len() > 5 && hand.apps.len() > 3,
+            "too little was done"
+        );
     }
     // Ids of the other tenant are nobody's here.
     let (core, mine) = (&shared.core, &one.tenant);
@@ -304,6 +353,14 @@ pub(crate) async fn two_tenants_side_by_side_are_each_as_if_alone<S: Store>(stor
     ));
     assert!(matches!(core.remove_profile(call, mine, theirs.1).await, Err(CoreError::NotFound { .. })));
     assert!(matches!(core.holders(mine, theirs.1).await, Err(CoreError::NotFound { .. })));
+    let app = two.apps.last().copied().unwrap();
+    assert!(matches!(core.app(mine, app).await, Err(CoreError::NotFound { .. })));
+    let one =
+        Assignment { target: Target::App(app), holder: theirs.0, disposition: Disposition::Required, config: None };
+    assert!(matches!(core.assign_app(call, mine, one).await, Err(CoreError::NotFound { .. })));
+    let role = RoleId::Predefined(Predefined::Security);
+    let made = core.set_admin(call, (mine, &Asker::BreakGlass), two.users[0], role).await;
+    assert!(matches!(made, Err(CoreError::NotFound { .. })));
 }
 
 /// Which profile a device is under comes into force with a configuration, for its node and for itself, and only then.

@@ -1,0 +1,207 @@
+//! What devices tell, and what follows from it.
+
+use super::world::*;
+use hedgerow_shared::EntityId;
+use hedgerow_uem_core::account::Device;
+use hedgerow_uem_core::command::{Kind, Reply, State};
+use hedgerow_uem_core::compliance::{Action, Rule, Verdict};
+use hedgerow_uem_core::inventory::{InstalledApp, MAX_APPS};
+use hedgerow_uem_core::profile::{Category, Profile};
+use hedgerow_uem_core::service::NewProfile;
+use hedgerow_uem_core::store::{Page, Store};
+use hedgerow_uem_core::{Actor, Call};
+use serde_json::{Value, json};
+
+impl<S: Store> World<S> {
+    /// A device is asked and answers.
+    pub(super) async fn told(&mut self, device: &Device, kind: Kind, answer: Value) {
+        let asked = self.give(device, kind).await.unwrap();
+        let got = self.core.next_command(&self.tenant, device.id, &[].into(), self.now).await.unwrap().unwrap();
+        assert_eq!(got.id, asked.id);
+        let Value::Object(result) = answer else { panic!("an answer is an object") };
+        self.answer(device, asked.id, Reply::Done { result }).await.unwrap();
+    }
+
+    /// A compliance profile that is the default.
+    pub(super) async fn compliance(&mut self, settings: Value) -> Profile {
+        let Value::Object(settings) = settings else { panic!("settings are an object") };
+        let new =
+            NewProfile { category: Category::Compliance, name: "rules".into(), settings, ..NewProfile::default() };
+        let profile = self.core.add_profile(call!(self), &self.tenant, new).await.unwrap();
+        self.core.set_default_profile(call!(self), &self.tenant, profile.id, true).await.unwrap()
+    }
+
+    pub(super) async fn open(&self, device: &Device) -> Vec<(Kind, EntityId)> {
+        let all = self.core.commands(&self.tenant, device.id).await.unwrap();
+        all.iter().filter(|c| c.state.is_open()).map(|c| (c.kind, c.id)).collect()
+    }
+
+    async fn version(&self) -> u64 {
+        self.core.config_version(&self.tenant).await.unwrap().version
+    }
+}
+
+fn app(name: &str, version: &str) -> InstalledApp {
+    InstalledApp { identifier: name.into(), name: name.into(), version: version.into() }
+}
+
+pub(crate) async fn p23_what_a_device_tells_is_kept_and_the_newest_counts<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let (device, other) = (w.device_of("anna@example.com").await, w.device_of("bob@example.com").await);
+    assert_eq!(w.core.inventory(&w.tenant, device.id).await.unwrap(), Default::default());
+    w.told(&device, Kind::RequestDeviceInfo, json!({ "os": "Linux", "osVersion": "12", "kernel": "6.1 „x\" 'y'" }))
+        .await;
+    let first = w.core.inventory(&w.tenant, device.id).await.unwrap();
+    let told = first.attributes.clone().unwrap();
+    assert_eq!((told.told, told.os_version.as_deref()), (w.now, Some("12")));
+    assert_eq!(told.kernel.as_deref(), Some("6.1 „x\" 'y'"));
+    w.now = w.now.plus(60);
+    w.told(&device, Kind::RequestDeviceInfo, json!({ "os": "Linux", "internalStorageFree": 5 })).await;
+    let second = w.core.inventory(&w.tenant, device.id).await.unwrap().attributes.unwrap();
+    assert_eq!((second.told, second.os_version, second.internal_storage_free), (w.now, None, Some(5)));
+    // What was told before and arrives late changes nothing.
+    let late = (Kind::RequestDeviceInfo, &serde_json::from_str(r#"{"os":"late"}"#).unwrap());
+    w.core.tell(&w.tenant, device.id, late, NOW).await.unwrap();
+    assert_eq!(w.core.inventory(&w.tenant, device.id).await.unwrap().attributes.unwrap().os.as_deref(), Some("Linux"));
+    let unknown = EntityId::from_random([9; 16]);
+    w.core.tell(&w.tenant, unknown, late, w.now).await.unwrap();
+    assert!(w.core.inventory(&w.tenant, unknown).await.is_err());
+    assert_eq!(w.core.inventory(&w.tenant, other.id).await.unwrap(), Default::default());
+    // Failure and other commands tell nothing.
+    w.told(&other, Kind::LockDevice, json!({ "os": "odd" })).await;
+    assert_eq!(w.core.inventory(&w.tenant, other.id).await.unwrap(), Default::default());
+}
+
+pub(crate) async fn p40_a_list_of_apps_is_replaced_as_a_whole_and_read_in_pages<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let (device, other) = (w.device_of("anna@example.com").await, w.device_of("bob@example.com").await);
+    let names = |n: usize| (0..n).map(|n| json!({ "name": format!("p{n:03}"), "version": "1" })).collect::<Vec<_>>();
+    w.told(&device, Kind::ListApplications, json!({ "packages": names(235) })).await;
+    let inventory = w.core.inventory(&w.tenant, device.id).await.unwrap();
+    assert_eq!((inventory.apps, inventory.apps_told, inventory.attributes), (235, Some(w.now), None));
+    let first = w.core.installed(&w.tenant, device.id, "", 100).await.unwrap();
+    let rest = w.core.installed(&w.tenant, device.id, &first[99].identifier, 1000).await.unwrap();
+    assert_eq!(
+        (first[0].clone(), first.len(), rest.len(), rest[134].clone()),
+        (app("p000", "1"), 100, 135, app("p234", "1"))
+    );
+    w.told(&other, Kind::ListApplications, json!({ "packages": [{ "name": "p001" }] })).await;
+    let mut both = [device.id, other.id];
+    both.sort();
+    assert_eq!(w.core.devices_with(&w.tenant, "p001", Page::first()).await.unwrap(), both);
+    w.now = w.now.plus(1);
+    w.told(&device, Kind::ListApplications, json!({ "packages": [{ "name": "zsh", "version": "5.9" }] })).await;
+    assert_eq!(w.core.installed(&w.tenant, device.id, "", 1000).await.unwrap(), [app("zsh", "5.9")]);
+    assert_eq!(w.core.devices_with(&w.tenant, "p001", Page::first()).await.unwrap(), [other.id]);
+    // What is no list changes nothing.
+    w.told(&device, Kind::ListApplications, json!({ "odd": [] })).await;
+    assert_eq!(w.core.inventory(&w.tenant, device.id).await.unwrap().apps, 1);
+    let most: Vec<_> = (0..MAX_APPS + 10).map(|n| json!({ "name": format!("q{n:05}") })).collect();
+    w.told(&device, Kind::ListApplications, json!({ "packages": most })).await;
+    assert_eq!(w.core.inventory(&w.tenant, device.id).await.unwrap().apps as usize, MAX_APPS);
+    let none: [Value; 0] = [];
+    w.told(&device, Kind::ListApplications, json!({ "packages": none })).await;
+    assert!(w.core.installed(&w.tenant, device.id, "", 1000).await.unwrap().is_empty());
+}
+
+pub(crate) async fn p21_a_device_that_breaks_a_rule_is_recorded_and_dealt_with_once<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let device = w.device_of("anna@example.com").await;
+    let info = |model: &str, set: bool| json!({ "os": "Linux", "hardwareModel": model, "passwordSet": set });
+    w.told(&device, Kind::RequestDeviceInfo, info("X1", false)).await;
+    assert_eq!(w.core.standing(&w.tenant, device.id).await.unwrap(), None, "no profile, nothing to stand by");
+    let profile = w
+        .compliance(json!({ "hardware": "restricted", "models": ["Bad"], "rules": {
+            "hardware": { "steps": [{ "action": "quarantine" }, { "action": "lock" }] },
+            "password": { "steps": [{ "action": "lock" }, { "action": "deleteWorkData", "afterHours": 24 }] },
+        }}))
+        .await;
+    let before = w.version().await;
+    w.told(&device, Kind::RequestDeviceInfo, info("Bad", false)).await;
+    let standing = w.core.standing(&w.tenant, device.id).await.unwrap().unwrap();
+    assert_eq!(
+        (standing.verdict, standing.quarantined, standing.profile),
+        (Verdict::NotCompliant, true, Some(profile.id))
+    );
+    let [(Kind::LockDevice, lock)] = w.open(&device).await[..] else { panic!("{:?}", w.open(&device).await) };
+    let rules: Vec<_> = standing.causes.iter().map(|c| c.finding.rule).collect();
+    assert_eq!(rules, [Rule::Hardware, Rule::Password]);
+    let by: Vec<_> = standing.causes.iter().flat_map(|c| &c.taken).filter(|t| t.action == Action::Lock).collect();
+    assert_eq!(by.iter().map(|taken| taken.command).collect::<Vec<_>>(), [Some(lock); 2]);
+    assert_eq!(w.core.quarantined(&w.tenant).await.unwrap(), [device.id]);
+    assert_eq!(w.version().await, before + 1, "whoever makes the configuration learns of it");
+    let waiting = w.core.next_command(&w.tenant, device.id, &[].into(), w.now).await.unwrap().unwrap();
+    assert_eq!(waiting.properties["because"], json!(["hardware", "password"]));
+    w.answer(&device, lock, Reply::Done { result: Default::default() }).await.unwrap();
+    // Again and again: nothing more is done.
+    let records = w.core.audit(&w.tenant, 0, 1000).await.unwrap().len();
+    for _ in 0..3 {
+        assert!(!w.core.judge_device(call!(w), &w.tenant, device.id).await.unwrap().1);
+    }
+    assert_eq!((w.open(&device).await.len(), w.core.audit(&w.tenant, 0, 1000).await.unwrap().len()), (0, records));
+    w.told(&device, Kind::RequestDeviceInfo, info("Good", false)).await;
+    let standing = w.core.standing(&w.tenant, device.id).await.unwrap().unwrap();
+    assert_eq!((standing.verdict, standing.quarantined, standing.causes.len()), (Verdict::NotCompliant, false, 1));
+    assert!(w.core.quarantined(&w.tenant).await.unwrap().is_empty());
+    assert_eq!(w.version().await, before + 2);
+    w.now = w.now.plus(24 * 3600);
+    // One that an administrator gave waits already: it is that one.
+    let wipe = w.give(&device, Kind::DeleteWorkSpaceData).await.unwrap();
+    let (standing, changed) = w.core.judge_device(call!(w), &w.tenant, device.id).await.unwrap();
+    let taken = standing.unwrap().causes[0].taken[1];
+    assert_eq!((changed, taken.action, taken.command), (true, Action::DeleteWorkData, Some(wipe.id)));
+    assert_eq!(w.open(&device).await, [(Kind::DeleteWorkSpaceData, wipe.id)]);
+    assert_eq!(w.core.verdicts(&w.tenant).await.unwrap(), [(Verdict::NotCompliant, 1)]);
+    let page = Page::first();
+    assert_eq!(w.core.standings(&w.tenant, Some(Verdict::NotCompliant), page).await.unwrap().len(), 1);
+    assert_eq!(w.core.standings(&w.tenant, Some(Verdict::Compliant), page).await.unwrap(), []);
+    let records = w.core.audit(&w.tenant, 0, 1000).await.unwrap();
+    let acts: Vec<_> = records.iter().filter(|r| r.action == "compliance.act").map(|r| r.detail.as_str()).collect();
+    assert_eq!(acts.len(), 3, "{acts:?}");
+    assert!(acts[0].starts_with("quarantine, because of hardware"), "{acts:?}");
+    w.answer(&device, wipe.id, Reply::Done { result: Default::default() }).await.unwrap();
+    assert!(!w.core.judge_device(call!(w), &w.tenant, device.id).await.unwrap().1, "a revoked device stays as it is");
+    assert_eq!(w.core.command(&w.tenant, wipe.id).await.unwrap().state, State::Succeeded);
+    w.core.verify_audit(&w.tenant).await.unwrap();
+}
+
+pub(crate) async fn p21_time_alone_breaks_rules_and_the_round_finds_it<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let mut devices = Vec::new();
+    for n in 0..5 {
+        devices.push(w.device_of(&format!("user{n}@example.com")).await);
+    }
+    let round = async |w: &mut World<S>| {
+        let (mut all, mut page) = (Vec::new(), Page { after: None, limit: 2 });
+        loop {
+            let swept = w.core.sweep(call!(w), &w.tenant, page).await.unwrap();
+            all.extend(swept.to_wake);
+            match swept.next {
+                Some(next) => page.after = Some(next),
+                None => return all,
+            }
+        }
+    };
+    assert_eq!(round(&mut w).await, [], "without a profile nobody is asked");
+    w.compliance(json!({ "rules": { "notTold": { "hours": 48, "steps": [{ "action": "quarantine" }] } } })).await;
+    assert_eq!(round(&mut w).await.len(), 5, "they comply now, and are asked what they are");
+    for device in &devices {
+        let mut kinds: Vec<_> = w.open(device).await.into_iter().map(|(kind, _)| kind).collect();
+        kinds.sort();
+        assert_eq!(kinds, [Kind::RequestDeviceInfo, Kind::ListApplications]);
+    }
+    assert_eq!(round(&mut w).await, [], "once");
+    w.now = w.now.plus(47 * 3600);
+    while let Some(command) = w.fetch(devices[0].id).await {
+        let result = serde_json::from_str(r#"{"os":"Linux"}"#).unwrap();
+        w.answer(&devices[0], command.id, Reply::Done { result }).await.unwrap();
+    }
+    w.now = w.now.plus(3600);
+    round(&mut w).await;
+    let mut silent: Vec<_> = devices[1..].iter().map(|d| d.id).collect();
+    silent.sort();
+    assert_eq!(w.core.quarantined(&w.tenant).await.unwrap(), silent);
+    w.core.revoke_device(call!(w), &w.tenant, silent[0]).await.unwrap();
+    assert_eq!(w.core.quarantined(&w.tenant).await.unwrap(), silent[1..]);
+    assert_eq!(w.core.verdicts(&w.tenant).await.unwrap(), [(Verdict::Compliant, 1), (Verdict::NotCompliant, 4)]);
+}
