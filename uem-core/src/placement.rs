@@ -20,11 +20,11 @@ pub struct Placement {
     pub placed: Vec<Placed>,
 }
 
-/// Devices under one profile, or under none although others are under the default.
+/// Devices under one profile, in quarantine, or under none although others are under the default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placed {
-    /// The profile; `None` for devices that are under none.
-    pub profile: Option<EntityId>,
+    /// What they are under.
+    pub under: Under,
     /// What it sets.
     pub settings: Connectivity,
     /// Its name and devices, as nodes are told.
@@ -32,27 +32,50 @@ pub struct Placed {
     pub scope: Scope,
 }
 
+/// What a device is under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Under {
+    /// No enterprise connectivity profile.
+    Nothing,
+    /// This one.
+    Profile(EntityId),
+    /// Its compliance profile's quarantine, whatever else there is: it reaches nothing but the core.
+    Quarantine,
+}
+
+/// Something to be under, with what nodes and devices are told of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    pub(crate) under: Under,
+    pub(crate) name: String,
+    pub(crate) settings: Connectivity,
+}
+
+impl Terms {
+    pub(crate) fn nothing() -> Self {
+        Self { under: Under::Nothing, name: "no profile".to_owned(), settings: Connectivity::default() }
+    }
+
+    pub(crate) fn quarantine() -> Self {
+        let settings = Connectivity { enabled: false, tunnel: false, ..Connectivity::default() };
+        Self { under: Under::Quarantine, name: "quarantine".to_owned(), settings }
+    }
+}
+
 impl Placement {
-    /// Puts devices under their profiles. `of` is what has effect on each; the `default` stands for all devices that are
-    /// not named.
-    pub(crate) fn new(
-        of: impl IntoIterator<Item = (EntityId, Option<(EntityId, String, Connectivity)>)>,
-        default: Option<(EntityId, String, Connectivity)>,
-    ) -> Self {
+    /// Puts devices under what has effect on each. The `default` stands for all devices that are not named.
+    pub(crate) fn new(of: impl IntoIterator<Item = (EntityId, Terms)>, default: Option<Terms>) -> Self {
         let mut placed: Vec<Placed> = Vec::new();
-        let mut known: HashMap<Option<EntityId>, usize> = HashMap::new();
-        let rest = default.as_ref().map(|(id, ..)| *id);
-        if let Some(default) = default {
-            known.insert(rest, 0);
-            placed.push(Placed::of(Some(default), true));
-        }
-        for (device, profile) in of {
-            let id = profile.as_ref().map(|(id, ..)| *id);
-            if id == rest {
+        let mut known: HashMap<Under, usize> = HashMap::new();
+        let rest = default.as_ref().map_or(Under::Nothing, |terms| terms.under);
+        placed.extend(default.map(|terms| Placed::of(terms, true)));
+        for (device, terms) in of {
+            if terms.under == rest {
                 continue;
             }
-            let at = *known.entry(id).or_insert_with(|| {
-                placed.push(Placed::of(profile, false));
+            let at = *known.entry(terms.under).or_insert_with(|| {
+                placed.push(Placed::of(terms, false));
                 placed.len() - 1
             });
             placed[at].scope.devices.push(device);
@@ -79,11 +102,8 @@ impl Placement {
 }
 
 impl Placed {
-    fn of(profile: Option<(EntityId, String, Connectivity)>, rest: bool) -> Self {
-        let (profile, name, settings) = match profile {
-            Some((id, name, settings)) => (Some(id), name, settings),
-            None => (None, "no profile".to_owned(), Connectivity::default()),
-        };
+    fn of(terms: Terms, rest: bool) -> Self {
+        let Terms { under, name, settings } = terms;
         let scope = Scope {
             name,
             enabled: settings.enabled,
@@ -92,6 +112,6 @@ impl Placed {
             rest,
             devices: Vec::new(),
         };
-        Self { profile, settings, scope }
+        Self { under, settings, scope }
     }
 }

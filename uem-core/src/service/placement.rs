@@ -10,7 +10,7 @@ use super::{ATTEMPTS, Call, Core, Plan};
 use crate::CoreError;
 use crate::account::DeviceState;
 use crate::group::Principal;
-use crate::placement::{MAX_PLACED, Placement};
+use crate::placement::{MAX_PLACED, Placement, Terms, Under};
 use crate::profile::{self, Assigned, Category, Connectivity, Platform, Profile, Reason};
 use crate::store::{Change, Page, Store};
 
@@ -55,7 +55,8 @@ impl<S: Store> Core<S> {
 
     async fn work_out_placement(&self, tenant: &TenantId) -> Result<Placement, CoreError> {
         let profiles = self.profiles(tenant, Category::EnterpriseConnectivity).await?;
-        if profiles.is_empty() {
+        let quarantined: HashSet<EntityId> = self.quarantined(tenant).await?.into_iter().collect();
+        if profiles.is_empty() && quarantined.is_empty() {
             return Ok(Placement::default());
         }
         let profiles: Vec<Arc<Profile>> = profiles.into_iter().map(Arc::new).collect();
@@ -66,16 +67,15 @@ impl<S: Store> Core<S> {
         loop {
             let devices = self.devices(tenant, None, page).await?;
             for device in devices.iter().filter(|d| d.state == DeviceState::Active) {
-                let assigned = assigned.get(&device.user).cloned().unwrap_or_default();
-                if assigned.is_empty() && default.is_none() {
+                if quarantined.contains(&device.id) {
+                    of.push((device.id, Terms::quarantine()));
                     continue;
                 }
+                let assigned = assigned.get(&device.user).cloned().unwrap_or_default();
                 let defaults = default.cloned().into_iter().collect();
                 let effective = profile::effective(assigned, defaults, Platform::told(&device.platform));
-                let profile = effective.into_iter().next().map(|e| read(&e.profile)).transpose()?;
-                if profile.is_some() || default.is_some() {
-                    of.push((device.id, profile));
-                }
+                let terms = effective.first().map_or_else(|| Ok(Terms::nothing()), |e| read(&e.profile))?;
+                of.push((device.id, terms));
             }
             match devices.last() {
                 Some(last) if devices.len() >= page.limit as usize => page.after = Some(last.id),
@@ -143,6 +143,7 @@ impl<S: Store> Core<S> {
     }
 }
 
-fn read(profile: &Profile) -> Result<(EntityId, String, Connectivity), CoreError> {
-    Ok((profile.id, profile.name.clone(), Connectivity::read(&profile.settings)?))
+fn read(profile: &Profile) -> Result<Terms, CoreError> {
+    let settings = Connectivity::read(&profile.settings)?;
+    Ok(Terms { under: Under::Profile(profile.id), name: profile.name.clone(), settings })
 }
