@@ -49,6 +49,8 @@ pub(crate) struct Policy {
     /// For those of each scope, its own before the rules for all.
     scoped: Vec<(scope::Scope, Arc<Rules>)>,
     scopes: Scopes,
+    /// Keys of the CAs that certify devices.
+    authorities: Vec<[u8; 32]>,
     pub(crate) revoked: Revoked,
     pub(crate) version: Option<Version>,
     pub(crate) expires: UnixTime,
@@ -64,7 +66,11 @@ pub(crate) struct Rules {
 impl Policy {
     /// The rules that count for a device.
     pub(crate) fn rules(&self, device: &EntityId) -> &Arc<Rules> {
-        self.scopes.of(device).and_then(|at| self.scoped.get(at)).map_or(&self.for_all, |(_, rules)| rules)
+        self.scope(device).map_or(&self.for_all, |(_, rules)| rules)
+    }
+
+    fn scope(&self, device: &EntityId) -> Option<&(scope::Scope, Arc<Rules>)> {
+        self.scopes.of(device).and_then(|at| self.scoped.get(at))
     }
 
     /// The rules for all, those of each scope, and whose scope is which.
@@ -77,7 +83,7 @@ impl Policy {
     /// # Errors
     /// `DeniedByPolicy`, naming its profile.
     pub(crate) fn admits_tunnel(&self, device: &EntityId) -> Result<(), Fault> {
-        match self.scopes.of(device).and_then(|at| self.scoped.get(at)) {
+        match self.scope(device) {
             Some((scope, _)) if !(scope.enabled && scope.tunnel) => {
                 let text = format!("the enterprise connectivity profile {:?} of this device has no tunnel", scope.name);
                 Err(Fault::new(Code::DeniedByPolicy, text))
@@ -86,15 +92,26 @@ impl Policy {
         }
     }
 
-    /// Whether this device may have a session.
+    /// Whether this device may have a session, or keep it.
     ///
     /// # Errors
-    /// `Revoked`.
+    /// `Revoked`, `Unauthenticated` for a certificate that does not count any more, `DeniedByPolicy` for a device whose
+    /// scope is switched off.
     pub(crate) fn admits(&self, device: &VerifiedCertificate) -> Result<(), Fault> {
         if self.revoked.names(&device.identity.id, &device.serial) {
             return Err(Fault::new(Code::Revoked, "this device was revoked"));
         }
-        Ok(())
+        if device.not_after < clock::now() || !self.authorities.contains(&device.issuer) {
+            let text = "the device's certificate has expired, or stands under a CA that the organisation has replaced";
+            return Err(Fault::new(Code::Unauthenticated, text));
+        }
+        match self.scope(&device.identity.id) {
+            Some((scope, _)) if !scope.enabled => {
+                let text = format!("the device reaches nothing through nodes: {}", scope.name);
+                Err(Fault::new(Code::DeniedByPolicy, text))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The address ranges that rules for nodes of this group allow: what a tunnel's device may send here at all.
@@ -173,13 +190,24 @@ impl Policies {
         if self.current.read().version == Some(version) {
             return Ok(version);
         }
-        if let Some(believed) = self.enrolled.ca.after(&config.authorities)? {
-            self.state.store_cas(&believed)?;
-            self.enrolled.ca.replace(&believed)?;
-            info!(cas = believed.len(), first = self.enrolled.ca.pin(), "the tenant's CA changes");
+        let ca = &self.enrolled.ca;
+        let believed = ca.after(&config.authorities)?;
+        // Whenever the power fails, what is on disk verifies: a new CA comes before its documents, an old one goes after.
+        let keep_config = || if store { self.state.store_config(signed, version) } else { Ok(()) };
+        match &believed {
+            Some(believed) if believed.len() < ca.ders().len() => {
+                keep_config()?;
+                self.state.store_cas(believed)?;
+            }
+            Some(believed) => {
+                self.state.store_cas(believed)?;
+                keep_config()?;
+            }
+            None => keep_config()?,
         }
-        if store {
-            self.state.store_config(signed, version)?;
+        if let Some(believed) = believed {
+            ca.replace(&believed)?;
+            info!(cas = believed.len(), first = ca.pin(), "the tenant's CA changes");
         }
         *self.seen.write() = Some(version);
         let group = self.enrolled.certificate.identity.group.as_ref();
@@ -197,6 +225,7 @@ impl Policies {
         let policy = Arc::new(Policy {
             scoped: scoped.collect(),
             scopes,
+            authorities: self.enrolled.ca.key_ids(),
             for_all: rules(config.rules.clone()),
             revoked: config.revoked,
             version: Some(version),

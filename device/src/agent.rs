@@ -366,8 +366,7 @@ impl Agent {
 
     fn take_config(&self, signed: &SignedConfig, seen: Option<Version>) -> anyhow::Result<()> {
         let config: DeviceConfig = signed.verify(&self.inner.state.ca, seen, clock::now())?;
-        self.inner.state.believe(&config.authorities)?;
-        self.inner.state.write_config(signed)?;
+        self.inner.state.take(&config, signed)?;
         info!(version = %config.head.version, routes = config.routes.len(), "new configuration");
         self.inner.config.send_replace(Some(config));
         Ok(())

@@ -20,7 +20,7 @@ use hedgerow_runtime::dial::RelayTarget;
 use hedgerow_runtime::renewal::Files;
 use hedgerow_runtime::tls::{InForce, Own, RelayRoots, read_certificates};
 use hedgerow_shared::verify::certificate::read_leaf;
-use hedgerow_shared::verify::{Announced, Identity, SignedConfig, TenantCa, VerifiedCertificate};
+use hedgerow_shared::verify::{DeviceConfig, Identity, SignedConfig, TenantCa, VerifiedCertificate};
 use hedgerow_shared::wire::core_api;
 use serde::{Deserialize, Serialize};
 
@@ -139,16 +139,23 @@ impl DeviceState {
         }
     }
 
-    /// Believes the CAs that a verified configuration announces, as far as those believed until now vouch for them; on disk
-    /// before they count.
+    /// Keeps a verified configuration, and believes the CAs that it announces as far as those believed until now vouch for
+    /// them. Whenever the power fails, what is on disk verifies: a new CA comes before its documents, an old one goes after.
     ///
     /// # Errors
-    /// None is vouched for, or writing failed.
-    pub fn believe(&self, authorities: &[Announced]) -> anyhow::Result<()> {
-        let Some(believed) = self.ca.after(authorities)? else { return Ok(()) };
+    /// None of the CAs is vouched for, or writing failed.
+    pub fn take(&self, config: &DeviceConfig, signed: &SignedConfig) -> anyhow::Result<()> {
+        let Some(believed) = self.ca.after(&config.authorities)? else { return self.write_config(signed) };
         let text: String =
             believed.iter().map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", der.as_ref()))).collect();
-        write_file(&self.dir, TENANT_CA, text.as_bytes())?;
+        let keep_cas = || write_file(&self.dir, TENANT_CA, text.as_bytes());
+        if believed.len() < self.ca.ders().len() {
+            self.write_config(signed)?;
+            keep_cas()?;
+        } else {
+            keep_cas()?;
+            self.write_config(signed)?;
+        }
         self.ca.replace(&believed)?;
         tracing::info!(cas = believed.len(), first = self.ca.pin(), "the tenant's CA changes");
         Ok(())

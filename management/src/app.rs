@@ -78,6 +78,8 @@ pub(crate) struct Identity {
     pub(crate) core: Arc<ServerConfig>,
     pub(crate) bws: Arc<ServerConfig>,
     not_after: UnixTime,
+    /// Key of the CA that our certificate stands under.
+    issuer: [u8; 32],
     /// The certificate of the web services as it was read.
     web: Option<Own>,
 }
@@ -259,15 +261,16 @@ impl App {
     /// Believes the CAs that the tenant has now; where the one in force is another, our own certificate is made anew.
     pub(crate) async fn know_cas(&self) -> anyhow::Result<()> {
         let now = self.domain.tenant_ca(&self.tenant).await?;
+        // First: should it fail, it is tried again, and we are believed under both until then.
+        let identity = self.identity();
+        if identity.issuer != now.key_id() {
+            let fresh = issue(&self.domain, &self.tenant, &self.ca, identity.web.clone()).await?;
+            *self.identity.write() = Arc::new(fresh);
+        }
         if now == self.ca {
             return Ok(());
         }
-        let finished = now.der() != self.ca.der();
         self.ca.replace(&now.ders())?;
-        if finished {
-            let web = self.identity().web.clone();
-            *self.identity.write() = Arc::new(issue(&self.domain, &self.tenant, &self.ca, web).await?);
-        }
         tracing::info!(cas = now.ders().len(), first = self.ca.pin(), "the tenant's CA changes");
         Ok(())
     }
@@ -476,6 +479,7 @@ async fn bring_up(domain: &Domain, new: NewTenant) -> anyhow::Result<()> {
 
 async fn issue(domain: &Domain, tenant: &TenantId, ca: &TenantCa, web: Option<Own>) -> anyhow::Result<Identity> {
     let made = domain.core_identity(&mut call(Actor::System), tenant).await?;
+    let issuer = TenantCa::from_der(&made.ca)?.key_id();
     let key = SigningKey::from_pkcs8(&made.key).context("the core's own key cannot be used")?;
     // The CA goes along so that an enrolling node can compare it with its token's pin.
     let own = Own { chain: vec![CertificateDer::from(made.certificate), CertificateDer::from(made.ca)], key };
@@ -491,5 +495,5 @@ async fn issue(domain: &Domain, tenant: &TenantId, ca: &TenantCa, web: Option<Ow
     for (name, own) in [("own", Some(&own)), ("web", web.as_ref())] {
         own.and_then(|own| own.chain.first()).inspect(|leaf| tls::show_expiry(name, leaf));
     }
-    Ok(Identity { core, bws, not_after: made.not_after, web })
+    Ok(Identity { core, bws, not_after: made.not_after, issuer, web })
 }

@@ -33,6 +33,10 @@ const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 /// How often the tenant's revision is compared: half of what a revocation may take.
 const LOOK: Duration = Duration::from_secs(2);
+/// Between two looks at who is under which profile.
+const PLACE_PAUSE: Duration = Duration::from_millis(500);
+/// After this long it is looked at in any case.
+const PLACED_AGAIN: Duration = Duration::from_secs(30);
 /// How often re-issue, expiry and our own certificate are looked after.
 const CHORES: Duration = Duration::from_secs(10);
 /// How often people are reminded of the licence.
@@ -325,16 +329,14 @@ pub(crate) async fn housekeep(app: Arc<App>) {
     loop {
         match app.domain.tenant(&app.tenant).await {
             Ok(row) if revision != Some(row.revision) => {
+                // First: a revocation waits for nothing.
+                app.changed();
                 revision = Some(row.revision);
                 if let Err(error) = app.know_cas().await {
                     tracing::error!(error = format!("{error:#}"), "the tenant's CAs");
+                    // Tried again with the next look.
+                    revision = None;
                 }
-                match app.domain.place_if_changed(&mut call(Actor::System), &app.tenant).await {
-                    Ok(Some(version)) => tracing::info!(%version, "devices come under other connectivity profiles"),
-                    Ok(None) => {}
-                    Err(error) => tracing::error!(%error, "connectivity profiles do not come into force"),
-                }
-                app.changed();
             }
             Ok(_) => {}
             Err(error) => tracing::error!(%error, "the tenant cannot be read"),
@@ -355,6 +357,37 @@ pub(crate) async fn housekeep(app: Arc<App>) {
             }
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Puts devices under the connectivity profiles that have effect on them, and into quarantine, whenever something has
+/// changed; in a task of its own, since it looks at all devices.
+pub(crate) async fn keep_placed(app: Arc<App>) {
+    let mut changes = app.changes();
+    let mut seen = None;
+    loop {
+        let done = async {
+            let revision = app.domain.tenant(&app.tenant).await?.revision;
+            if seen == Some(revision) {
+                return Ok((revision, None));
+            }
+            let placed = app.domain.place_if_changed(&mut call(Actor::System), &app.tenant).await?;
+            Ok::<_, CoreError>((revision, placed))
+        };
+        match done.await {
+            Ok((revision, placed)) => {
+                // Not that of our own commit: what came in between is looked at once more.
+                seen = Some(revision);
+                if let Some(version) = placed {
+                    tracing::info!(%version, "devices come under other connectivity profiles");
+                    app.changed();
+                }
+            }
+            Err(error) => tracing::error!(%error, "connectivity profiles do not come into force; it is tried again"),
+        }
+        // A change by another process is noticed by `housekeep`, which says so here too.
+        let _ = timeout(PLACED_AGAIN, changes.changed()).await;
+        tokio::time::sleep(PLACE_PAUSE).await;
     }
 }
 

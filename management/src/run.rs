@@ -102,6 +102,7 @@ pub async fn start(config: CoreConfig, context: &boot::Context) -> anyhow::Resul
         uplinks.push(uplink);
     }
     context.scope.spawn(publish::housekeep(app.clone()));
+    context.scope.spawn(publish::keep_placed(app.clone()));
     context.scope.spawn(publish::watch_devices(app.clone()));
     context.scope.spawn(watch_links(uplinks.clone(), link));
     context.scope.spawn(follow_network(uplinks.clone(), context.scope.clone()));

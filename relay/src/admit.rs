@@ -29,7 +29,7 @@ pub fn certificate(
     let verified = ca
         .verify(leaf, claim.role, Usage::Client, now)
         .map_err(|e| Fault::new(Code::Unauthenticated, e.to_string()))?;
-    holder(tenant, verified.identity.id, &verified.serial, verified.not_after, now)?;
+    holder(tenant, &Shown::of(&verified), now)?;
     Ok(verified)
 }
 
@@ -52,11 +52,33 @@ pub fn link(
             if let Some(missing) = origins.iter().find(|o| !shown.identity.origins.contains(o)) {
                 return Err(Fault::new(Code::Forbidden, format!("the certificate does not name origin {missing}")));
             }
-            holder(tenant, shown.identity.id, &shown.serial, shown.not_after, now)
+            holder(tenant, &Shown::of(shown), now)
         }
         (Role::Core, Some(_)) | (Role::Node | Role::Device, None) => {
             Err(Fault::new(Code::Unauthenticated, "the proof is not of the kind this role needs"))
         }
+    }
+}
+
+/// What of a certificate decides, as long as its holder is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shown<'a> {
+    /// Its holder.
+    pub id: EntityId,
+    /// Its serial number.
+    pub serial: &'a str,
+    /// Its end.
+    pub not_after: UnixTime,
+    /// The key of the CA it stands under.
+    pub issuer: &'a [u8; 32],
+}
+
+impl<'a> Shown<'a> {
+    /// Of this one.
+    #[must_use]
+    pub fn of(certificate: &'a VerifiedCertificate) -> Self {
+        let VerifiedCertificate { identity, serial, not_after, issuer, .. } = certificate;
+        Self { id: identity.id, serial, not_after: *not_after, issuer }
     }
 }
 
@@ -65,8 +87,13 @@ pub fn link(
 /// # Errors
 /// `Forbidden` for a blocked tenant or holder, `Revoked`, `Unauthenticated` for an expired certificate; and without a valid
 /// configuration nobody knows who is revoked, so nobody with a certificate is let in.
-pub fn holder(tenant: &Tenant, id: EntityId, serial: &str, not_after: UnixTime, now: UnixTime) -> Result<(), Fault> {
+pub fn holder(tenant: &Tenant, shown: &Shown<'_>, now: UnixTime) -> Result<(), Fault> {
+    let Shown { id, serial, not_after, issuer } = *shown;
     active(tenant)?;
+    if !tenant.ca.as_ref().is_some_and(|ca| ca.key_ids().contains(issuer)) {
+        let text = "the certificate stands under a CA that the tenant has replaced; activate or enrol again";
+        return Err(Fault::new(Code::Unauthenticated, text));
+    }
     if not_after < now {
         return Err(Fault::new(
             Code::Unauthenticated,

@@ -15,6 +15,7 @@ use hedgerow_shared::wire::message::Destination;
 use hedgerow_shared::{EntityId, GroupName, InstanceId, Origin, Role, SessionId, TenantId, UnixTime};
 use parking_lot::RwLock;
 
+use crate::admit::Shown;
 use crate::probe::Probe;
 use crate::stall::Stalls;
 
@@ -49,6 +50,8 @@ pub struct Facts {
     pub serial: Option<String>,
     /// End of that certificate's validity.
     pub not_after: Option<UnixTime>,
+    /// The key of the CA it stands under.
+    pub issuer: Option<[u8; 32]>,
     /// The server group of a node.
     pub group: Option<GroupName>,
     /// What it serves.
@@ -63,6 +66,15 @@ pub struct Facts {
     pub build: String,
     /// Since when.
     pub since: UnixTime,
+}
+
+impl Facts {
+    /// What of its certificate decides; `None` for a core.
+    #[must_use]
+    pub fn shown(&self) -> Option<Shown<'_>> {
+        let (issuer, serial) = (self.issuer.as_ref()?, self.serial.as_deref()?);
+        Some(Shown { id: self.entity?, serial, not_after: self.not_after?, issuer })
+    }
 }
 
 impl Facts {
@@ -527,6 +539,7 @@ mod tests {
             entity: entity.map(|e| EntityId::from_random([e; 16])),
             serial: None,
             not_after: None,
+            issuer: None,
             group: Some(GroupName::default()),
             origins: origins.to_vec(),
             instance: InstanceId::from_random([instance; 16]),

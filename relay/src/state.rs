@@ -249,7 +249,7 @@ impl Relay {
                 if self.registry.is_replaced(&pair.tenant, owner.entity, owner.instance) {
                     return Some(Fault::new(Code::Gone, "another process has taken the place of the tunnel's"));
                 }
-                admit::holder(&record, owner.entity, &owner.serial, owner.not_after, now).err()
+                admit::holder(&record, &owner.shown(), now).err()
             };
             if let Err(refused) = self.licences.admits(&record, now) {
                 return Some(refused.counted());
@@ -270,7 +270,7 @@ impl Relay {
             let record = self.store.tenant(&lane.tenant);
             let stays = |end: &End| match &record {
                 Some(t) if self.licences.admits(t, now).is_err() => false,
-                Some(t) => admit::holder(t, end.entity, &end.serial, end.not_after, now).is_ok(),
+                Some(t) => admit::holder(t, &end.shown(), now).is_ok(),
                 None => false,
             };
             tenant.is_none_or(|t| *t == lane.tenant) && !(stays(&lane.device) && stays(&lane.node))
@@ -311,12 +311,12 @@ impl Relay {
         let Some(tenant) = self.store.tenant(&facts.tenant) else {
             return Err(Fault::new(Code::Forbidden, "the tenant was removed from this relay"));
         };
-        match (facts.entity, &facts.serial, facts.not_after) {
-            (Some(id), Some(serial), Some(not_after)) => {
-                admit::holder(&tenant, id, serial, not_after, clock::now())?;
+        match facts.shown() {
+            Some(shown) => {
+                admit::holder(&tenant, &shown, clock::now())?;
                 self.licences.admits(&tenant, clock::now()).map_err(Refused::counted)
             }
-            _ => tenant_active(&tenant),
+            None => tenant_active(&tenant),
         }
     }
 

@@ -99,6 +99,7 @@ async fn p01_lanes_of_a_host_that_vanished_end_within_5_s_of_its_link_and_those_
         entity: Some(entity(6)),
         serial: None,
         not_after: None,
+        issuer: None,
         group: None,
         origins: vec![],
         instance: InstanceId::from_random([9; 16]),

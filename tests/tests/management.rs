@@ -179,10 +179,13 @@ fn p21_an_enterprise_connectivity_profile_decides_what_a_device_reaches() {
     std::fs::write(&off, r#"{"enabled": false}"#).unwrap();
     desk.say(&["profile", "add", "enterprise-connectivity", "off", "--settings", &off]);
     desk.say(&["profile", "default", "enterprise-connectivity/off"]);
-    let routes = || desk.office.get("device", "/status")["config"]["routes"].as_u64();
-    let before = routes();
-    wait_until("the device has no route inside", LIMIT, || routes() == Some(0));
-    assert!(before.is_some());
+    wait_until("the device's own routes close it", LIMIT, || {
+        let refused = fetch();
+        !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("SOCKS5")
+    });
+    wait_until("its session is cut", LIMIT, || {
+        desk.office.get("device", "/status")["sessions"].as_array().is_some_and(|s| s.iter().all(|s| s["streams"] == 0))
+    });
     desk.say(&["profile", "default", "enterprise-connectivity/off", "--off"]);
     wait_until("and has it again", LIMIT, || fetch().status.success());
 }

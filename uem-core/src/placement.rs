@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::profile::Connectivity;
 
-/// Devices that may stand under other profiles than the default: what a document has room for.
-pub const MAX_PLACED: usize = 120_000;
+/// The largest part of the nodes' document that scopes may take, bytes: some 120,000 devices under other profiles than the
+/// default. The rest is for rules and revocations.
+pub const MAX_SCOPES: usize = 3 * 1024 * 1024;
 
 /// The profiles that have effect on devices, each with its devices. Empty where there are no such profiles.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -88,6 +89,23 @@ impl Placement {
         self.placed.iter().map(|p| p.scope.clone()).collect()
     }
 
+    /// Whether documents have room for it.
+    pub(crate) fn fits(&self) -> bool {
+        serde_json::to_vec(&self.scopes()).is_ok_and(|text| text.len() <= MAX_SCOPES)
+    }
+
+    /// This one, with other devices in quarantine: what counts when a new one cannot be put in force.
+    pub(crate) fn with_quarantine(mut self, devices: &[EntityId]) -> Self {
+        self.placed.retain(|placed| placed.under != Under::Quarantine);
+        if !devices.is_empty() {
+            // The first scope that names a device counts.
+            let mut quarantine = Placed::of(Terms::quarantine(), false);
+            quarantine.scope.devices = devices.to_vec();
+            self.placed.insert(0, quarantine);
+        }
+        self
+    }
+
     /// For looking up devices.
     #[must_use]
     pub fn index(&self) -> Scopes {
@@ -113,5 +131,37 @@ impl Placed {
             devices: Vec::new(),
         };
         Self { under, settings, scope }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u8) -> EntityId {
+        EntityId::from_random([n; 16])
+    }
+
+    fn terms(n: u8, name: &str) -> Terms {
+        Terms { under: Under::Profile(id(n)), name: name.into(), settings: Connectivity::default() }
+    }
+
+    #[test]
+    fn p21_quarantine_counts_before_everything_that_is_in_force() {
+        let devices = [(id(1), terms(9, "field")), (id(2), Terms::quarantine()), (id(3), terms(8, "default"))];
+        let placement = Placement::new(devices, Some(terms(8, "default")));
+        let of = |placement: &Placement, n: u8| {
+            placement
+                .index()
+                .of(&id(n))
+                .map(|at| (placement.placed[at].scope.name.clone(), placement.placed[at].scope.enabled))
+        };
+        assert_eq!(of(&placement, 2), Some(("quarantine".into(), false)));
+        assert_eq!(of(&placement, 7), Some(("default".into(), true)), "the default stands for all that are not named");
+        assert_eq!(placement.devices(), 2, "and names none");
+        let later = placement.with_quarantine(&[id(1), id(7)]);
+        assert_eq!(of(&later, 1), Some(("quarantine".into(), false)), "also where a profile names it");
+        assert_eq!(of(&later, 7), Some(("quarantine".into(), false)));
+        assert_eq!(of(&later, 2), Some(("default".into(), true)), "and nobody else any more");
     }
 }

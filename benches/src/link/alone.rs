@@ -100,6 +100,7 @@ fn facts(tenant: &TenantId, n: usize) -> Facts {
         entity: Some(EntityId::from_random(clock::random())),
         serial: Some(u128::from_be_bytes(clock::random()).to_string()),
         not_after: Some(UnixTime(u64::MAX)),
+        issuer: None,
         group: node.then(GroupName::default),
         origins: if node { vec![Origin::Proxy] } else { vec![] },
         instance: InstanceId::from_random(clock::random()),

@@ -81,6 +81,7 @@ pub(crate) fn serve(count: usize) -> anyhow::Result<()> {
         entity: EntityId::from_random(clock::random()),
         serial: u128::from_be_bytes(clock::random()).to_string(),
         not_after: UnixTime(u64::MAX),
+        issuer: [0; 32],
         instance: InstanceId::from_random(clock::random()),
         session: SessionId::from_random(clock::random()),
     };

@@ -351,7 +351,10 @@ impl Tunnels {
                 ));
             }
             match &policies {
-                Some(policies) => policies.current().admits(&verified),
+                Some(policies) => {
+                    let policy = policies.current();
+                    policy.admits(&verified).and_then(|()| policy.admits_tunnel(&verified.identity.id))
+                }
                 None => Err(Fault::new(Code::DeniedByPolicy, "the node has no policy yet")),
             }
         })

@@ -280,8 +280,11 @@ impl Store for Database {
 
     async fn revoked(&self, tenant: &TenantId, now: UnixTime) -> Result<Vec<EntityId>, StoreError> {
         let sql = "SELECT d.id AS id FROM device d JOIN account a ON a.tenant = d.tenant AND a.id = d.account \
-                   WHERE d.tenant = $1 AND d.not_after > $2 AND (d.state = 'revoked' OR a.active = 0) \
-                   UNION SELECT n.id AS id FROM node n WHERE n.tenant = $1 AND n.not_after > $2 AND n.state = 'revoked' \
+                   WHERE d.tenant = $1 AND (d.state = 'revoked' OR a.active = 0) AND (d.not_after > $2 OR EXISTS \
+                   (SELECT 1 FROM certificate c WHERE c.tenant = d.tenant AND c.holder = d.id AND c.not_after > $2)) \
+                   UNION SELECT n.id AS id FROM node n \
+                   WHERE n.tenant = $1 AND n.state = 'revoked' AND (n.not_after > $2 OR EXISTS \
+                   (SELECT 1 FROM certificate c WHERE c.tenant = n.tenant AND c.holder = n.id AND c.not_after > $2)) \
                    ORDER BY id";
         self.all("revocation", by_tenant(sql, tenant).bind(int(now.0)), |row| row.parse("id")).await
     }

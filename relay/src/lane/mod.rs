@@ -26,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::admit::Shown;
 use crate::fair::Fairness;
 use crate::probe::Probe;
 
@@ -43,8 +44,18 @@ pub struct End {
     pub serial: String,
     /// End of that certificate's validity.
     pub not_after: UnixTime,
+    /// The key of the CA it stands under.
+    pub issuer: [u8; 32],
     /// Of the link; the leg's own address is kept beside it.
     pub address: SocketAddr,
+}
+
+impl End {
+    /// What of its certificate decides.
+    #[must_use]
+    pub fn shown(&self) -> Shown<'_> {
+        Shown { id: self.entity, serial: &self.serial, not_after: self.not_after, issuer: &self.issuer }
+    }
 }
 
 /// What a lane is; nothing of it changes.
@@ -370,6 +381,7 @@ mod tests {
             entity: EntityId::from_random([n; 16]),
             serial: format!("{n:02x}"),
             not_after: UnixTime(u64::MAX),
+            issuer: [0; 32],
             address: "127.0.0.1:1".parse().unwrap(),
         }
     }

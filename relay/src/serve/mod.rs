@@ -212,6 +212,7 @@ fn facts(peer: Peer, address: SocketAddr, probe: Option<Probe>) -> Facts {
         role: peer.role,
         entity: certificate.as_ref().map(|c| c.identity.id),
         not_after: certificate.as_ref().map(|c| c.not_after),
+        issuer: certificate.as_ref().map(|c| c.issuer),
         group: certificate.as_ref().and_then(|c| c.identity.group.clone()),
         serial: certificate.map(|c| c.serial),
         origins: peer.origins,
@@ -430,6 +431,7 @@ fn end(live: &Live<Channel>) -> Option<lane::End> {
         entity: facts.entity?,
         serial: facts.serial.clone()?,
         not_after: facts.not_after?,
+        issuer: facts.issuer?,
         address: live.address(),
     })
 }

@@ -32,11 +32,11 @@ pub(super) struct OnDisk {
     names: BTreeMap<String, Origin>,
     #[serde(default)]
     withheld: BTreeSet<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     blocked: BTreeSet<EntityId>,
     ca: Option<String>,
     /// While the CA is rolled over: the other one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     more_cas: Vec<String>,
     config: Option<String>,
     seen: Option<Version>,

@@ -16,6 +16,7 @@ use hedgerow_shared::wire::tunnel::{Half, Message};
 use hedgerow_shared::{EntityId, InstanceId, Role, SessionId, UnixTime};
 use parking_lot::{Mutex, RwLock};
 
+use crate::admit::Shown;
 use crate::registry::{Facts, Live};
 use crate::udp::Target;
 
@@ -38,6 +39,8 @@ pub struct Owner {
     pub serial: String,
     /// End of that certificate's validity.
     pub not_after: UnixTime,
+    /// The key of the CA it stands under.
+    pub issuer: [u8; 32],
     /// The process.
     pub instance: InstanceId,
     /// The link session when the pairing was made.
@@ -53,9 +56,16 @@ impl Owner {
             entity: facts.entity?,
             serial: facts.serial.clone()?,
             not_after: facts.not_after?,
+            issuer: facts.issuer?,
             instance: facts.instance,
             session: facts.id,
         })
+    }
+
+    /// What of its certificate decides.
+    #[must_use]
+    pub fn shown(&self) -> Shown<'_> {
+        Shown { id: self.entity, serial: &self.serial, not_after: self.not_after, issuer: &self.issuer }
     }
 
     /// Whether a link of the same tenant is this process's.
@@ -264,6 +274,7 @@ mod tests {
             entity: EntityId::from_random([1; 16]),
             serial: String::new(),
             not_after: UnixTime(u64::MAX),
+            issuer: [0; 32],
             instance: InstanceId::from_random([1; 16]),
             session: SessionId::from_random([1; 16]),
         };

@@ -221,6 +221,7 @@ mod tests {
                 entity: EntityId::from_random([entity; 16]),
                 serial: String::new(),
                 not_after: UnixTime(0),
+                issuer: [0; 32],
                 instance: InstanceId::from_random([process; 16]),
                 session: SessionId::from_random([0; 16]),
             };

@@ -204,6 +204,7 @@ pub fn end(n: u8) -> hedgerow_relay::lane::End {
         entity: entity(n),
         serial: format!("{n:02x}"),
         not_after: hedgerow_shared::UnixTime(u64::MAX),
+        issuer: [0; 32],
         address: "127.0.0.1:1".parse().unwrap(),
     }
 }

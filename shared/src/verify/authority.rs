@@ -196,8 +196,8 @@ impl TenantCa {
             Usage::Server => KeyUsage::server_auth(),
             Usage::Client => KeyUsage::client_auth(),
         };
-        verify_chain(&self.anchors(), leaf, usage, now)?;
-        let verified = read_leaf(leaf)?;
+        let issuer = verify_chain(&self.anchors(), leaf, usage, now)?;
+        let verified = VerifiedCertificate { issuer, ..read_leaf(leaf)? };
         if verified.identity.tenant != self.tenant {
             return Err(CertificateError::WrongTenant);
         }
@@ -267,6 +267,9 @@ fn read(der: &[u8]) -> Result<(TenantId, Anchor), CertificateError> {
     if !is_ca || parsed.subject() != parsed.issuer() {
         return Err(CertificateError::BadCa("it is not a self-signed CA certificate"));
     }
+    // Else whoever has seen a CA's public key could register it as its own.
+    verify_signature(&der, parsed.tbs_certificate.as_ref(), &parsed.signature_value.data)
+        .map_err(|_| CertificateError::BadCa("it is not signed by its own key"))?;
     let tenant = subject_text(&parsed, Field::Organisation)
         .and_then(|o| o.parse().ok())
         .ok_or(CertificateError::BadCa("its subject has no O = tenant id"))?;
@@ -277,12 +280,13 @@ fn read(der: &[u8]) -> Result<(TenantId, Anchor), CertificateError> {
     Ok((tenant, Anchor { der, anchor, key_id }))
 }
 
+/// Verifies a leaf under one of the anchors; the key id of which.
 fn verify_chain(
     anchors: &[Anchor],
     leaf: &CertificateDer<'_>,
     usage: KeyUsage,
     now: UnixTime,
-) -> Result<(), CertificateError> {
+) -> Result<[u8; 32], CertificateError> {
     if leaf.len() > MAX_CERTIFICATE {
         return Err(CertificateError::Malformed("it is larger than 8 KiB"));
     }
@@ -293,7 +297,7 @@ fn verify_chain(
     for anchor in anchors {
         let anchors = std::slice::from_ref(&anchor.anchor);
         match end.verify_for_usage(&[webpki::aws_lc_rs::ECDSA_P256_SHA256], anchors, &[], time, usage, None, None) {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(anchor.key_id),
             Err(error) => {
                 // What is wrong under its own CA says more than that the other one did not issue it.
                 let said = explain(error, leaf, now);
@@ -357,6 +361,20 @@ mod tests {
         assert!(after(&[announced(&ca("S99999999"), Some(&old))]).is_err());
         let three = [announced(&old, None), announced(&next, Some(&old)), announced(&other, Some(&old))];
         assert!(after(&three).is_err());
+    }
+
+    #[test]
+    fn a12_a_ca_that_shows_another_ones_key_is_refused() {
+        let (victim, thief) = (ca("S12345678"), KeyPair::generate().unwrap());
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, "S99999999");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        // The victim's public key under the thief's name: all that a passer-by can make.
+        let issuer = rcgen::Issuer::from_params(&params, &thief);
+        let forged = params.signed_by(&victim.key, &issuer).unwrap();
+        let why = TenantCa::from_der(forged.der()).unwrap_err();
+        assert_eq!(why, CertificateError::BadCa("it is not signed by its own key"));
     }
 
     #[test]

@@ -142,6 +142,8 @@ pub struct VerifiedCertificate {
     pub serial: String,
     /// SHA-256 of the DER, lower-case hexadecimal.
     pub fingerprint: String,
+    /// `TenantCa::key_id` of the CA it verified under; zeros when it was only read.
+    pub issuer: [u8; 32],
     /// Start of validity.
     pub not_before: UnixTime,
     /// End of validity.
@@ -198,6 +200,7 @@ pub fn read_leaf(leaf: &CertificateDer<'_>) -> Result<VerifiedCertificate, Certi
         identity,
         serial: data_encoding::HEXLOWER.encode(parsed.raw_serial()),
         fingerprint: data_encoding::HEXLOWER.encode(&Sha256::digest(leaf.as_ref())),
+        issuer: [0; 32],
         not_before: seconds(parsed.validity().not_before.timestamp()),
         not_after: seconds(parsed.validity().not_after.timestamp()),
     })

@@ -2,7 +2,7 @@
 
 use hedgerow_shared::verify::authority::endorsement_message;
 use hedgerow_shared::verify::certificate::{CONFIG_KEY_EKU, read_leaf};
-use hedgerow_shared::verify::config::Document;
+use hedgerow_shared::verify::config::{Document, MAX_PAYLOAD};
 use hedgerow_shared::verify::{Identity, SignedConfig, TenantCa};
 use hedgerow_shared::{Role, TenantId, UnixTime};
 use rcgen::{
@@ -194,9 +194,15 @@ impl ConfigKey {
     /// Signs a document. The same document gives the same bytes.
     ///
     /// # Errors
-    /// `Encoding` when the document cannot be written as JSON.
+    /// `Encoding` when the document cannot be written as JSON, or is larger than any reader takes.
     pub fn sign<D: Document>(&self, document: &D) -> Result<SignedConfig, CaError> {
         let payload = serde_json::to_vec(document).map_err(|e| CaError::Encoding(e.to_string()))?;
+        if payload.len() > MAX_PAYLOAD {
+            let size = payload.len();
+            return Err(CaError::Encoding(format!(
+                "the configuration has {size} bytes; nobody reads more than {MAX_PAYLOAD}"
+            )));
+        }
         let signature = self.key.sign_message(&SignedConfig::message(&payload));
         Ok(SignedConfig { payload, signature, certificate: self.certificate.clone() })
     }

@@ -46,12 +46,12 @@ impl Connectivity {
         Ok(read)
     }
 
-    /// The routes of its devices: its own, then those for all; none into the organisation where it is not enabled.
+    /// The routes of its devices: its own, then those for all. Where it is not enabled nothing leads into the organisation,
+    /// and what would have does not go out in the open instead.
     #[must_use]
     pub fn routes(&self, for_all: &[Route], default: &Via) -> (Vec<Route>, Via) {
-        let outside = |via: &Via| self.enabled || !matches!(via, Via::Group(_));
-        let routes = self.routes.iter().chain(for_all).filter(|route| outside(&route.via)).cloned().collect();
-        let default = self.default_route.as_ref().unwrap_or(default);
-        (routes, if outside(default) { default.clone() } else { Via::Direct })
+        let allowed = |via: &Via| if self.enabled || !matches!(via, Via::Group(_)) { via.clone() } else { Via::Deny };
+        let routes = self.routes.iter().chain(for_all).map(|route| Route { via: allowed(&route.via), ..route.clone() });
+        (routes.collect(), allowed(self.default_route.as_ref().unwrap_or(default)))
     }
 }

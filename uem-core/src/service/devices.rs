@@ -112,8 +112,15 @@ impl<S: Store> Core<S> {
     /// # Errors
     /// `Revoked` (also for holders that are unknown, and devices of inactive users), `Store`.
     pub async fn admit(&self, certificate: &VerifiedCertificate, now: UnixTime) -> Result<Holder, CoreError> {
+        let holder = self.holder(certificate).await?;
+        let Identity { tenant, id, .. } = &certificate.identity;
+        self.store.seen(tenant, *id, now).await.map_err(CoreError::Store)?;
+        Ok(holder)
+    }
+
+    async fn holder(&self, certificate: &VerifiedCertificate) -> Result<Holder, CoreError> {
         let Identity { tenant, role, id, .. } = &certificate.identity;
-        let holder = match role {
+        Ok(match role {
             Role::Device => {
                 let found = self.store.device(tenant, *id).await.map_err(CoreError::Store)?;
                 let found = found.filter(|d| d.state == DeviceState::Active);
@@ -131,9 +138,7 @@ impl<S: Store> Core<S> {
             }
             // The core's own certificate opens nothing at the core.
             Role::Core => return Err(CoreError::Revoked { kind: "core", id: *id }),
-        };
-        self.store.seen(tenant, *id, now).await.map_err(CoreError::Store)?;
-        Ok(holder)
+        })
     }
 
     /// The next certificate for a device or node: same identity, the key of the request. The one it shows stays valid
@@ -153,7 +158,7 @@ impl<S: Store> Core<S> {
         let tenant = &certificate.identity.tenant;
         for _ in 0..ATTEMPTS {
             let row = self.load(tenant).await?;
-            let holder = self.admit(certificate, call.now).await?;
+            let holder = self.holder(certificate).await?;
             let has_lapsed = certificate.not_after < call.now;
             if has_lapsed
                 && (certificate.not_after.plus(LAPSED_SECONDS) < call.now
@@ -177,7 +182,9 @@ impl<S: Store> Core<S> {
                     format!("serial {}{lapsed}", issued.record.serial),
                 )
                 .change(Change::AddCertificate(issued.record));
+            let now = call.now;
             if self.commit(call, row, plan).await? {
+                self.store.seen(tenant, identity.id, now).await.map_err(CoreError::Store)?;
                 return Ok(issued.certificate);
             }
         }

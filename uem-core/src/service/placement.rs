@@ -10,7 +10,7 @@ use super::{ATTEMPTS, Call, Core, Plan};
 use crate::CoreError;
 use crate::account::DeviceState;
 use crate::group::Principal;
-use crate::placement::{MAX_PLACED, Placement, Terms, Under};
+use crate::placement::{Placement, Terms, Under};
 use crate::profile::{self, Assigned, Category, Connectivity, Platform, Profile, Reason};
 use crate::store::{Change, Page, Store};
 
@@ -26,36 +26,45 @@ impl<S: Store> Core<S> {
     /// To be called when something was committed: issues a configuration when devices have come under other connectivity
     /// profiles, or these have changed. The new version, if one was issued.
     ///
+    /// Where the profiles come to more than a document has room for, those in force stay, and only quarantine is brought up
+    /// to date; the error says so then, after it was.
+    ///
     /// # Errors
-    /// `Invalid` (more devices than a document has room for; the old placement stays), `NotFound`, `Busy`, `Store`.
+    /// `Invalid` (no room), `NotFound`, `Busy`, `Store`.
     pub async fn place_if_changed(&self, call: &mut Call<'_>, tenant: &TenantId) -> Result<Option<Version>, CoreError> {
+        let quarantined = self.quarantined(tenant).await?;
+        let worked_out = self.work_out_placement(tenant, &quarantined).await?;
+        let fits = worked_out.fits();
         for _ in 0..ATTEMPTS {
+            // Whatever was committed meanwhile is looked at by the next call: this one is not begun again for it.
             let row = self.load(tenant).await?;
-            let (old, new) = (self.placement(tenant).await?, self.work_out_placement(tenant).await?);
-            if old == new {
-                return Ok(None);
+            let old = self.placement(tenant).await?;
+            let new = if fits { worked_out.clone() } else { old.clone().with_quarantine(&quarantined) };
+            let version = Version { version: row.config.version.saturating_add(1), ..row.config };
+            let is_new = old != new;
+            if is_new {
+                let detail = format!("{} profiles, {} devices", new.placed.len(), new.devices());
+                let plan = Plan::default().publish().record("config.placement", tenant.as_str(), detail);
+                if !self.commit(call, row, plan.change(Change::PutPlacement(new))).await? {
+                    continue;
+                }
             }
-            if new.devices() > MAX_PLACED {
+            if !fits {
                 let why = format!(
-                    "{} devices are under other enterprise connectivity profiles than the default; a signed configuration has \
-                     room for {MAX_PLACED}: make the profile of most devices the default",
-                    new.devices()
+                    "enterprise connectivity profiles name {} devices, for which a signed configuration has no room; those in \
+                     force stay, with quarantine up to date: make the profile of most devices the default",
+                    worked_out.devices()
                 );
                 return Err(CoreError::invalid("the assignment", why));
             }
-            let version = Version { version: row.config.version.saturating_add(1), ..row.config };
-            let detail = format!("{} profiles, {} devices", new.placed.len(), new.devices());
-            let plan = Plan::default().publish().record("config.placement", tenant.as_str(), detail);
-            if self.commit(call, row, plan.change(Change::PutPlacement(new))).await? {
-                return Ok(Some(version));
-            }
+            return Ok(is_new.then_some(version));
         }
         Err(CoreError::Busy)
     }
 
-    async fn work_out_placement(&self, tenant: &TenantId) -> Result<Placement, CoreError> {
+    async fn work_out_placement(&self, tenant: &TenantId, quarantined: &[EntityId]) -> Result<Placement, CoreError> {
         let profiles = self.profiles(tenant, Category::EnterpriseConnectivity).await?;
-        let quarantined: HashSet<EntityId> = self.quarantined(tenant).await?.into_iter().collect();
+        let quarantined: HashSet<EntityId> = quarantined.iter().copied().collect();
         if profiles.is_empty() && quarantined.is_empty() {
             return Ok(Placement::default());
         }
@@ -74,7 +83,7 @@ impl<S: Store> Core<S> {
                 let assigned = assigned.get(&device.user).cloned().unwrap_or_default();
                 let defaults = default.cloned().into_iter().collect();
                 let effective = profile::effective(assigned, defaults, Platform::told(&device.platform));
-                let terms = effective.first().map_or_else(|| Ok(Terms::nothing()), |e| read(&e.profile))?;
+                let terms = effective.first().map_or_else(Terms::nothing, |e| read(&e.profile));
                 of.push((device.id, terms));
             }
             match devices.last() {
@@ -82,7 +91,7 @@ impl<S: Store> Core<S> {
                 _ => break,
             }
         }
-        Ok(Placement::new(of, default.map(|p| read(p)).transpose()?))
+        Ok(Placement::new(of, default.map(|p| read(p))))
     }
 
     /// Users to whom these profiles are assigned, by themselves or by way of groups. Asks for each profile and each group
@@ -143,7 +152,10 @@ impl<S: Store> Core<S> {
     }
 }
 
-fn read(profile: &Profile) -> Result<Terms, CoreError> {
-    let settings = Connectivity::read(&profile.settings)?;
-    Ok(Terms { under: Under::Profile(profile.id), name: profile.name.clone(), settings })
+/// One whose settings cannot be read, as settings of another version may be, closes: its devices reach nothing.
+fn read(profile: &Profile) -> Terms {
+    let settings = Connectivity::read(&profile.settings);
+    let name = if settings.is_ok() { profile.name.clone() } else { format!("{} (cannot be read)", profile.name) };
+    let closed = || Connectivity { enabled: false, tunnel: false, ..Connectivity::default() };
+    Terms { under: Under::Profile(profile.id), name, settings: settings.unwrap_or_else(|_| closed()) }
 }

@@ -266,8 +266,12 @@ impl Store for Memory {
         self.read(tenant, |d| {
             let inactive = |user: &EntityId| d.users.get(user).is_none_or(|u| !u.active);
             let devices = d.devices.values().filter(|v| v.state == DeviceState::Revoked || inactive(&v.user));
-            let devices = devices.filter(|v| v.certificate.not_after > now).map(|v| v.id);
-            let nodes = d.nodes.values().filter(|n| n.state == NodeState::Revoked && n.certificate.not_after > now);
+            // Any certificate that was issued may be shown, also one that its holder has never confirmed.
+            let lasts = |id: EntityId, newest: &CertificateRecord| {
+                newest.not_after > now || d.certificates.iter().any(|c| c.holder == id && c.not_after > now)
+            };
+            let devices = devices.filter(|v| lasts(v.id, &v.certificate)).map(|v| v.id);
+            let nodes = d.nodes.values().filter(|n| n.state == NodeState::Revoked && lasts(n.id, &n.certificate));
             let mut ids: Vec<_> = devices.chain(nodes.map(|n| n.id)).collect();
             ids.sort_unstable();
             ids

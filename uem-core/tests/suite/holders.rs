@@ -2,7 +2,7 @@
 
 use super::world::*;
 use hedgerow_shared::verify::{DeviceConfig, TenantCa};
-use hedgerow_shared::{EntityId, Origin, Role};
+use hedgerow_shared::{EntityId, Origin, Role, UnixTime};
 use hedgerow_uem_core::account::{DeviceState, NodeState};
 use hedgerow_uem_core::activation::PasswordChoice;
 use hedgerow_uem_core::ca::Key;
@@ -284,4 +284,29 @@ pub(crate) async fn p20_the_ca_is_replaced_step_by_step<S: Store>(store: S) {
 fn own_ca(configs: &hedgerow_uem_core::config::Configs) -> Vec<u8> {
     let config: DeviceConfig = serde_json::from_slice(&configs.device.payload).unwrap();
     config.authorities[1].certificate.clone()
+}
+
+/// A certificate that its holder has taken and never shown counts against it as well.
+pub(crate) async fn a10_a_revoked_holder_stays_revoked_as_long_as_any_of_its_certificates_lasts<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let anna = w.user("anna@example.com").await;
+    w.password(&anna, "open sesame").await;
+    let (reply, device) = w.activate("anna@example.com", "open sesame").await.unwrap();
+    let first = w.verified(&reply.certificate, Role::Device).await;
+    let token = w.token(3600).await;
+    let (reply, node) = w.enrol(&token).await.unwrap();
+    let of_node = w.verified(&reply.certificate, Role::Node).await;
+    w.now = UnixTime(first.not_after.0 - 10);
+    let csr = Key::generate(&mut w.random).unwrap().certificate_request().unwrap();
+    let second = w.core.renew(call!(w), &first, &csr).await.unwrap();
+    let second = w.verified(&second, Role::Device).await;
+    w.core.renew(call!(w), &of_node, &csr).await.unwrap();
+    w.core.revoke_device(call!(w), &w.tenant, device.id).await.unwrap();
+    w.core.revoke_node(call!(w), &w.tenant, node.id).await.unwrap();
+    let mut both = [device.id, node.id];
+    both.sort_unstable();
+    for now in [first.not_after.plus(1), UnixTime(second.not_after.0 - 1)] {
+        assert_eq!(w.core.store().revoked(&w.tenant, now).await.unwrap(), both);
+    }
+    assert!(w.core.store().revoked(&w.tenant, second.not_after.plus(1)).await.unwrap().is_empty());
 }

@@ -69,6 +69,7 @@ macro_rules! suite {
             certificates_are_renewed_for_the_same_identity
             p20_an_expired_holder_comes_back_by_its_newest_certificate
             p20_certificates_of_one_holder_are_bounded
+            a10_a_revoked_holder_stays_revoked_as_long_as_any_of_its_certificates_lasts
             p20_the_ca_is_replaced_step_by_step
             rules_and_routes_keep_their_order_and_reach_their_audience
             p02_server_names_are_kept_in_one_spelling_and_audited

@@ -417,7 +417,7 @@ pub(crate) async fn p21_connectivity_profiles_become_routes_of_devices_and_rules
     assert_eq!(of(at_carol), None);
     let routes = |device| read_device(&configs, device).routes.iter().map(|r| r.via.to_string()).collect::<Vec<_>>();
     assert_eq!(routes(at_anna), ["group:field", "group:berlin"]);
-    assert_eq!(routes(at_bob), Vec::<String>::new(), "nothing leads into the organisation");
+    assert_eq!(routes(at_bob), ["deny"], "what would lead into the organisation does not go out in the open");
     assert_eq!(routes(at_carol), ["group:berlin"]);
 
     // The default stands for everybody else, without naming them; what is not there on a platform is named.
