@@ -152,7 +152,7 @@ async fn measure(
     add("commands given, one after the other", "1/s", some.len() as f64 / given.elapsed().as_secs_f64());
     let carried = all_at_once(some, |device| async move {
         let got = core.next_command(tenant, device, &BTreeSet::new(), NOW).await?;
-        let Some(command) = got else { return Ok(()) };
+        let Some((command, _)) = got else { return Ok(()) };
         let reply = Reply::Done { result: serde_json::Map::new() };
         let mut random = SystemRandom;
         let call = &mut Call::new(Actor::Device(device), NOW, &mut random);
@@ -276,6 +276,7 @@ impl Ground {
             created: NOW,
             revoked: None,
             last_seen: None,
+            activation: None,
         }
     }
 }

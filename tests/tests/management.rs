@@ -190,6 +190,41 @@ fn p21_an_enterprise_connectivity_profile_decides_what_a_device_reaches() {
     wait_until("and has it again", LIMIT, || fetch().status.success());
 }
 
+/// Who has the right password and may have no further device is told why, and may when the profile says so.
+#[test]
+fn p21_an_activation_profile_refuses_a_second_device_with_words_until_it_is_changed() {
+    let desk = Desk::open(|_| String::new());
+    let (one, two, wrong) =
+        (desk.office.path("one.json"), desk.office.path("two.json"), desk.office.path("wrong.json"));
+    std::fs::write(&one, r#"{"devices": 1, "platforms": ["linux"]}"#).unwrap();
+    std::fs::write(&two, r#"{"devices": 2, "platforms": ["linux"]}"#).unwrap();
+    std::fs::write(&wrong, r#"{"types": {"linux": ["MDM_CONTROLS"]}}"#).unwrap();
+    let refused = desk.try_say(&["profile", "add", "activation", "few", "--settings", &wrong]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("MDM_CONTROLS is no type of linux"), "{said}");
+    desk.say(&["profile", "add", "activation", "few", "--settings", &one]);
+    desk.say(&["profile", "assign", "activation/few", "anna@example.com"]);
+
+    let password = desk.office.path("password");
+    std::fs::remove_file(&password).unwrap();
+    desk.say(&["password", "generate", "anna@example.com", "--out", &password]);
+    let relay = format!("{}:443", desk.office.address);
+    let second = desk.office.try_activate_at(&relay, "");
+    let said = String::from_utf8_lossy(&second.stderr);
+    let words = "activation profile few allows 1 active devices a user, and 1 are";
+    assert!(!second.status.success() && said.contains(words) && said.contains("the password stays good"), "{said}");
+    assert!(desk.say(&["audit", "list"]).contains(words));
+    assert_eq!(desk.ask(&["device", "list"]).as_array().unwrap().len(), 1);
+
+    desk.say(&["profile", "change", "activation/few", "--settings", &two]);
+    let second = desk.office.try_activate_at(&relay, "");
+    assert!(second.status.success(), "{}", String::from_utf8_lossy(&second.stderr));
+    let table = desk.say(&["device", "list"]);
+    assert_eq!(table.matches("LINUX_AGENT").count(), 2, "{table}");
+    assert!(desk.say(&["device", "show", &desk.device]).contains("LINUX_AGENT"));
+    desk.say(&["audit", "verify"]);
+}
+
 #[test]
 fn p18_users_go_in_and_out_as_csv_by_the_command_line() {
     let desk = Desk::open(|_| String::new());

@@ -16,6 +16,7 @@ use hedgerow_runtime::telemetry::Logging;
 use hedgerow_runtime::tls::{self, RelayRoots};
 use hedgerow_shared::fault::Code;
 use hedgerow_shared::{EntityId, TenantId};
+use hedgerow_uem_core::profile::Platform;
 use serde_json::{Value, json};
 
 use super::control::{AtCore, not_yet, verb};
@@ -121,6 +122,7 @@ const COLUMNS: &[Column] = &[
     ("USER", "email", Show::Plain),
     ("NAME", "name", Show::Plain),
     ("PLATFORM", "platform", Show::Plain),
+    ("TYPE", "activation", Show::Plain),
     ("STATE", "state", Show::Plain),
     ("COMPLIANCE", "verdict", Show::Plain),
     ("LAST SEEN", "last_seen", Show::Time),
@@ -131,6 +133,7 @@ const ONE: &[Column] = &[
     ("name", "name", Show::Plain),
     ("state", "state", Show::Plain),
     ("activated", "created", Show::Time),
+    ("activation type", "activation", Show::Plain),
     ("revoked", "revoked", Show::Time),
     ("last seen", "last_seen", Show::Time),
     ("platform", "platform", Show::Plain),
@@ -340,9 +343,10 @@ fn host_name() -> String {
     }
 }
 
-/// The system and its version, as `/etc/os-release` names them.
+/// The system and its version, as `/etc/os-release` names them, with the family in front where its name does not say so.
 fn platform() -> String {
     let text = std::fs::read_to_string(Path::new("/etc/os-release")).unwrap_or_default();
     let pretty = text.lines().find_map(|l| l.strip_prefix("PRETTY_NAME="));
-    pretty.map_or_else(|| "Linux".to_owned(), |name| name.trim_matches('"').to_owned())
+    let name = pretty.map_or("Linux", |name| name.trim_matches('"'));
+    if Platform::told(name).is_some() { name.to_owned() } else { format!("Linux ({name})") }
 }

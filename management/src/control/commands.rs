@@ -48,7 +48,7 @@ pub(super) async fn cancel(State(app): State<Arc<App>>, Path(which): Path<String
 
 /// Without the values of its properties: they may be passwords.
 fn shown(command: Command) -> Result<Value, hedgerow_runtime::admin::control::Problem> {
-    let names: Vec<String> = command.properties.keys().cloned().collect();
+    let names: Vec<String> = command.properties.names().map(str::to_owned).collect();
     let mut value = json_of(command)?;
     value["properties"] = json!(names);
     Ok(value)

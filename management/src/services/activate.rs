@@ -122,6 +122,11 @@ impl Peer {
                 tracing::warn!(reason = %why, from = self.from, "activation refused");
                 Answer::refused(StatusCode::FORBIDDEN, why.to_string())
             }
+            ActivationError::Barred(why) => {
+                metrics::counter!("hedgerow_core_activations_total", "result" => why.label()).increment(1);
+                tracing::warn!(reason = %why, from = self.from, "activation refused");
+                Answer::refused(StatusCode::FORBIDDEN, why.to_string())
+            }
             ActivationError::Core(error) => {
                 metrics::counter!("hedgerow_core_activations_total", "result" => "failed").increment(1);
                 failed("activation", &error)

@@ -59,9 +59,9 @@ impl Peer {
         }
         match domain.next_command(tenant, device, &report.put_off, clock::now()).await {
             Ok(None) => Answer::empty(),
-            Ok(Some(command)) => {
+            Ok(Some((command, properties))) => {
                 metrics::counter!("hedgerow_core_commands_sent_total", "kind" => command.kind.as_str()).increment(1);
-                Answer::json(&Order { id: command.id, kind: command.kind, properties: command.properties })
+                Answer::json(&Order { id: command.id, kind: command.kind, properties })
             }
             Err(error) => failed("the next command", &error),
         }

@@ -190,9 +190,16 @@ impl Store for Database {
         self.one("licence", by_tenant("SELECT * FROM licence WHERE tenant = $1", tenant), |row| row.licence()).await
     }
 
-    async fn active_devices(&self, tenant: &TenantId) -> Result<u64, StoreError> {
-        let sql = "SELECT COUNT(*) AS active FROM device WHERE tenant = $1 AND state = 'active'";
-        let counted = self.one("number of devices", by_tenant(sql, tenant), |row| row.number("active")).await?;
+    async fn active_devices(&self, tenant: &TenantId, user: Option<EntityId>) -> Result<u64, StoreError> {
+        let query = match user {
+            None => by_tenant("SELECT COUNT(*) AS active FROM device WHERE tenant = $1 AND state = 'active'", tenant),
+            Some(user) => {
+                let sql =
+                    "SELECT COUNT(*) AS active FROM device WHERE tenant = $1 AND account = $2 AND state = 'active'";
+                by_id(sql, tenant, user)
+            }
+        };
+        let counted = self.one("number of devices", query, |row| row.number("active")).await?;
         Ok(counted.unwrap_or(0))
     }
 

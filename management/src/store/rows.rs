@@ -192,6 +192,10 @@ impl<'a> Row<'a> {
             created: self.time("created")?,
             revoked: self.time_or_null("revoked")?,
             last_seen: self.time_or_null("last_seen")?,
+            activation: match self.text("activation")?.as_str() {
+                "" => None,
+                word => Some(word.parse().map_err(|e| self.corrupt("activation", e))?),
+            },
         })
     }
 

@@ -8,6 +8,7 @@ use hedgerow_uem_core::ca::CertificateRecord;
 use hedgerow_uem_core::group::name_key;
 use hedgerow_uem_core::licence::Installed;
 use hedgerow_uem_core::placement::Placement;
+use hedgerow_uem_core::profile::ActivationType;
 use hedgerow_uem_core::store::{Change, StoreError};
 
 use super::database::{by_id, by_tenant};
@@ -126,12 +127,13 @@ fn put_password(password: &ActivationPassword) -> Query {
 
 fn put_device(device: &Device) -> Query {
     let sql = "INSERT INTO device (tenant, id, account, name, platform, state, created, revoked, last_seen, \
-               serial, fingerprint, not_before, not_after, issuer) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+               serial, fingerprint, not_before, not_after, issuer, activation) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
                ON CONFLICT (tenant, id) DO UPDATE SET account = excluded.account, name = excluded.name, \
                platform = excluded.platform, state = excluded.state, revoked = excluded.revoked, \
                last_seen = excluded.last_seen, serial = excluded.serial, fingerprint = excluded.fingerprint, \
-               not_before = excluded.not_before, not_after = excluded.not_after, issuer = excluded.issuer";
+               not_before = excluded.not_before, not_after = excluded.not_after, issuer = excluded.issuer, \
+               activation = excluded.activation";
     let query = by_id(sql, &device.tenant, device.id)
         .bind(device.user.to_string())
         .bind(device.name.clone())
@@ -140,7 +142,7 @@ fn put_device(device: &Device) -> Query {
         .bind(int(device.created.0))
         .bind(time(device.revoked))
         .bind(time(device.last_seen));
-    bind_certificate(query, &device.certificate)
+    bind_certificate(query, &device.certificate).bind(device.activation.map_or("", ActivationType::as_str))
 }
 
 fn put_node(node: &Node) -> Result<Query, StoreError> {

@@ -575,6 +575,7 @@ fn activations(all: &mut Collected) {
         relays: vec!["relay.example:443".into()],
         relay_name: None,
         relay_ca_pem: None,
+        activation: None,
     };
     let csr = fixture().node_key.certificate_request().expect("a request");
     all.json("activation", "start", 0, &start);

@@ -4,6 +4,7 @@ use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use crate::ca::CertificateRecord;
+use crate::profile::ActivationType;
 
 /// Where a device stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,4 +39,7 @@ pub struct Device {
     pub revoked: Option<UnixTime>,
     /// When it last spoke with the core.
     pub last_seen: Option<UnixTime>,
+    /// How much of it is managed; none where it activated before there were types, or named no known platform.
+    #[serde(default)]
+    pub activation: Option<ActivationType>,
 }

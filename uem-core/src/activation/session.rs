@@ -7,6 +7,7 @@ use super::pake::{Channel, Responder};
 use crate::CoreError;
 use crate::account::{Email, User};
 use crate::licence::Unlicensed;
+use crate::profile::Barred;
 
 /// How long an activation may take from `begin_activation` to `finish_activation`.
 pub const SESSION_SECONDS: u64 = 120;
@@ -100,6 +101,10 @@ pub enum ActivationError {
     /// The licence lets no further device in. Only who has shown the right password is told so; it is not used up.
     #[error(transparent)]
     Unlicensed(#[from] Unlicensed),
+    /// The user's activation profile keeps this device out. Only who has shown the right password is told so; it is not
+    /// used up.
+    #[error(transparent)]
+    Barred(#[from] Barred),
     /// The core itself failed; the device may try again.
     #[error("the core failed")]
     Core(#[from] CoreError),
@@ -140,4 +145,8 @@ pub struct EnrolReply {
     /// The relays' CA, PEM; absent for a public one.
     #[serde(default)]
     pub relay_ca_pem: Option<String>,
+    /// How much of it is managed (`ActivationType`); absent where its platform is not known. Text, so that a device older
+    /// than a type can still read its reply: the password is used up by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation: Option<String>,
 }

@@ -12,6 +12,7 @@
 //! and in both the older before the newer.
 
 mod kind;
+mod properties;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use kind::{Class, Kind};
+pub use properties::Properties;
 
 /// Open commands that one device may have.
 pub const MAX_OPEN: usize = 100;
@@ -95,8 +97,8 @@ pub struct Command {
     pub number: u64,
     /// What is to be done.
     pub kind: Kind,
-    /// What it takes: a JSON object.
-    pub properties: Map<String, Value>,
+    /// What it takes; `Core::next_command` opens it.
+    pub properties: Properties,
     /// Where it stands.
     pub state: State,
     /// When it was given.

@@ -19,7 +19,7 @@ fn command(n: usize, kind: Kind, expires: u64) -> Command {
         device: id(200),
         number: n as u64,
         kind,
-        properties: Map::new(),
+        properties: Properties::default(),
         state: State::Queued,
         created: UnixTime(0),
         expires: UnixTime(expires),

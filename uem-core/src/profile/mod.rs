@@ -1,5 +1,6 @@
 //! Profiles: named settings of one category, ranked, assigned to users and groups.
 
+mod activation;
 mod category;
 mod compliance;
 mod connectivity;
@@ -13,6 +14,7 @@ use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use activation::{Activation, ActivationType, Bar, Barred};
 pub use category::{Category, Platform};
 pub use compliance::{Compliance, Hardware, Listed};
 pub use connectivity::Connectivity;
@@ -62,6 +64,7 @@ pub fn check_settings(category: Category, settings: &Map<String, Value>) -> Resu
         return Err(CoreError::invalid("the settings", format!("{size} bytes; at most {MAX_SETTINGS} are kept")));
     }
     match category {
+        Category::Activation => Activation::read(settings).map(drop),
         Category::Compliance => Compliance::read(settings).map(drop),
         Category::EnterpriseConnectivity => Connectivity::read(settings).map(drop),
         _ => Ok(()),

@@ -1,6 +1,9 @@
 //! The core's half of activation. What a stranger sees is alike for everybody: the same messages, the same curve
 //! work, one durable write per wrong attempt, one error.
 
+use std::fmt;
+use std::sync::Arc;
+
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::Identity;
 use hedgerow_shared::{EntityId, Role, SessionId, TenantId, UnixTime};
@@ -14,7 +17,7 @@ use crate::activation::{
     SESSION_SECONDS, Started,
 };
 use crate::ca::CertificateRequest;
-use crate::licence::Unlicensed;
+use crate::profile::{self, Activation, ActivationType, Barred, Category, Platform};
 use crate::random;
 use crate::store::{Change, Store};
 
@@ -53,7 +56,7 @@ impl<S: Store> Core<S> {
     /// password. A proof that is right while the password is blocked is refused like a wrong one.
     ///
     /// # Errors
-    /// `Refused`, `Unlicensed`, `Core`.
+    /// `Refused`, `Unlicensed`, `Barred`, `Core`.
     pub async fn confirm_activation(
         &self,
         call: &mut Call<'_>,
@@ -70,11 +73,16 @@ impl<S: Store> Core<S> {
         };
         match confirmed {
             Ok((channel, confirmation)) => match self.still_open(call.now, &tenant, &known).await? {
-                // Only now: what a licence allows is nobody's business who does not know a password.
-                Ok(_) => match self.unlicensed(&tenant, call.now).await? {
-                    None => Ok((Confirmed { tenant, session, channel, known, until }, confirmation)),
-                    Some(why) => self.refuse_unlicensed(call, &tenant, known.user.id, why).await,
-                },
+                // Only now: what licence and profile allow is nobody's business who does not know a password.
+                Ok(_) => {
+                    if let Some(why) = self.unlicensed(&tenant, call.now).await? {
+                        return self.refuse_known(call, &tenant, known.user.id, why).await;
+                    }
+                    if let Some(why) = self.barred_on_all(&tenant, known.user.id).await? {
+                        return self.refuse_known(call, &tenant, known.user.id, why).await;
+                    }
+                    Ok((Confirmed { tenant, session, channel, known, until }, confirmation))
+                }
                 Err(refusal) => self.refuse(call, &tenant, refusal).await,
             },
             Err(PakeError::Unexpected) => self.refuse(call, &tenant, Refusal::Malformed).await,
@@ -86,7 +94,7 @@ impl<S: Store> Core<S> {
     /// Certifies the device's key; the password is used up in the same commit. The reply goes to the device.
     ///
     /// # Errors
-    /// `Refused`, `Unlicensed` (the password is not used up then), `Core`.
+    /// `Refused`, `Unlicensed` and `Barred` (the password is not used up then), `Core`.
     pub async fn finish_activation(
         &self,
         call: &mut Call<'_>,
@@ -111,8 +119,13 @@ impl<S: Store> Core<S> {
             };
             // Others may have taken the last seat since; the commit below fails where somebody takes it meanwhile.
             if let Some(why) = self.unlicensed(&tenant, call.now).await? {
-                return self.refuse_unlicensed(call, &tenant, user.id, why).await;
+                return self.refuse_known(call, &tenant, user.id, why).await;
             }
+            let platform = account::told(&request.platform);
+            let activation = match self.admitted(&tenant, user.id, Platform::told(&platform)).await? {
+                Ok(activation) => activation,
+                Err(why) => return self.refuse_known(call, &tenant, user.id, why).await,
+            };
             let identity =
                 Identity { tenant: tenant.clone(), role: Role::Device, id, group: None, origins: Vec::new() };
             let authority = self.authority(&row)?;
@@ -122,12 +135,13 @@ impl<S: Store> Core<S> {
                 id,
                 user: user.id,
                 name: account::told(&request.name),
-                platform: account::told(&request.platform),
+                platform,
                 certificate: issued.record.clone(),
                 state: DeviceState::Active,
                 created: call.now,
                 revoked: None,
                 last_seen: Some(call.now),
+                activation,
             };
             let reply = EnrolReply {
                 device: id,
@@ -138,6 +152,7 @@ impl<S: Store> Core<S> {
                 relays: row.settings.relays.clone(),
                 relay_name: row.settings.relay_name.clone(),
                 relay_ca_pem: row.settings.relay_ca_pem.clone(),
+                activation: activation.map(|activation| activation.to_string()),
             };
             let plan = Plan::default()
                 .change(Change::DeletePassword(user.id))
@@ -146,7 +161,13 @@ impl<S: Store> Core<S> {
                 .record(
                     "device.activate",
                     id.to_string(),
-                    format!("{}, {}, {}", user.email, device.name, device.platform),
+                    format!(
+                        "{}, {}, {}, {}",
+                        user.email,
+                        device.name,
+                        device.platform,
+                        activation.map_or("no type", ActivationType::as_str)
+                    ),
                 );
             if self.commit(call, row, plan).await? {
                 let reply = serde_json::to_vec(&reply).map_err(|e| CoreError::invalid("the reply", e.to_string()))?;
@@ -223,13 +244,40 @@ impl<S: Store> Core<S> {
         Err(CoreError::Busy.into())
     }
 
-    /// Refuses for want of a licence, audited: who gets here knows the password, which stays as it is.
-    async fn refuse_unlicensed<T>(
+    /// Whether the user's activation profile lets one more device of this platform in, and as what.
+    async fn admitted(
+        &self,
+        tenant: &TenantId,
+        user: EntityId,
+        platform: Option<Platform>,
+    ) -> Result<Result<Option<ActivationType>, Barred>, CoreError> {
+        let of = self.profiles_for(tenant, user).await?;
+        let active = self.store.active_devices(tenant, Some(user)).await.map_err(CoreError::Store)?;
+        by_profile(of, platform, active)
+    }
+
+    /// Why no device of the user may activate, whatever its platform, which is not known before the last message. A profile
+    /// may be switched off for a platform, so each is asked for.
+    async fn barred_on_all(&self, tenant: &TenantId, user: EntityId) -> Result<Option<Barred>, CoreError> {
+        let of = self.profiles_for(tenant, user).await?;
+        let active = self.store.active_devices(tenant, Some(user)).await.map_err(CoreError::Store)?;
+        let mut first = None;
+        for platform in [None].into_iter().chain(Platform::ALL.map(Some)) {
+            match by_profile(of.clone(), platform, active)? {
+                Ok(_) => return Ok(None),
+                Err(why) => first = first.or(Some(why)),
+            }
+        }
+        Ok(first)
+    }
+
+    /// Refuses for want of a licence or by a profile, audited: who gets here knows the password, which stays as it is.
+    async fn refuse_known<T>(
         &self,
         call: &mut Call<'_>,
         tenant: &TenantId,
         user: EntityId,
-        why: Unlicensed,
+        why: impl fmt::Display + Into<ActivationError>,
     ) -> Result<T, ActivationError> {
         for _ in 0..ATTEMPTS {
             let row = self.load(tenant).await?;
@@ -252,4 +300,19 @@ impl<S: Store> Core<S> {
         }
         Err(CoreError::Busy.into())
     }
+}
+
+/// What the activation profile among these says to a device of the platform.
+fn by_profile(
+    (assigned, defaults): (Vec<profile::Assigned>, Vec<Arc<profile::Profile>>),
+    platform: Option<Platform>,
+    active: u64,
+) -> Result<Result<Option<ActivationType>, Barred>, CoreError> {
+    let found = profile::effective(assigned, defaults, platform);
+    let found = found.into_iter().find(|one| one.profile.category == Category::Activation);
+    let (name, settings) = match &found {
+        Some(found) => (found.profile.name.as_str(), Activation::read(&found.profile.settings)?),
+        None => ("", Activation::default()),
+    };
+    Ok(settings.admits(platform, active).map_err(|bar| Barred { profile: name.to_owned(), bar }))
 }

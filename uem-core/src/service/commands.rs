@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::{ATTEMPTS, Call, Core, Plan};
 use crate::CoreError;
 use crate::account::DeviceState;
-use crate::command::{self, Command, Kind, MAX_CONTENT, MAX_LIFETIME_SECONDS, MAX_OPEN, Reply, State};
+use crate::command::{self, Command, Kind, MAX_CONTENT, MAX_LIFETIME_SECONDS, MAX_OPEN, Properties, Reply, State};
 use crate::store::{Change, Store, StoreError};
 
 /// How long a command that came to its end is kept, seconds: 90 days. The audit record of it stays.
@@ -28,7 +28,8 @@ pub struct NewCommand {
 }
 
 impl<S: Store> Core<S> {
-    /// Queues a command; it is on disk when this returns. Properties may hold passwords: they are not in the audit record.
+    /// Queues a command; it is on disk when this returns. Properties may hold passwords: they are stored sealed, and are not in
+    /// the audit record.
     ///
     /// # Errors
     /// `NotFound`, `Revoked`, `Invalid` (a lifetime, properties that are too large, too many open commands), `Busy`, `Store`.
@@ -44,13 +45,14 @@ impl<S: Store> Core<S> {
         if !command::fits(&new.properties) {
             return Err(CoreError::invalid("the properties", format!("at most {MAX_CONTENT} bytes are kept")));
         }
+        let id = call.id();
         let mut command = Command {
             tenant: tenant.clone(),
-            id: call.id(),
+            id,
             device: new.device,
             number: 0,
             kind: new.kind,
-            properties: new.properties,
+            properties: Properties::seal(&self.kek, (tenant, id), new.properties, call.random),
             state: State::Queued,
             created: call.now,
             expires: call.now.plus(new.lifetime_seconds),
@@ -134,8 +136,8 @@ impl<S: Store> Core<S> {
         self.store.commands(tenant, device).await.map_err(CoreError::Store)
     }
 
-    /// The command that a device gets now, stored as sent; `None` when it is to be idle. `skip` are those that it has put off
-    /// in this conversation.
+    /// The command that a device gets now, stored as sent, and what it takes; `None` when it is to be idle. `skip` are those
+    /// that it has put off in this conversation. One whose properties cannot be opened fails, and does not hold up others.
     ///
     /// # Errors
     /// `Busy`, `Store`.
@@ -145,7 +147,7 @@ impl<S: Store> Core<S> {
         device: EntityId,
         skip: &BTreeSet<EntityId>,
         now: UnixTime,
-    ) -> Result<Option<Command>, CoreError> {
+    ) -> Result<Option<(Command, Map<String, Value>)>, CoreError> {
         for _ in 0..ATTEMPTS {
             let mut open = self.store.open_commands(tenant, device).await.map_err(CoreError::Store)?;
             for command in &mut open {
@@ -158,11 +160,19 @@ impl<S: Store> Core<S> {
                 }
             }
             let Some(command) = command::next(&open, skip, now) else { return Ok(None) };
-            let sent = command.sent();
-            match self.store.move_command(command, sent.clone()).await {
-                Ok(()) => return Ok(Some(sent)),
-                Err(StoreError::Conflict) => {}
-                Err(error) => return Err(CoreError::Store(error)),
+            let properties = command.properties.open(&self.kek, (tenant, command.id)).ok();
+            let moved = match &properties {
+                Some(_) => command.sent(),
+                None => {
+                    let error =
+                        "its properties cannot be opened with the core's key: give the command again".to_owned();
+                    command.answered(Reply::Failed { error }, now).unwrap_or_else(|| command.clone())
+                }
+            };
+            match (self.store.move_command(command, moved.clone()).await, properties) {
+                (Ok(()), Some(properties)) => return Ok(Some((moved, properties))),
+                (Ok(()), None) | (Err(StoreError::Conflict), _) => {}
+                (Err(error), _) => return Err(CoreError::Store(error)),
             }
         }
         Err(CoreError::Busy)

@@ -6,10 +6,11 @@ use serde_json::{Map, Value};
 use super::{Call, Core, Decided, Plan};
 use crate::CoreError;
 use crate::account::{Device, DeviceState};
-use crate::command::{Command, Kind};
-use crate::compliance::{Due, Facts, Standing, Verdict, follow, judge};
+use crate::command::{Command, Kind, Properties};
+use crate::compliance::{Facts, Standing, Verdict, follow, judge};
 use crate::inventory::{self, Attributes, InstalledApp, Inventory, Told};
 use crate::profile::{Category, Compliance, Platform};
+use crate::random;
 use crate::store::{Change, Page, Store};
 
 /// How long a command of compliance waits for its device, seconds: 30 days. What is to be erased is to be erased whenever
@@ -131,6 +132,7 @@ impl<S: Store> Core<S> {
         let now = call.now;
         // One for each action that there is, in the order of what is due.
         let ids: [EntityId; 6] = std::array::from_fn(|_| call.id());
+        let seed = random::bytes(call.random);
         self.decide(call, tenant, |revision| async move {
             let device = self.device(tenant, id).await?;
             let before = self.store.standing(tenant, id).await.map_err(CoreError::Store)?;
@@ -148,7 +150,7 @@ impl<S: Store> Core<S> {
             }
             let mut plan = Plan::default();
             let open = self.store.open_commands(tenant, id).await.map_err(CoreError::Store)?;
-            for (due, id) in due.iter().zip(ids) {
+            for (place, (due, id)) in due.iter().zip(ids).enumerate() {
                 let rules: Vec<_> = due.rules.iter().map(|rule| rule.as_str()).collect();
                 let mut told = format!("{}, because of {}", due.action.as_str(), rules.join(", "));
                 if let Some(kind) = due.action.command() {
@@ -156,7 +158,12 @@ impl<S: Store> Core<S> {
                     let waits = open.iter().find(|c| c.kind == kind && c.expires > now).map(|c| c.id);
                     let command = waits.unwrap_or(id);
                     if waits.is_none() {
-                        let given = order(&device, (id, kind), due, revision, now);
+                        let rules = due.rules.iter().map(|rule| Value::from(rule.as_str())).collect();
+                        let because = Map::from_iter([(BECAUSE.to_owned(), Value::Array(rules))]);
+                        let mut random = random::of_seed(seed, revision, place);
+                        let properties = Properties::seal(&self.kek, (tenant, id), because, &mut random);
+                        let given = asked(&device, (id, kind), (revision, now), LIFETIME_SECONDS);
+                        let given = Command { properties, ..given };
                         plan = plan.change(Change::PutCommand(given));
                     }
                     standing.note(due, command);
@@ -208,13 +215,6 @@ impl<S: Store> Core<S> {
     }
 }
 
-/// The command of an action.
-fn order(device: &Device, (id, kind): (EntityId, Kind), due: &Due, number: u64, now: UnixTime) -> Command {
-    let rules = due.rules.iter().map(|rule| Value::from(rule.as_str())).collect();
-    let properties = Map::from_iter([(BECAUSE.to_owned(), Value::Array(rules))]);
-    Command { properties, ..asked(device, (id, kind), (number, now), LIFETIME_SECONDS) }
-}
-
 /// A command that the core gives by itself.
 pub(super) fn asked(
     device: &Device,
@@ -228,7 +228,7 @@ pub(super) fn asked(
         device: device.id,
         number,
         kind,
-        properties: Map::new(),
+        properties: Properties::default(),
         state: crate::command::State::Queued,
         created: now,
         expires: now.plus(lifetime_seconds),

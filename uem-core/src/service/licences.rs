@@ -22,7 +22,7 @@ impl<S: Store> Core<S> {
     /// `Store`.
     pub async fn licence_overview(&self, tenant: &TenantId, now: UnixTime) -> Result<Option<Overview>, CoreError> {
         let Some(installed) = self.licence(tenant).await? else { return Ok(None) };
-        let seats_used = self.store.active_devices(tenant).await.map_err(CoreError::Store)?;
+        let seats_used = self.store.active_devices(tenant, None).await.map_err(CoreError::Store)?;
         let licence = &installed.licence;
         let full = licence.seats.filter(|seats| seats_used >= u64::from(*seats));
         let full =
@@ -82,7 +82,7 @@ impl<S: Store> Core<S> {
     /// Whether one more device may become active; `Some` says why not. A device that is active is never asked about.
     pub(super) async fn unlicensed(&self, tenant: &TenantId, now: UnixTime) -> Result<Option<Unlicensed>, CoreError> {
         let Some(installed) = self.licence(tenant).await? else { return Ok(None) };
-        let active = self.store.active_devices(tenant).await.map_err(CoreError::Store)?;
+        let active = self.store.active_devices(tenant, None).await.map_err(CoreError::Store)?;
         Ok(installed.admits(active, now).err())
     }
 }

@@ -318,6 +318,16 @@ impl<S: Store> Core<S> {
         user: EntityId,
         platform: Option<Platform>,
     ) -> Result<Vec<Effective>, CoreError> {
+        let (assigned, defaults) = self.profiles_for(tenant, user).await?;
+        Ok(effective(assigned, defaults, platform))
+    }
+
+    /// What may have effect for a user, whatever the platform: what is assigned, and the defaults.
+    pub(super) async fn profiles_for(
+        &self,
+        tenant: &TenantId,
+        user: EntityId,
+    ) -> Result<(Vec<Assigned>, Vec<Arc<Profile>>), CoreError> {
         self.user(tenant, user).await?;
         let of = async |holder| self.store.profiles_of(tenant, holder).await.map_err(CoreError::Store);
         let with = |profiles: Vec<Profile>, reason: Reason| {
@@ -328,7 +338,7 @@ impl<S: Store> Core<S> {
             assigned.extend(with(of(Principal::Group(group)).await?, Reason::Group { way }));
         }
         let defaults = self.store.default_profiles(tenant).await.map_err(CoreError::Store)?;
-        Ok(effective(assigned, defaults.into_iter().map(Arc::new).collect(), platform))
+        Ok((assigned, defaults.into_iter().map(Arc::new).collect()))
     }
 
     /// What has effect on a device, and why.

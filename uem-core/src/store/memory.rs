@@ -174,8 +174,11 @@ impl Store for Memory {
         self.read(tenant, |d| d.licence.clone())
     }
 
-    async fn active_devices(&self, tenant: &TenantId) -> Result<u64, StoreError> {
-        self.read(tenant, |d| d.devices.values().filter(|v| v.state == DeviceState::Active).count() as u64)
+    async fn active_devices(&self, tenant: &TenantId, user: Option<EntityId>) -> Result<u64, StoreError> {
+        self.read(tenant, |d| {
+            let of = d.devices.values().filter(|v| user.is_none_or(|u| v.user == u));
+            of.filter(|v| v.state == DeviceState::Active).count() as u64
+        })
     }
 
     async fn group(&self, tenant: &TenantId, id: EntityId) -> Result<Option<Group>, StoreError> {

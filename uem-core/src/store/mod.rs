@@ -254,8 +254,12 @@ pub trait Store: InventoryStore + AppStore + AdminStore + ReportStore {
     fn placement(&self, tenant: &TenantId) -> impl Future<Output = Result<Option<Placement>, StoreError>> + Send;
     /// The installed licence.
     fn licence(&self, tenant: &TenantId) -> impl Future<Output = Result<Option<Installed>, StoreError>> + Send;
-    /// How many devices are active.
-    fn active_devices(&self, tenant: &TenantId) -> impl Future<Output = Result<u64, StoreError>> + Send;
+    /// How many devices are active, of one user or of all.
+    fn active_devices(
+        &self,
+        tenant: &TenantId,
+        user: Option<EntityId>,
+    ) -> impl Future<Output = Result<u64, StoreError>> + Send;
     /// One group.
     fn group(&self, tenant: &TenantId, id: EntityId) -> impl Future<Output = Result<Option<Group>, StoreError>> + Send;
     /// The group whose name has this `name_key`.

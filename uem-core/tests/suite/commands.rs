@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use super::world::*;
 use hedgerow_shared::EntityId;
 use hedgerow_uem_core::account::{Device, DeviceState};
-use hedgerow_uem_core::command::{Command, DEFAULT_LIFETIME_SECONDS, Kind, MAX_OPEN, Reply, State};
+use hedgerow_uem_core::command::{Command, DEFAULT_LIFETIME_SECONDS, Kind, MAX_OPEN, Properties, Reply, State};
+use hedgerow_uem_core::seal::Kek;
 use hedgerow_uem_core::service::NewCommand;
-use hedgerow_uem_core::store::Store;
+use hedgerow_uem_core::store::{Change, Commit, Store};
 use hedgerow_uem_core::{Actor, Call, CoreError};
-use serde_json::Map;
+use serde_json::{Map, Value, json};
 
 impl<S: Store> World<S> {
     pub(super) async fn device_of(&mut self, email: &str) -> Device {
@@ -26,6 +27,10 @@ impl<S: Store> World<S> {
     }
 
     pub(super) async fn fetch(&self, device: EntityId) -> Option<Command> {
+        self.fetch_whole(device).await.map(|(command, _)| command)
+    }
+
+    pub(super) async fn fetch_whole(&self, device: EntityId) -> Option<(Command, Map<String, Value>)> {
         self.core.next_command(&self.tenant, device, &BTreeSet::new(), self.now).await.unwrap()
     }
 
@@ -46,8 +51,9 @@ pub(crate) async fn p22_commands_are_fetched_in_order_and_answered_once<S: Store
     let lock = w.give(&device, Kind::LockDevice).await.unwrap();
     let list = w.give(&device, Kind::ListApplications).await.unwrap();
     assert!(w.fetch(other.id).await.is_none());
-    let got = w.fetch(device.id).await.unwrap();
+    let (got, properties) = w.fetch_whole(device.id).await.unwrap();
     assert_eq!((got.id, got.state, got.sent, &got.properties), (lock.id, State::Sent, 1, &lock.properties));
+    assert_eq!(properties["message"], "Ring 555-0100 – \"now\"");
     // Again, until it is answered; what is stored is what was sent.
     assert_eq!(w.fetch(device.id).await.unwrap().sent, 2);
     assert_eq!(w.core.command(&w.tenant, lock.id).await.unwrap().sent, 2);
@@ -123,4 +129,52 @@ pub(crate) async fn p22_a_device_that_has_erased_itself_is_revoked<S: Store>(sto
     w.answer(&device, wipe.id, done()).await.unwrap();
     assert_eq!(state(&w).await, DeviceState::Revoked);
     assert_eq!(w.core.command(&w.tenant, wipe.id).await.unwrap().state, State::Succeeded);
+}
+
+pub(crate) async fn p22_properties_of_commands_are_stored_sealed_and_rows_of_before_are_still_read<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let device = w.device_of("anna@example.com").await;
+    let clear = json!({ "newPassword": "correct horse battery", "message": "Ring 555-0100" });
+    let Value::Object(clear) = clear else { panic!("an object") };
+    let (kind, lifetime_seconds) = (Kind::LockDevice, DEFAULT_LIFETIME_SECONDS);
+    let new = NewCommand { device: device.id, kind, properties: clear.clone(), lifetime_seconds };
+    let given = w.core.queue_command(call!(w), &w.tenant, new).await.unwrap();
+    let stored = w.core.store().command(&w.tenant, given.id).await.unwrap().unwrap();
+    let text = serde_json::to_string(&stored).unwrap();
+    assert!(!text.contains("correct horse") && !text.contains("555-0100"), "{text}");
+    assert_eq!(stored.properties.names().collect::<Vec<_>>(), ["message", "newPassword"]);
+    let (sent, opened) = w.fetch_whole(device.id).await.unwrap();
+    assert_eq!((sent.id, &opened), (given.id, &clear));
+    w.answer(&device, given.id, done()).await.unwrap();
+
+    // One as a version before this one left it, behind one that was moved here from another place of the database.
+    let old = w.give(&device, Kind::LockDevice).await.unwrap();
+    let moved = w.give(&device, Kind::EnableLostMode).await.unwrap();
+    let mut tenant = w.core.tenant(&w.tenant).await.unwrap();
+    let (expected, audit) = (Some(tenant.revision), Vec::new());
+    tenant.revision += 1;
+    let rows = [(&old, Properties::Clear(clear.clone())), (&moved, stored.properties)];
+    let rows = rows.map(|(c, properties)| Command {
+        id: EntityId::from_random([c.number as u8; 16]),
+        properties,
+        ..c.clone()
+    });
+    let changes = rows.iter().cloned().map(Change::PutCommand).collect();
+    w.core.store().commit(Commit { expected, tenant, changes, audit }).await.unwrap();
+    for id in [old.id, moved.id] {
+        w.core.cancel_command(call!(w), &w.tenant, id).await.unwrap();
+    }
+    let (sent, opened) = w.fetch_whole(device.id).await.unwrap();
+    assert_eq!((sent.id, opened), (rows[0].id, clear));
+    w.answer(&device, sent.id, done()).await.unwrap();
+    let list = w.give(&device, Kind::ListApplications).await.unwrap();
+    assert_eq!(w.fetch(device.id).await.unwrap().id, list.id, "a damaged one holds nobody up");
+    let damaged = w.core.command(&w.tenant, rows[1].id).await.unwrap();
+    assert!(damaged.state == State::Failed && damaged.error.unwrap().contains("cannot be opened"));
+    // Under another key they are not readable either.
+    let last = w.give(&device, Kind::LockDevice).await.unwrap();
+    w.answer(&device, list.id, done()).await.unwrap();
+    w.core = w.core.with_kek(Kek::new(&[2; 32]));
+    assert!(w.fetch(device.id).await.is_none());
+    assert_eq!(w.core.command(&w.tenant, last.id).await.unwrap().state, State::Failed);
 }

@@ -13,6 +13,7 @@ macro_rules! call {
 }
 
 mod activation;
+mod activation_profiles;
 mod admins;
 mod apps;
 mod bulk;
@@ -28,6 +29,7 @@ mod tenants;
 mod world;
 
 pub(crate) use activation::*;
+pub(crate) use activation_profiles::*;
 pub(crate) use admins::*;
 pub(crate) use apps::*;
 pub(crate) use bulk::*;
@@ -88,12 +90,15 @@ macro_rules! suite {
             p21_profiles_are_ranked_and_ranks_move
             p21_a_category_has_one_default_and_it_stays
             p21_what_has_effect_is_told_with_its_reason
+            p21_an_activation_profile_decides_how_many_and_which_devices_and_as_what
+            p20_what_an_activation_profile_says_is_told_only_to_who_knows_the_password
             p21_connectivity_profiles_become_routes_of_devices_and_rules_of_nodes
             two_tenants_side_by_side_are_each_as_if_alone
             p18_users_are_imported_once_and_changed_where_they_differ
             p18_users_are_found_by_what_their_address_or_name_begins_with
             p22_commands_are_fetched_in_order_and_answered_once
             p22_commands_are_taken_back_and_expire
+            p22_properties_of_commands_are_stored_sealed_and_rows_of_before_are_still_read
             p22_a_queue_has_a_bound_and_revoked_devices_have_none
             p04_a_licence_is_installed_shown_and_removed_and_audited
             p04_activations_stop_at_the_last_seat_and_leave_the_password_as_it_was

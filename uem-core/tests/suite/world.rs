@@ -40,6 +40,8 @@ pub(super) struct World<S> {
     pub(super) tenant: TenantId,
     pub(super) now: UnixTime,
     pub(super) random: Seeded,
+    /// What activating devices say they are.
+    pub(super) platform: &'static str,
 }
 
 pub(super) fn settings() -> TenantSettings {
@@ -54,7 +56,7 @@ impl<S: Store> World<S> {
     pub(super) async fn new(store: S) -> Self {
         let core = Core::new(store, Kek::new(&[1; 32]));
         let tenant: TenantId = "S12345678".parse().unwrap();
-        let mut world = Self { core, tenant, now: NOW, random: Seeded(1) };
+        let mut world = Self { core, tenant, now: NOW, random: Seeded(1), platform: "Linux" };
         world.make_tenant("S12345678").await.unwrap();
         world
     }
@@ -94,7 +96,7 @@ impl<S: Store> World<S> {
         let request = EnrolRequest {
             csr: key.certificate_request().unwrap(),
             name: "anna's\u{1b} laptop".into(),
-            platform: "Linux".into(),
+            platform: self.platform.into(),
         };
         let sealed = channel.seal(&serde_json::to_vec(&request).unwrap(), &mut self.random).unwrap();
         Ok((confirmed, sealed, DeviceHalf { channel }))
@@ -163,6 +165,7 @@ pub(super) fn refusal<T>(result: Result<T, ActivationError>) -> Refusal {
     match result {
         Err(ActivationError::Refused(refusal)) => refusal,
         Err(ActivationError::Unlicensed(why)) => panic!("{why}"),
+        Err(ActivationError::Barred(why)) => panic!("{why}"),
         Err(ActivationError::Core(error)) => panic!("the core failed: {error:?}"),
         Ok(_) => panic!("it was not refused"),
     }
