@@ -5,10 +5,11 @@ use hedgerow_shared::{EntityId, UnixTime};
 use hedgerow_uem_core::account::{Device, DeviceState};
 use hedgerow_uem_core::command::{Kind, Reply, State};
 use hedgerow_uem_core::compliance::{Action, Rule, Standing, Verdict};
+use hedgerow_uem_core::group::Principal;
 use hedgerow_uem_core::inventory::{InstalledApp, MAX_APPS};
 use hedgerow_uem_core::profile::{Category, Profile};
 use hedgerow_uem_core::service::NewProfile;
-use hedgerow_uem_core::store::{Page, Store};
+use hedgerow_uem_core::store::{Change, Commit, Page, Store};
 use hedgerow_uem_core::{Actor, Call};
 use serde_json::{Value, json};
 
@@ -40,6 +41,12 @@ impl<S: Store> World<S> {
     async fn judged(&mut self, device: &Device, available: UnixTime) -> Standing {
         let mut call = Call::new(Actor::System, self.now, &mut self.random).available_since(available);
         self.core.judge_device(&mut call, &self.tenant, device.id).await.unwrap().0.unwrap()
+    }
+
+    /// What a device answers is kept, without a command.
+    async fn tell(&self, device: &Device, kind: Kind, answer: Value) {
+        let Value::Object(told) = answer else { panic!("an answer is an object") };
+        self.core.tell(&self.tenant, device.id, (kind, &told), self.now).await.unwrap();
     }
 
     /// Hours go by.
@@ -319,4 +326,55 @@ pub(crate) async fn p21_the_cores_own_absence_is_not_the_devices_silence<S: Stor
     w.seen(&other).await;
     w.wait(100);
     assert_eq!(w.judged(&other, w.now).await.verdict, Verdict::Compliant);
+}
+
+pub(crate) async fn p21_one_bad_device_does_not_stop_the_round<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let mut devices = Vec::new();
+    for n in 0..3 {
+        devices.push(w.device_of(&format!("user{n}@example.com")).await);
+    }
+    devices.sort_by_key(|device| device.id);
+    w.compliance(json!({ "rules": { "notTold": { "hours": 48 } } })).await;
+    // Settings that nothing here wrote have effect on the first.
+    let settings = serde_json::from_value(json!({ "rules": {} })).unwrap();
+    let new = NewProfile { category: Category::Compliance, name: "odd".into(), settings, ..NewProfile::default() };
+    let odd = w.core.add_profile(call!(w), &w.tenant, new).await.unwrap();
+    let changes = vec![
+        Change::PutProfile(Profile { settings: serde_json::from_value(json!({ "rules": 7 })).unwrap(), ..odd.clone() }),
+        Change::PutAssignment { profile: odd.id, holder: Principal::User(devices[0].user) },
+    ];
+    let mut tenant = w.core.tenant(&w.tenant).await.unwrap();
+    let expected = Some(tenant.revision);
+    tenant.revision += 1;
+    w.core.store().commit(Commit { expected, tenant, changes, audit: vec![] }).await.unwrap();
+    let swept = w.core.sweep(call!(w), &w.tenant, Page::first()).await.unwrap();
+    assert_eq!((swept.looked_at, swept.changed), (3, 2));
+    assert_eq!(swept.to_wake, [devices[1].id, devices[2].id]);
+    let [(failed, why)] = &swept.failed[..] else { panic!("{swept:?}") };
+    assert_eq!(*failed, devices[0].id);
+    assert!(why.contains("compliance settings"), "{why}");
+}
+
+pub(crate) async fn p23_a_clock_that_ran_ahead_does_not_silence_devices<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let device = w.device_of("anna@example.com").await;
+    w.compliance(json!({ "rules": { "notTold": { "hours": 48 } } })).await;
+    let right = w.now;
+    w.wait(366 * 24);
+    w.core.sweep(call!(w), &w.tenant, Page::first()).await.unwrap();
+    w.tell(&device, Kind::RequestDeviceInfo, json!({ "os": "ahead" })).await;
+    w.tell(&device, Kind::ListApplications, json!({ "packages": [{ "name": "ahead" }] })).await;
+    w.now = right.plus(60);
+    for (_, id) in w.open(&device).await {
+        let _ = w.core.cancel_command(call!(w), &w.tenant, id).await;
+    }
+    // What it told is yet to come: it is asked.
+    let swept = w.core.sweep(call!(w), &w.tenant, Page::first()).await.unwrap();
+    assert_eq!(swept.to_wake, [device.id]);
+    w.tell(&device, Kind::RequestDeviceInfo, json!({ "os": "now" })).await;
+    w.tell(&device, Kind::ListApplications, json!({ "packages": [{ "name": "a" }, { "name": "b" }] })).await;
+    let inventory = w.core.inventory(&w.tenant, device.id).await.unwrap();
+    assert_eq!((inventory.apps, inventory.apps_told), (2, Some(w.now)));
+    assert_eq!(inventory.attributes.unwrap().os.as_deref(), Some("now"));
 }
