@@ -5,6 +5,7 @@
 //! answered by `services` (origin `core`) and `bws`. The domain itself is `uem_core`; this crate only drives it.
 
 pub mod app;
+mod available;
 pub mod bws;
 pub mod config;
 pub mod control;

@@ -25,6 +25,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, timeout};
 
 use crate::app::{App, LicenceAt, RelayState, Standing, call};
+use crate::available::{Availability, Clocks};
 use crate::services;
 
 /// The first pause after a relay did not take something; it doubles up to `LONGEST`.
@@ -400,13 +401,36 @@ const ROUND_PAUSE: Duration = Duration::from_millis(100);
 
 /// Goes round all devices: time alone breaks rules, and what they told grows old.
 pub(crate) async fn watch_devices(app: Arc<App>) {
+    let clocks = || Clocks { wall: clock::now(), steady: clock::monotonic() };
+    let mut availability = Availability::begin(clocks());
     loop {
         tokio::time::sleep(ROUND).await;
+        let linked = app.relays.iter().any(|relay| relay.standing.lock().up.is_some());
+        let readable = app.domain.tenant(&app.tenant).await.is_ok();
+        let available = match availability.since(clocks(), linked && readable) {
+            Ok(since) => since,
+            Err(jumped) => {
+                tracing::error!(
+                    clock_seconds = jumped.wall,
+                    elapsed_seconds = jumped.steady,
+                    "the clock has jumped, or the machine has slept: devices are not judged in this round, and their silence \
+                     counts anew; set the clock right"
+                );
+                continue;
+            }
+        };
         let mut page = Page { after: None, limit: ROUND_PAGE };
         loop {
-            match app.sweep(&mut call(Actor::System), page).await {
-                Ok(swept) if swept.next.is_some() => page.after = swept.next,
-                Ok(_) => break,
+            match app.sweep(&mut call(Actor::System).available_since(available), page).await {
+                Ok(swept) => {
+                    for (device, why) in swept.failed {
+                        tracing::error!(%device, reason = why, "a device cannot be judged; the round goes on");
+                    }
+                    match swept.next {
+                        Some(next) => page.after = Some(next),
+                        None => break,
+                    }
+                }
                 Err(error) => {
                     tracing::error!(%error, "the round of devices was cut short");
                     break;

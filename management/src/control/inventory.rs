@@ -96,7 +96,10 @@ pub(super) async fn judge(State(app): State<Arc<App>>, Path(which): Path<String>
 pub(super) async fn judge_all(State(app): State<Arc<App>>, Params(part): Params<Part>) -> Shown {
     let page = Page { limit: ROUND, ..part.page()? };
     let swept = app.sweep(&mut admin(), page).await.map_err(problem)?;
-    Ok(axum::Json(json!({ "looked_at": swept.looked_at, "changed": swept.changed, "next": swept.next })))
+    Ok(axum::Json(json!({
+        "looked_at": swept.looked_at, "changed": swept.changed, "next": swept.next,
+        "failed": swept.failed.iter().map(|(device, why)| json!({ "device": device, "why": why })).collect::<Vec<_>>(),
+    })))
 }
 
 /// With the device's name and user, and the profile's name.

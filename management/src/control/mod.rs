@@ -72,7 +72,7 @@
 //! | app installed | `GET /installed/IDENTIFIER` | | list of `{id, email, name, platform}`: devices that it is on |
 //! | compliance list | `GET /compliance[?verdict=V]` | | list of STANDING `{device, name, email, verdict, quarantined, profile, profile_name, changed, causes [{rule, what, count, since, taken [{action, at, command}]}]}` |
 //! | compliance show, check | `GET`, `POST /devices/ID/compliance` | | STANDING; 404 before the first judgement |
-//! | compliance check | `POST /compliance[?after=ID]` | | `{looked_at, changed, next}`: 200 devices a time |
+//! | compliance check | `POST /compliance[?after=ID]` | | `{looked_at, changed, next, failed}`: 200 devices a time; `failed` are `{device, why}`, that could not be judged |
 //! | device revoke | `DELETE /devices/ID[?wait=SECONDS]` | | `{device, version, not_yet [holder]}`: waits (5 s) for relays and nodes |
 //! | node list | `GET /nodes` | | list of NODE `{id, name, group, origins, certificate, state, created, revoked, last_seen, config}`; config is the version it acknowledged |
 //! | node show | `GET /nodes/ID` | | NODE with `certificates [..]` |

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use hedgerow_shared::{EntityId, TenantId};
 use hedgerow_uem_core::compliance::{Standing, Verdict};
-use hedgerow_uem_core::inventory::{InstalledApp, Inventory, MAX_APPS, Told};
+use hedgerow_uem_core::inventory::{AHEAD_SECONDS, InstalledApp, Inventory, MAX_APPS, Told};
 use hedgerow_uem_core::store::{Change, InventoryStore, Page, StoreError};
 
 use super::database::{Database, by_id, by_page, by_tenant};
@@ -49,23 +49,27 @@ impl InventoryStore for Database {
     }
 
     async fn tell(&self, tenant: &TenantId, device: EntityId, told: Told) -> Result<(), StoreError> {
-        // The first statement touches a row when the device is there and what it tells is not older than what is.
+        // The first statement touches a row when the device is there and what it tells replaces what is (`replaces`).
         let (first, rest) = match told {
             Told::Attributes(attributes) => {
                 let sql = "INSERT INTO device_inventory (tenant, device, attributes, told, apps) \
                            SELECT tenant, id, $3, $4, 0 FROM device WHERE tenant = $1 AND id = $2 \
                            ON CONFLICT (tenant, device) DO UPDATE SET attributes = excluded.attributes, told = excluded.told \
-                           WHERE device_inventory.told IS NULL OR device_inventory.told <= excluded.told";
-                let first = by_id(sql, tenant, device).bind(json(&attributes)?).bind(int(attributes.told.0));
+                           WHERE device_inventory.told IS NULL OR device_inventory.told <= excluded.told OR device_inventory.told > $5";
+                let ahead = int(attributes.told.plus(AHEAD_SECONDS).0);
+                let first =
+                    by_id(sql, tenant, device).bind(json(&attributes)?).bind(int(attributes.told.0)).bind(ahead);
                 (first, Vec::new())
             }
             Told::Apps { told, apps } => {
                 let sql = "INSERT INTO device_inventory (tenant, device, apps, apps_told) \
                            SELECT tenant, id, $3, $4 FROM device WHERE tenant = $1 AND id = $2 \
                            ON CONFLICT (tenant, device) DO UPDATE SET apps = excluded.apps, apps_told = excluded.apps_told \
-                           WHERE device_inventory.apps_told IS NULL OR device_inventory.apps_told <= excluded.apps_told";
+                           WHERE device_inventory.apps_told IS NULL OR device_inventory.apps_told <= excluded.apps_told \
+                           OR device_inventory.apps_told > $5";
                 let count = i64::try_from(apps.len()).unwrap_or(i64::MAX);
-                let first = by_id(sql, tenant, device).bind(count).bind(int(told.0));
+                let ahead = int(told.plus(AHEAD_SECONDS).0);
+                let first = by_id(sql, tenant, device).bind(count).bind(int(told.0)).bind(ahead);
                 let delete = by_id("DELETE FROM installed_app WHERE tenant = $1 AND device = $2", tenant, device);
                 (first, std::iter::once(delete).chain(insert_apps(tenant, device, &apps)).collect())
             }

@@ -9,7 +9,8 @@
 //!
 //! A command is stored as sent before it is sent, and sent again until it is answered: at least once on the wire. The
 //! device knows commands by their ids and carries each out once. Administration comes before requests for information,
-//! and in both the older before the newer.
+//! and in both the older before the newer. What erases the device comes before all, and waits for no answer to another:
+//! whoever has stolen a device would not give it.
 
 mod kind;
 mod properties;
@@ -168,16 +169,18 @@ pub struct Order {
     pub properties: Map<String, Value>,
 }
 
-/// The command to send now, of a device's open ones: the one that is under way, if one is; else the first that may be sent.
+/// The command to send now, of a device's open ones: one that erases; the one that is under way, if one is; else the first
+/// that may be sent.
 /// `skip` are commands that the device has put off in this conversation.
 #[must_use]
 pub fn next<'a>(open: &'a [Command], skip: &BTreeSet<EntityId>, now: UnixTime) -> Option<&'a Command> {
     let live = || open.iter().filter(|c| c.state.is_open() && c.expires > now && !skip.contains(&c.id));
-    let under_way = live().filter(|c| c.state == State::Sent).min_by_key(|c| (c.number, c.id));
-    under_way.or_else(|| {
-        let may = |c: &&Command| c.not_before.is_none_or(|at| at <= now);
-        live().filter(may).min_by_key(|c| (c.kind.class(), c.number, c.id))
-    })
+    let may = |c: &&Command| c.not_before.is_none_or(|at| at <= now);
+    let erases = live().filter(|c| c.kind.ends_the_device()).filter(may);
+    let erases = erases.min_by_key(|c| (c.state != State::Sent, c.number, c.id));
+    let under_way = || live().filter(|c| c.state == State::Sent).min_by_key(|c| (c.number, c.id));
+    let first = || live().filter(may).min_by_key(|c| (c.kind.class(), c.number, c.id));
+    erases.or_else(under_way).or_else(first)
 }
 
 impl Command {

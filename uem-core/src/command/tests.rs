@@ -95,8 +95,10 @@ proptest! {
                         }
                     }
                     let found = next(&all, &BTreeSet::new(), now).map(|c| c.id);
-                    let under_way = all.iter().filter(|c| c.state == State::Sent).count();
-                    prop_assert!(under_way <= 1, "one at a time");
+                    let under_way = |erases| {
+                        all.iter().filter(|c| c.state == State::Sent && c.kind.ends_the_device() == erases).count()
+                    };
+                    prop_assert!(under_way(true) <= 1 && under_way(false) <= 1, "one at a time, and an erasure");
                     let Some(found) = found else { continue };
                     let c = all.iter_mut().find(|c| c.id == found).unwrap();
                     *c = c.sent();
@@ -140,7 +142,7 @@ proptest! {
         let mut order = Vec::new();
         while let Some(found) = next(&all, &BTreeSet::new(), UnixTime(1)).map(|c| c.id) {
             let c = all.iter_mut().find(|c| c.id == found).unwrap();
-            order.push((c.kind.class(), c.number));
+            order.push((!c.kind.ends_the_device(), c.kind.class(), c.number));
             *c = c.sent().answered(Reply::Done { result: Map::new() }, UnixTime(1)).unwrap();
         }
         prop_assert_eq!(order.len(), given.len());
@@ -165,6 +167,15 @@ fn p22_what_was_sent_is_sent_again_until_it_is_answered() {
     assert!(next(&all, &BTreeSet::new(), UnixTime(100)).is_none(), "its time is over");
     assert_eq!(all[0].expired(UnixTime(100)).unwrap().state, State::Expired);
     assert!(all[0].answered(Reply::NotNow, UnixTime(4)).is_some() && all[0].expired(UnixTime(99)).is_none());
+}
+
+#[test]
+fn p22_an_erasure_waits_for_no_answer_to_another_command() {
+    let mut all = vec![command(1, Kind::RequestDeviceInfo, 100).sent(), command(2, Kind::DeleteWorkSpaceData, 100)];
+    let found = next(&all, &BTreeSet::new(), UnixTime(1)).unwrap();
+    assert_eq!(found.id, id(2));
+    all[1] = found.sent().answered(Reply::NotNow, UnixTime(1)).unwrap();
+    assert_eq!(next(&all, &BTreeSet::new(), UnixTime(2)).unwrap().id, id(1), "put off, others go on");
 }
 
 #[test]

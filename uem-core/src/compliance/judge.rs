@@ -3,7 +3,7 @@
 use hedgerow_shared::UnixTime;
 use serde::{Deserialize, Serialize};
 
-use super::{Rule, Watch};
+use super::{Rule, Standing, Watch};
 use crate::inventory::Attributes;
 use crate::profile::{Compliance, Platform};
 
@@ -25,6 +25,10 @@ pub struct Facts<'a> {
     pub created: UnixTime,
     /// When it last spoke with the core.
     pub last_seen: Option<UnixTime>,
+    /// Since when it could have done so without interruption; `None`: not known.
+    pub available: Option<UnixTime>,
+    /// How it stood before.
+    pub before: Option<&'a Standing>,
 }
 
 /// Apps that make a device break a rule, by identifier.
@@ -53,6 +57,9 @@ pub struct Finding {
 ///
 /// What a device has not told breaks no rule but `hardware` with a list of allowed ones, `outOfContact` and `notTold`: who
 /// keeps silent is found by these, and not taken for rooted. A platform that is unknown has no minimum.
+///
+/// Silence begins to count when the device could have spoken (`available`), so that neither an absence of the core nor a jump
+/// of its clock is taken for it. Silence that stands already goes on until the device is heard.
 #[must_use]
 pub fn judge(profile: &Compliance, facts: Facts<'_>, now: UnixTime) -> Vec<Finding> {
     let mut watched = profile.rules.clone();
@@ -88,8 +95,8 @@ fn broken(rule: Rule, watch: &Watch, profile: &Compliance, facts: Facts<'_>, now
         }
         Rule::Encryption => (told?.encrypted == Some(false)).then(|| one("not encrypted".into()))?,
         Rule::Password => (told?.password_set == Some(false)).then(|| one("no password".into()))?,
-        Rule::OutOfContact => late(facts.last_seen, facts.created, watch, now).and_then(one),
-        Rule::NotTold => late(told.map(|told| told.told), facts.created, watch, now).and_then(one),
+        Rule::OutOfContact => late(rule, facts.last_seen, watch, facts, now).and_then(one),
+        Rule::NotTold => late(rule, told.map(|told| told.told), watch, facts, now).and_then(one),
         Rule::RequiredApp => many(facts.apps.map(|apps| &apps.missing)),
         Rule::RestrictedApp => many(facts.apps.map(|apps| &apps.restricted)),
         Rule::UnapprovedApp => many(facts.apps.map(|apps| &apps.unapproved)),
@@ -97,10 +104,16 @@ fn broken(rule: Rule, watch: &Watch, profile: &Compliance, facts: Facts<'_>, now
 }
 
 /// The text does not change while time goes on: what is found again is the same.
-fn late(last: Option<UnixTime>, created: UnixTime, watch: &Watch, now: UnixTime) -> Option<String> {
+fn late(rule: Rule, last: Option<UnixTime>, watch: &Watch, facts: Facts<'_>, now: UnixTime) -> Option<String> {
     let hours = watch.hours?;
-    let since = last.unwrap_or(created);
-    (now.since(since) >= hours.saturating_mul(HOUR)).then(|| match last {
+    let limit = hours.saturating_mul(HOUR);
+    // A time that is yet to come was told by a clock that ran ahead: it says nothing.
+    let heard = Some(last.unwrap_or(facts.created)).filter(|at| *at <= now);
+    let causes = facts.before.map(|before| &before.causes[..]).unwrap_or_default();
+    let begun = causes.iter().find(|cause| cause.finding.rule == rule && cause.since <= now).map(|cause| cause.since);
+    let goes_on = begun.is_some_and(|begun| heard.is_none_or(|at| at < begun && now.since(at) >= limit));
+    let begins = facts.available.is_some_and(|since| now.since(heard.unwrap_or(since).max(since)) >= limit);
+    (goes_on || begins).then(|| match last {
         Some(_) => format!("for more than {hours} h"),
         None => format!("never, and it activated more than {hours} h ago"),
     })

@@ -6,7 +6,7 @@
 //! ```
 //! All of it is pure: `service` reads the facts, commits the standing, and queues the commands of the steps in one
 //! transaction. A cause is one rule from the moment it is broken until it is kept again; each step of a rule is taken
-//! once for one cause.
+//! once for one cause, and once more where its command came to nothing.
 
 mod judge;
 mod rule;
@@ -16,4 +16,4 @@ mod tests;
 
 pub use judge::{AppFindings, Facts, Finding, judge};
 pub use rule::{Action, MAX_STEPS, Rule, Step, Watch};
-pub use standing::{Cause, Due, Standing, Taken, Verdict, follow};
+pub use standing::{Cause, Due, Moment, Standing, Taken, Verdict, follow};

@@ -60,6 +60,12 @@ impl Rule {
             Self::UnapprovedApp => "unapprovedApp",
         }
     }
+
+    /// Whether it is broken by hearing nothing: what the core hears depends on the core as well.
+    #[must_use]
+    pub fn is_silence(self) -> bool {
+        matches!(self, Self::OutOfContact | Self::NotTold)
+    }
 }
 
 impl fmt::Display for Rule {
@@ -110,6 +116,12 @@ impl Action {
             Self::DeleteWorkData => Some(Kind::DeleteWorkSpaceData),
             Self::DeleteAllData => Some(Kind::DeleteDeviceData),
         }
+    }
+
+    /// Whether it cannot be undone.
+    #[must_use]
+    pub fn erases(self) -> bool {
+        self.command().is_some_and(Kind::ends_the_device)
     }
 }
 

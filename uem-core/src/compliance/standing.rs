@@ -6,6 +6,12 @@ use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use super::{Action, Finding, Rule, Watch};
+use crate::command::State;
+
+/// A step whose command came to nothing is taken again so long after it was taken, seconds: an hour where it erases,
+const ERASE_AGAIN_SECONDS: u64 = 3600;
+/// a day otherwise, as a device that cannot do it says so each time.
+const AGAIN_SECONDS: u64 = 24 * 3600;
 
 /// Whether a device complies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -94,30 +100,59 @@ pub struct Due {
     pub rules: BTreeSet<Rule>,
 }
 
+/// What a judgement happens at.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment<'a> {
+    /// Now.
+    pub now: UnixTime,
+    /// Since when devices could have spoken with the core without interruption; `None`: not known.
+    pub available: Option<UnixTime>,
+    /// What has become of the commands that were given before; of one that is not there nothing is known any more.
+    pub commands: &'a BTreeMap<EntityId, State>,
+}
+
 /// How the device stands after a judgement, and what is to be done now; whoever does it notes the command in `taken`.
 ///
 /// A cause that stands in `before` goes on; one that does not begins now; one that is not found again is over, and with
 /// it what was done about it: should it come back, it is another. Quarantine lasts as long as a cause with that step.
+///
+/// A step whose command failed, expired or was taken back counts as not taken while its cause lasts. Silence that an erasure
+/// was given for does not end by the device being heard: first the erasure is delivered, or taken back. Nothing is erased
+/// for silence while the core has not itself been available for as long as the rule wants it to last.
 #[must_use]
 pub fn follow(
     (tenant, device): (&TenantId, EntityId),
     before: Option<&Standing>,
     profile: Option<EntityId>,
     (findings, watched): (Vec<Finding>, &BTreeMap<Rule, Watch>),
-    now: UnixTime,
+    moment: Moment<'_>,
 ) -> (Standing, Vec<Due>) {
+    let now = moment.now;
     let mut due: BTreeMap<Action, BTreeSet<Rule>> = BTreeMap::new();
     let mut causes = Vec::with_capacity(findings.len());
+    let held = before.into_iter().flat_map(|b| &b.causes).filter(|cause| {
+        let watched = watched.contains_key(&cause.finding.rule);
+        watched && moment.awaits_erasure(cause) && !findings.iter().any(|f| f.rule == cause.finding.rule)
+    });
+    let mut findings: Vec<Finding> = held.map(|cause| cause.finding.clone()).chain(findings.iter().cloned()).collect();
+    findings.sort_by_key(|finding| finding.rule);
     for finding in findings {
         let same = before.and_then(|b| b.causes.iter().find(|cause| cause.finding.rule == finding.rule));
         let mut cause = match same {
             Some(cause) => Cause { finding, ..cause.clone() },
             None => Cause { finding, since: now, taken: Vec::new() },
         };
-        let steps = watched.get(&cause.finding.rule).map(|watch| &watch.steps[..]).unwrap_or_default();
+        let watch = watched.get(&cause.finding.rule);
+        let steps = watch.map(|watch| &watch.steps[..]).unwrap_or_default();
         for step in steps {
             let ripe = now.since(cause.since) >= step.after_hours.saturating_mul(3600);
-            if ripe && !cause.taken.iter().any(|taken| taken.action == step.action) {
+            let taken = cause.taken.iter().find(|taken| taken.action == step.action);
+            let is_due = match taken {
+                Some(taken) => moment.came_to_nothing(taken),
+                None => !step.action.erases() || moment.may_erase(cause.finding.rule, watch),
+            };
+            if ripe && is_due {
+                cause.taken.retain(|taken| taken.action != step.action);
                 cause.taken.push(Taken { action: step.action, at: now, command: None });
                 due.entry(step.action).or_default().insert(cause.finding.rule);
             }
@@ -140,6 +175,36 @@ pub fn follow(
         standing.changed = before.changed;
     }
     (standing, due.into_iter().map(|(action, rules)| Due { action, rules }).collect())
+}
+
+impl Moment<'_> {
+    fn state(&self, taken: &Taken) -> Option<State> {
+        self.commands.get(&taken.command?).copied()
+    }
+
+    /// Whether it is to be done again by now.
+    fn came_to_nothing(&self, taken: &Taken) -> bool {
+        let pause = if taken.action.erases() { ERASE_AGAIN_SECONDS } else { AGAIN_SECONDS };
+        let ended = matches!(self.state(taken), Some(State::Failed | State::Expired | State::Cancelled));
+        // One that a clock gave which ran ahead does not wait for that time to come.
+        ended && (taken.at > self.now || self.now.since(taken.at) >= pause)
+    }
+
+    /// Whether it is silence that an erasure was given for, which is neither done nor taken back.
+    fn awaits_erasure(&self, cause: &Cause) -> bool {
+        let awaited = |taken: &Taken| {
+            let state = self.state(taken);
+            taken.action.erases() && state.is_some_and(|s| s.is_open() || matches!(s, State::Failed | State::Expired))
+        };
+        cause.finding.rule.is_silence() && cause.taken.iter().any(awaited)
+    }
+
+    /// Whether something may be erased because this rule is broken.
+    fn may_erase(&self, rule: Rule, watch: Option<&Watch>) -> bool {
+        let hours = watch.and_then(|watch| watch.hours).unwrap_or_default();
+        let available = |since| self.now.since(since) >= hours.saturating_mul(3600);
+        !rule.is_silence() || self.available.is_some_and(available)
+    }
 }
 
 impl Standing {

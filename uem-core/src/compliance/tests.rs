@@ -6,6 +6,7 @@ use hedgerow_shared::{EntityId, UnixTime};
 use proptest::prelude::*;
 
 use super::*;
+use crate::command::State;
 use crate::inventory::Attributes;
 use crate::profile::{Compliance, Platform};
 
@@ -20,7 +21,15 @@ fn told(text: &str) -> Attributes {
 }
 
 fn found(profile: &Compliance, attributes: Option<&Attributes>, apps: Option<&AppFindings>) -> Vec<Rule> {
-    let facts = Facts { platform: Some(Platform::Linux), attributes, apps, created: NOW, last_seen: Some(NOW) };
+    let facts = Facts {
+        platform: Some(Platform::Linux),
+        attributes,
+        apps,
+        created: NOW,
+        last_seen: Some(NOW),
+        available: None,
+        before: None,
+    };
     judge(profile, facts, NOW).into_iter().map(|finding| finding.rule).collect()
 }
 
@@ -52,7 +61,15 @@ fn p21_each_rule_is_broken_by_what_it_is_about() {
 fn p21_silence_is_found_by_the_time_it_lasts() {
     let silent = profile(r#"{"rules":{"outOfContact":{"hours":2},"notTold":{"hours":3}}}"#);
     let at = |hours: u64, last_seen, attributes| {
-        let facts = Facts { platform: None, attributes, apps: None, created: NOW, last_seen };
+        let facts = Facts {
+            platform: None,
+            attributes,
+            apps: None,
+            created: NOW,
+            last_seen,
+            available: Some(NOW),
+            before: None,
+        };
         judge(&silent, facts, NOW.plus(hours * 3600)).into_iter().map(|f| f.rule).collect::<Vec<_>>()
     };
     assert_eq!(at(1, None, None), []);
@@ -83,6 +100,12 @@ fn who() -> (hedgerow_shared::TenantId, EntityId) {
     ("S12345678".parse().unwrap(), EntityId::from_random([1; 16]))
 }
 
+/// Hours later, with no commands known.
+fn at(hours: u64) -> Moment<'static> {
+    static NONE: BTreeMap<EntityId, State> = BTreeMap::new();
+    Moment { now: NOW.plus(hours * 3600), available: None, commands: &NONE }
+}
+
 fn finding(rule: Rule) -> Finding {
     Finding { rule, what: vec!["x".into()], count: 1 }
 }
@@ -97,7 +120,7 @@ fn p21_steps_are_taken_once_for_a_cause_and_anew_for_the_next() {
     .rules;
     let broken = |before: Option<&Standing>, findings: &[Rule], hours: u64| {
         let findings = findings.iter().map(|rule| finding(*rule)).collect();
-        follow((&tenant, device), before, Some(device), (findings, &rules), NOW.plus(hours * 3600))
+        follow((&tenant, device), before, Some(device), (findings, &rules), at(hours))
     };
     let (first, due) = broken(None, &[Rule::Encryption, Rule::Password], 0);
     assert_eq!((first.verdict, first.quarantined), (Verdict::NotCompliant, false));
@@ -135,7 +158,7 @@ proptest! {
         for (hour, day) in (0u64..).zip(&days) {
             since.retain(|rule, _| day.contains(rule));
             let findings = day.iter().map(|n| finding(RULES[*n])).collect();
-            let (standing, due) = follow((&tenant, device), before.as_ref(), Some(device), (findings, &rules), NOW.plus(hour * 3600));
+            let (standing, due) = follow((&tenant, device), before.as_ref(), Some(device), (findings, &rules), at(hour));
             let mut expected = std::collections::BTreeSet::new();
             for n in day {
                 let (begun, done) = since.entry(*n).or_insert((hour, false));

@@ -12,6 +12,16 @@ use serde::{Deserialize, Serialize};
 pub use apps::{InstalledApp, MAX_APPS, read_apps};
 pub use attributes::Attributes;
 
+/// What was told so much later than now, seconds, was told by a clock that ran ahead, and is replaced by what is told now;
+/// what is less ahead came in while this was on its way, from a core whose clock is a little off.
+pub const AHEAD_SECONDS: u64 = 600;
+
+/// Whether what was told at one time is replaced by what is told at another.
+#[must_use]
+pub fn replaces(new: UnixTime, old: Option<UnixTime>) -> bool {
+    old.is_none_or(|old| old <= new || old > new.plus(AHEAD_SECONDS))
+}
+
 /// What is kept of one device, its apps apart from their number.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Inventory {

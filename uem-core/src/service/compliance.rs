@@ -1,21 +1,24 @@
 //! What devices tell, how they stand, and what follows from that.
 
+use std::collections::BTreeMap;
+
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use serde_json::{Map, Value};
 
 use super::{Call, Core, Decided, Plan};
 use crate::CoreError;
 use crate::account::{Device, DeviceState};
-use crate::command::{Command, Kind, Properties};
-use crate::compliance::{Facts, Standing, Verdict, follow, judge};
+use crate::command::{Command, Kind, Properties, State};
+use crate::compliance::{Facts, Finding, Moment, Standing, Verdict, follow, judge};
 use crate::inventory::{self, Attributes, InstalledApp, Inventory, Told};
 use crate::profile::{Category, Compliance, Platform};
 use crate::random;
 use crate::store::{Change, Page, Store};
 
-/// How long a command of compliance waits for its device, seconds: 30 days. What is to be erased is to be erased whenever
-/// the device comes back.
+/// How long a command of compliance waits for its device, seconds: 30 days.
 const LIFETIME_SECONDS: u64 = 30 * 24 * 3600;
+/// How long one that erases waits, seconds: a century. Whenever the device comes back, it is erased.
+const ERASURE_LIFETIME_SECONDS: u64 = 100 * 366 * 24 * 3600;
 /// Who gives such commands, in their properties.
 const BECAUSE: &str = "because";
 
@@ -119,7 +122,8 @@ impl<S: Store> Core<S> {
     }
 
     /// Judges a device now. What has changed is recorded, and what is due is done, in one commit: once for one cause,
-    /// however often this is called. The standing, and whether anything changed. A revoked device stays as it is.
+    /// however often this is called; what came to nothing is done again. The standing, and whether anything changed. A
+    /// revoked device stays as it is. Silence begins only where `call` says since when the core is available.
     ///
     /// # Errors
     /// `NotFound`, `Busy`, `Store`.
@@ -129,7 +133,7 @@ impl<S: Store> Core<S> {
         tenant: &TenantId,
         id: EntityId,
     ) -> Result<(Option<Standing>, bool), CoreError> {
-        let now = call.now;
+        let (now, available) = (call.now, call.available);
         // One for each action that there is, in the order of what is due.
         let ids: [EntityId; 6] = std::array::from_fn(|_| call.id());
         let seed = random::bytes(call.random);
@@ -140,8 +144,12 @@ impl<S: Store> Core<S> {
                 return Ok(Decided::Already((before, false)));
             }
             let (profile, settings) = self.compliance_of(tenant, &device).await?;
-            let findings = self.findings(tenant, &device, &settings, now).await?;
-            let (mut standing, due) = follow((tenant, id), before.as_ref(), profile, (findings, &settings.rules), now);
+            let open = self.store.open_commands(tenant, id).await.map_err(CoreError::Store)?;
+            let commands = self.commands_of(tenant, before.as_ref(), &open, now).await?;
+            let moment = Moment { now, available, commands: &commands };
+            let findings = self.findings(tenant, (&device, before.as_ref()), &settings, (now, available)).await?;
+            let judged = (findings, &settings.rules);
+            let (mut standing, due) = follow((tenant, id), before.as_ref(), profile, judged, moment);
             let was = before.as_ref().map_or(Verdict::NoProfile, |b| b.verdict);
             if before.as_ref().is_some_and(|b| standing.is_like(b))
                 || before.is_none() && standing.verdict == Verdict::NoProfile
@@ -149,7 +157,6 @@ impl<S: Store> Core<S> {
                 return Ok(Decided::Already((before, false)));
             }
             let mut plan = Plan::default();
-            let open = self.store.open_commands(tenant, id).await.map_err(CoreError::Store)?;
             for (place, (due, id)) in due.iter().zip(ids).enumerate() {
                 let rules: Vec<_> = due.rules.iter().map(|rule| rule.as_str()).collect();
                 let mut told = format!("{}, because of {}", due.action.as_str(), rules.join(", "));
@@ -162,7 +169,7 @@ impl<S: Store> Core<S> {
                         let because = Map::from_iter([(BECAUSE.to_owned(), Value::Array(rules))]);
                         let mut random = random::of_seed(seed, revision, place);
                         let properties = Properties::seal(&self.kek, (tenant, id), because, &mut random);
-                        let given = asked(&device, (id, kind), (revision, now), LIFETIME_SECONDS);
+                        let given = asked(&device, (id, kind), (revision, now), lifetime(kind));
                         let given = Command { properties, ..given };
                         plan = plan.change(Change::PutCommand(given));
                     }
@@ -194,13 +201,36 @@ impl<S: Store> Core<S> {
         Ok((Some(found.profile.id), Compliance::read(&found.profile.settings)?))
     }
 
+    /// What has become of the commands of steps that were taken.
+    async fn commands_of(
+        &self,
+        tenant: &TenantId,
+        before: Option<&Standing>,
+        open: &[Command],
+        now: UnixTime,
+    ) -> Result<BTreeMap<EntityId, State>, CoreError> {
+        let mut states = BTreeMap::new();
+        let taken = before.into_iter().flat_map(|standing| &standing.causes).flat_map(|cause| &cause.taken);
+        for id in taken.filter_map(|taken| taken.command) {
+            let known = open.iter().find(|command| command.id == id).cloned();
+            let command = match known {
+                Some(command) => Some(command),
+                None => self.store.command(tenant, id).await.map_err(CoreError::Store)?,
+            };
+            if let Some(command) = command {
+                states.insert(id, command.expired(now).map_or(command.state, |expired| expired.state));
+            }
+        }
+        Ok(states)
+    }
+
     async fn findings(
         &self,
         tenant: &TenantId,
-        device: &Device,
+        (device, before): (&Device, Option<&Standing>),
         settings: &Compliance,
-        now: UnixTime,
-    ) -> Result<Vec<crate::compliance::Finding>, CoreError> {
+        (now, available): (UnixTime, Option<UnixTime>),
+    ) -> Result<Vec<Finding>, CoreError> {
         let inventory = self.store.inventory(tenant, device.id).await.map_err(CoreError::Store)?.unwrap_or_default();
         let apps = self.watched_apps(tenant, device, (settings, &inventory)).await?;
         let told = inventory.attributes.as_ref();
@@ -210,9 +240,16 @@ impl<S: Store> Core<S> {
             apps: apps.as_ref(),
             created: device.created,
             last_seen: device.last_seen,
+            available,
+            before,
         };
         Ok(judge(settings, facts, now))
     }
+}
+
+/// For how long a command for an action waits.
+fn lifetime(kind: Kind) -> u64 {
+    if kind.ends_the_device() { ERASURE_LIFETIME_SECONDS } else { LIFETIME_SECONDS }
 }
 
 /// A command that the core gives by itself.

@@ -88,12 +88,21 @@ pub struct Call<'a> {
     pub now: UnixTime,
     /// Randomness.
     pub random: &'a mut dyn Random,
+    /// Since when devices could have spoken with this core without interruption; `None`: not known, and then no silence of a
+    /// device begins to count, and nothing is erased because of one.
+    pub available: Option<UnixTime>,
 }
 
 impl<'a> Call<'a> {
     /// A call.
     pub fn new(actor: Actor, now: UnixTime, random: &'a mut dyn Random) -> Self {
-        Self { actor, now, random }
+        Self { actor, now, random, available: None }
+    }
+
+    /// With the time since when devices could have spoken with this core without interruption, by the same clock as `now`.
+    #[must_use]
+    pub fn available_since(self, since: UnixTime) -> Self {
+        Self { available: Some(since), ..self }
     }
 
     fn id(&mut self) -> EntityId {

@@ -1,6 +1,6 @@
 //! Going round all devices, page by page: what they told grows old, and time alone breaks rules.
 
-use hedgerow_shared::{EntityId, TenantId};
+use hedgerow_shared::{EntityId, TenantId, UnixTime};
 
 use super::compliance::asked;
 use super::{Call, Core, Decided, Plan};
@@ -9,7 +9,7 @@ use crate::account::DeviceState;
 use crate::command::{DEFAULT_LIFETIME_SECONDS, Kind, MAX_OPEN};
 use crate::compliance::Verdict;
 use crate::profile::Category;
-use crate::store::{Change, Page, Store};
+use crate::store::{Change, Page, Store, StoreError};
 
 /// A device with a compliance profile is asked what it is when what it told is older than this, seconds: a day.
 const STALE_SECONDS: u64 = 24 * 3600;
@@ -21,6 +21,8 @@ pub struct Swept {
     pub looked_at: u64,
     /// Devices that stand otherwise than before.
     pub changed: u64,
+    /// Devices that could not be judged or asked, and why: somebody has to look at them. The others are done.
+    pub failed: Vec<(EntityId, String)>,
     /// Devices that have something to fetch: to be woken.
     pub to_wake: Vec<EntityId>,
     /// Where the next page begins; `None`: this was the last.
@@ -28,11 +30,12 @@ pub struct Swept {
 }
 
 impl<S: Store> Core<S> {
-    /// Judges the devices of one page, and asks those that told nothing for a day; nothing where no compliance profile is. To be called for all pages every few
-    /// minutes; it is as often done as it is called, and nothing is done twice.
+    /// Judges the devices of one page, and asks those that told nothing for a day; nothing where no compliance profile is. To
+    /// be called for all pages every few minutes; it is as often done as it is called, and nothing is done twice. A device
+    /// that fails is told in the answer, and holds up no other.
     ///
     /// # Errors
-    /// `NotFound` (the tenant), `Busy`, `Store`. Devices before are done.
+    /// `Store`: the list of devices, or the storage as a whole, cannot be read. Devices before are done.
     pub async fn sweep(&self, call: &mut Call<'_>, tenant: &TenantId, page: Page) -> Result<Swept, CoreError> {
         if !self.anything_watched(tenant).await? {
             return Ok(Swept::default());
@@ -42,14 +45,35 @@ impl<S: Store> Core<S> {
         let mut swept = Swept { next: devices.last().map(|d| d.id).filter(|_| full), ..Swept::default() };
         for device in devices.into_iter().filter(|d| d.state == DeviceState::Active) {
             swept.looked_at += 1;
-            let (standing, changed) = self.judge_device(call, tenant, device.id).await?;
-            swept.changed += u64::from(changed);
-            let watched = standing.is_some_and(|standing| standing.profile.is_some());
-            if (watched && self.ask_if_stale(call, tenant, device.id).await?) || changed {
-                swept.to_wake.push(device.id);
+            match self.sweep_one(call, tenant, (device.id, &mut swept)).await {
+                Ok(()) => {}
+                // Every other would fail as well.
+                Err(CoreError::Store(StoreError::Backend(why))) => {
+                    return Err(CoreError::Store(StoreError::Backend(why)));
+                }
+                Err(why) => swept.failed.push((device.id, told(&why))),
             }
         }
         Ok(swept)
+    }
+
+    async fn sweep_one(
+        &self,
+        call: &mut Call<'_>,
+        tenant: &TenantId,
+        (device, swept): (EntityId, &mut Swept),
+    ) -> Result<(), CoreError> {
+        let (standing, changed) = self.judge_device(call, tenant, device).await?;
+        if changed {
+            // At once: what was judged is to be fetched even where asking fails.
+            swept.changed += 1;
+            swept.to_wake.push(device);
+        }
+        let watched = standing.is_some_and(|standing| standing.profile.is_some());
+        if watched && self.ask_if_stale(call, tenant, device).await? && !changed {
+            swept.to_wake.push(device);
+        }
+        Ok(())
     }
 
     /// Whether there is a compliance profile, or a device that stood by one and has to be told that there is none.
@@ -66,7 +90,8 @@ impl<S: Store> Core<S> {
             let device = self.device(tenant, device).await?;
             let inventory = self.store.inventory(tenant, device.id).await.map_err(CoreError::Store)?;
             let inventory = inventory.unwrap_or_default();
-            let old = |told: Option<hedgerow_shared::UnixTime>| told.is_none_or(|at| now.since(at) >= STALE_SECONDS);
+            // What is yet to come was noted by a clock that ran ahead.
+            let old = |told: Option<UnixTime>| told.is_none_or(|at| at > now || now.since(at) >= STALE_SECONDS);
             // Asked once a day, whatever comes of it: one that cannot tell is not asked all day.
             if device.state == DeviceState::Revoked || !old(inventory.asked) {
                 return Ok(Decided::Already(false));
@@ -90,4 +115,15 @@ impl<S: Store> Core<S> {
         })
         .await
     }
+}
+
+/// An error with its causes.
+fn told(error: &CoreError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }

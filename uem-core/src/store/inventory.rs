@@ -33,7 +33,8 @@ pub trait InventoryStore: Send + Sync + 'static {
         page: Page,
     ) -> impl Future<Output = Result<Vec<EntityId>, StoreError>> + Send;
     /// Replaces what a device told before by what it tells now, as a whole, on disk when this returns. Not audited, no new
-    /// revision. What is older than what is there changes nothing; neither does what an unknown device tells.
+    /// revision. What is older than what is there changes nothing (`inventory::replaces`, by which what a clock told that ran
+    /// ahead does not stand in the way); neither does what an unknown device tells.
     fn tell(
         &self,
         tenant: &TenantId,

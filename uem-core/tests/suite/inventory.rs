@@ -1,14 +1,15 @@
 //! What devices tell, and what follows from it.
 
 use super::world::*;
-use hedgerow_shared::EntityId;
-use hedgerow_uem_core::account::Device;
+use hedgerow_shared::{EntityId, UnixTime};
+use hedgerow_uem_core::account::{Device, DeviceState};
 use hedgerow_uem_core::command::{Kind, Reply, State};
-use hedgerow_uem_core::compliance::{Action, Rule, Verdict};
+use hedgerow_uem_core::compliance::{Action, Rule, Standing, Verdict};
+use hedgerow_uem_core::group::Principal;
 use hedgerow_uem_core::inventory::{InstalledApp, MAX_APPS};
 use hedgerow_uem_core::profile::{Category, Profile};
 use hedgerow_uem_core::service::NewProfile;
-use hedgerow_uem_core::store::{Page, Store};
+use hedgerow_uem_core::store::{Change, Commit, Page, Store};
 use hedgerow_uem_core::{Actor, Call};
 use serde_json::{Value, json};
 
@@ -34,6 +35,27 @@ impl<S: Store> World<S> {
     pub(super) async fn open(&self, device: &Device) -> Vec<(Kind, EntityId)> {
         let all = self.core.commands(&self.tenant, device.id).await.unwrap();
         all.iter().filter(|c| c.state.is_open()).map(|c| (c.kind, c.id)).collect()
+    }
+
+    /// Judges a device where the core has been available since then.
+    async fn judged(&mut self, device: &Device, available: UnixTime) -> Standing {
+        let mut call = Call::new(Actor::System, self.now, &mut self.random).available_since(available);
+        self.core.judge_device(&mut call, &self.tenant, device.id).await.unwrap().0.unwrap()
+    }
+
+    /// What a device answers is kept, without a command.
+    async fn tell(&self, device: &Device, kind: Kind, answer: Value) {
+        let Value::Object(told) = answer else { panic!("an answer is an object") };
+        self.core.tell(&self.tenant, device.id, (kind, &told), self.now).await.unwrap();
+    }
+
+    /// Hours go by.
+    fn wait(&mut self, hours: u64) {
+        self.now = self.now.plus(hours * 3600);
+    }
+
+    async fn seen(&self, device: &Device) {
+        self.core.store().seen(&self.tenant, device.id, self.now).await.unwrap();
     }
 
     async fn version(&self) -> u64 {
@@ -174,7 +196,8 @@ pub(crate) async fn p21_time_alone_breaks_rules_and_the_round_finds_it<S: Store>
     let round = async |w: &mut World<S>| {
         let (mut all, mut page) = (Vec::new(), Page { after: None, limit: 2 });
         loop {
-            let swept = w.core.sweep(call!(w), &w.tenant, page).await.unwrap();
+            let mut call = Call::new(Actor::System, w.now, &mut w.random).available_since(NOW);
+            let swept = w.core.sweep(&mut call, &w.tenant, page).await.unwrap();
             all.extend(swept.to_wake);
             match swept.next {
                 Some(next) => page.after = Some(next),
@@ -204,4 +227,154 @@ pub(crate) async fn p21_time_alone_breaks_rules_and_the_round_finds_it<S: Store>
     w.core.revoke_device(call!(w), &w.tenant, silent[0]).await.unwrap();
     assert_eq!(w.core.quarantined(&w.tenant).await.unwrap(), silent[1..]);
     assert_eq!(w.core.verdicts(&w.tenant).await.unwrap(), [(Verdict::Compliant, 1), (Verdict::NotCompliant, 4)]);
+}
+
+/// A device that is silent for three days is put into quarantine, and erased four days later.
+fn silence() -> Value {
+    let steps = json!([{ "action": "quarantine" }, { "action": "deleteWorkData", "afterHours": 96 }]);
+    json!({ "rules": { "outOfContact": { "hours": 72, "steps": steps } } })
+}
+
+pub(crate) async fn p21_a_stolen_device_does_not_outwait_its_erasure<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let device = w.device_of("anna@example.com").await;
+    w.compliance(silence()).await;
+    w.wait(72);
+    assert!(w.judged(&device, NOW).await.quarantined);
+    w.wait(96);
+    w.judged(&device, NOW).await;
+    let [(Kind::DeleteWorkSpaceData, wipe)] = w.open(&device).await[..] else { panic!("{:?}", w.open(&device).await) };
+    // Years later the device is back, and asks before it is judged again.
+    w.wait(5 * 366 * 24);
+    w.seen(&device).await;
+    let standing = w.judged(&device, NOW).await;
+    assert!(
+        standing.quarantined && standing.verdict == Verdict::NotCompliant,
+        "it reaches nothing before it is erased"
+    );
+    w.give(&device, Kind::RequestDeviceInfo).await.unwrap();
+    assert_eq!(w.fetch(device.id).await.unwrap().id, wipe, "first of all");
+    // It says that it cannot: that does not free it.
+    w.answer(&device, wipe, Reply::Failed { error: "no".into() }).await.unwrap();
+    assert!(w.judged(&device, w.now).await.quarantined);
+    w.wait(1);
+    assert!(w.judged(&device, w.now).await.quarantined);
+    let again = w.fetch(device.id).await.unwrap();
+    assert!(again.kind == Kind::DeleteWorkSpaceData && again.id != wipe);
+    w.answer(&device, again.id, Reply::Done { result: Default::default() }).await.unwrap();
+    assert_eq!(w.core.device(&w.tenant, device.id).await.unwrap().state, DeviceState::Revoked);
+    w.core.verify_audit(&w.tenant).await.unwrap();
+}
+
+pub(crate) async fn p21_a_step_whose_command_came_to_nothing_is_taken_again<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let device = w.device_of("anna@example.com").await;
+    w.compliance(silence()).await;
+    w.wait(72);
+    w.judged(&device, NOW).await;
+    w.wait(96);
+    // One of an administrator waits already, and counts; it expires.
+    let wipe = w.give(&device, Kind::DeleteWorkSpaceData).await.unwrap();
+    w.judged(&device, NOW).await;
+    assert_eq!(w.open(&device).await, [(Kind::DeleteWorkSpaceData, wipe.id)]);
+    w.now = wipe.expires;
+    let taken = w.judged(&device, NOW).await.causes[0].taken.clone();
+    let second = taken.iter().find(|taken| taken.action == Action::DeleteWorkData).unwrap().command.unwrap();
+    assert!(second != wipe.id && taken.len() == 2, "{taken:?}");
+    // One that is taken back comes again as long as the device is silent,
+    w.core.cancel_command(call!(w), &w.tenant, second).await.unwrap();
+    w.judged(&device, NOW).await;
+    assert!(w.fetch(device.id).await.is_none(), "after a while");
+    w.wait(1);
+    w.judged(&device, NOW).await;
+    let third = w.open(&device).await.iter().find(|(_, id)| *id != wipe.id).unwrap().1;
+    // and no more when it is there again.
+    w.core.cancel_command(call!(w), &w.tenant, third).await.unwrap();
+    w.wait(1);
+    w.seen(&device).await;
+    assert_eq!(w.judged(&device, NOW).await.verdict, Verdict::Compliant);
+    assert!(w.fetch(device.id).await.is_none());
+    w.core.verify_audit(&w.tenant).await.unwrap();
+}
+
+pub(crate) async fn p21_the_cores_own_absence_is_not_the_devices_silence<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let (device, other) = (w.device_of("anna@example.com").await, w.device_of("bob@example.com").await);
+    w.compliance(silence()).await;
+    // The core, or its clock, was away for a year.
+    w.wait(366 * 24);
+    let back = w.now;
+    assert_eq!(w.judged(&device, back).await.verdict, Verdict::Compliant);
+    w.wait(71);
+    assert_eq!(w.judged(&device, back).await.verdict, Verdict::Compliant);
+    w.seen(&other).await;
+    w.wait(1);
+    assert!(w.judged(&device, back).await.quarantined);
+    assert_eq!(w.judged(&other, back).await.verdict, Verdict::Compliant);
+    // Who was silent before another absence still is, but is not erased before it could have been heard.
+    w.wait(366 * 24);
+    let back = w.now;
+    let (standing, _) = w.core.judge_device(call!(w), &w.tenant, device.id).await.unwrap();
+    assert!(standing.unwrap().quarantined, "where nothing is known of the core, what stands goes on");
+    w.wait(71);
+    assert!(w.judged(&device, back).await.quarantined && w.open(&device).await.is_empty());
+    w.wait(1);
+    w.judged(&device, back).await;
+    assert_eq!(w.open(&device).await.len(), 1);
+    // Who is heard is silent no more, also where the core was away since.
+    w.judged(&other, back).await;
+    w.seen(&other).await;
+    w.wait(100);
+    assert_eq!(w.judged(&other, w.now).await.verdict, Verdict::Compliant);
+}
+
+pub(crate) async fn p21_one_bad_device_does_not_stop_the_round<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let mut devices = Vec::new();
+    for n in 0..3 {
+        devices.push(w.device_of(&format!("user{n}@example.com")).await);
+    }
+    devices.sort_by_key(|device| device.id);
+    w.compliance(json!({ "rules": { "notTold": { "hours": 48 } } })).await;
+    // Settings that nothing here wrote have effect on the first.
+    let settings = serde_json::from_value(json!({ "rules": {} })).unwrap();
+    let new = NewProfile { category: Category::Compliance, name: "odd".into(), settings, ..NewProfile::default() };
+    let odd = w.core.add_profile(call!(w), &w.tenant, new).await.unwrap();
+    let changes = vec![
+        Change::PutProfile(Profile { settings: serde_json::from_value(json!({ "rules": 7 })).unwrap(), ..odd.clone() }),
+        Change::PutAssignment { profile: odd.id, holder: Principal::User(devices[0].user) },
+    ];
+    let mut tenant = w.core.tenant(&w.tenant).await.unwrap();
+    let expected = Some(tenant.revision);
+    tenant.revision += 1;
+    w.core.store().commit(Commit { expected, tenant, changes, audit: vec![] }).await.unwrap();
+    let swept = w.core.sweep(call!(w), &w.tenant, Page::first()).await.unwrap();
+    assert_eq!((swept.looked_at, swept.changed), (3, 2));
+    assert_eq!(swept.to_wake, [devices[1].id, devices[2].id]);
+    let [(failed, why)] = &swept.failed[..] else { panic!("{swept:?}") };
+    assert_eq!(*failed, devices[0].id);
+    assert!(why.contains("compliance settings"), "{why}");
+}
+
+pub(crate) async fn p23_a_clock_that_ran_ahead_does_not_silence_devices<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let device = w.device_of("anna@example.com").await;
+    w.compliance(json!({ "rules": { "notTold": { "hours": 48 } } })).await;
+    let right = w.now;
+    w.wait(366 * 24);
+    w.core.sweep(call!(w), &w.tenant, Page::first()).await.unwrap();
+    w.tell(&device, Kind::RequestDeviceInfo, json!({ "os": "ahead" })).await;
+    w.tell(&device, Kind::ListApplications, json!({ "packages": [{ "name": "ahead" }] })).await;
+    w.now = right.plus(60);
+    for (_, id) in w.open(&device).await {
+        let _ = w.core.cancel_command(call!(w), &w.tenant, id).await;
+    }
+    // What it told is yet to come: it is asked.
+    let swept = w.core.sweep(call!(w), &w.tenant, Page::first()).await.unwrap();
+    assert_eq!(swept.to_wake, [device.id]);
+    w.tell(&device, Kind::RequestDeviceInfo, json!({ "os": "now" })).await;
+    w.tell(&device, Kind::ListApplications, json!({ "packages": [{ "name": "a" }, { "name": "b" }] })).await;
+    let inventory = w.core.inventory(&w.tenant, device.id).await.unwrap();
+    assert_eq!((inventory.apps, inventory.apps_told), (2, Some(w.now)));
+    assert_eq!(inventory.attributes.unwrap().os.as_deref(), Some("now"));
 }

@@ -109,6 +109,11 @@ macro_rules! suite {
             p40_a_list_of_apps_is_replaced_as_a_whole_and_read_in_pages
             p21_a_device_that_breaks_a_rule_is_recorded_and_dealt_with_once
             p21_time_alone_breaks_rules_and_the_round_finds_it
+            p21_a_stolen_device_does_not_outwait_its_erasure
+            p21_a_step_whose_command_came_to_nothing_is_taken_again
+            p21_the_cores_own_absence_is_not_the_devices_silence
+            p21_one_bad_device_does_not_stop_the_round
+            p23_a_clock_that_ran_ahead_does_not_silence_devices
             p18_one_administrator_keeps_the_security_role
             p18_nobody_grants_what_they_do_not_have_and_roles_reach_their_groups_alone
             p18_wrong_passwords_lock_an_administrator_out_for_a_while

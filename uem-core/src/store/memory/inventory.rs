@@ -7,7 +7,7 @@ use hedgerow_shared::{EntityId, TenantId};
 use super::{Memory, page};
 use crate::account::DeviceState;
 use crate::compliance::{Standing, Verdict};
-use crate::inventory::{InstalledApp, Inventory, MAX_APPS, Told};
+use crate::inventory::{InstalledApp, Inventory, MAX_APPS, Told, replaces};
 use crate::store::{InventoryStore, Page, StoreError};
 
 /// Of one tenant.
@@ -51,12 +51,12 @@ impl InventoryStore for Memory {
         let inventory = data.told.inventory.entry(device).or_default();
         match told {
             Told::Attributes(new) => {
-                if inventory.attributes.as_ref().is_none_or(|old| old.told <= new.told) {
+                if replaces(new.told, inventory.attributes.as_ref().map(|old| old.told)) {
                     inventory.attributes = Some(new);
                 }
             }
             Told::Apps { told, apps } => {
-                if inventory.apps_told.is_none_or(|old| old <= told) {
+                if replaces(told, inventory.apps_told) {
                     inventory.apps_told = Some(told);
                     inventory.apps = u32::try_from(apps.len()).unwrap_or(u32::MAX);
                     data.told.apps.insert(device, apps);
