@@ -45,7 +45,7 @@ fn say(mut command: Command) -> (bool, String) {
 }
 
 fn add_anna(site: &Site) {
-    let anna = json!({ "email": "anna@example.com", "display_name": "Anna" });
+    let anna = json!({ "email": "anna@example.com", "name": "Anna" });
     ask(&site.socket(), "POST", "/users", &anna).unwrap();
 }
 
