@@ -82,6 +82,12 @@ fn p23_a_device_s_inventory_is_shown_and_a_rule_that_it_breaks_locks_it_once() {
     let standing = desk.ask(&["compliance", "show", &desk.device]);
     assert_eq!((&standing["verdict"], &standing["quarantined"]), (&"not_compliant".into(), &true.into()), "{standing}");
     assert_eq!(standing["causes"][0]["rule"], "osVersion");
+    let page = format!("http://wiki.intranet.example.com:{}/page", desk.office.site().port);
+    let loads = || {
+        let mut curl = hedgerow_tests::curl::curl();
+        hedgerow_tests::curl::attempt(curl.args(["--proxy", &desk.office.socks(), &page])).status.success()
+    };
+    wait_until("quarantine cuts it off", LIMIT, || !loads());
     let table = desk.say(&["compliance", "show", &desk.device]);
     assert!(table.contains("at least 999 is wanted") && table.contains("lock at"), "{table}");
     // Once for one cause, however often it is looked at and told.
@@ -97,6 +103,7 @@ fn p23_a_device_s_inventory_is_shown_and_a_rule_that_it_breaks_locks_it_once() {
     desk.say(&["profile", "default", "compliance/strict", "--off"]);
     desk.say(&["compliance", "check", &desk.device]);
     assert_eq!(desk.ask(&["compliance", "show", &desk.device])["quarantined"], false);
+    wait_until("it is let in again", LIMIT, loads);
     // What was done stands in the record, found by what it is.
     let acts = desk.ask(&["audit", "list", "--action", "compliance.act", "--from", "1h"]);
     assert_eq!(acts.as_array().unwrap().len(), 2, "{acts}");
