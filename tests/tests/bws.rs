@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use hedgerow_tests::curl::{attempt, curl, text};
-use hedgerow_tests::process::run;
+use hedgerow_tests::process::{run, wait_until};
 use hedgerow_tests::world::{Options, World};
 
 const PING: &str = "https://server01:18084/S12345678/api/v1/util/ping";
@@ -186,4 +186,40 @@ fn p03_the_relay_answers_look_ups_alike_for_strangers_and_tells_who_may_activate
     let _ = world.hedgerow(&["relay", "domain", "add", "S12345678", "claimed.example"]);
     assert_eq!(ask("anyone@claimed.example"), ask("someone.else@claimed.example"));
     assert!(ask("anyone@claimed.example").contains("S12345678"));
+}
+
+/// A certificate that is renewed by other means is shown without a restart, and one that cannot be used is not.
+#[test]
+fn p20_the_web_services_certificate_is_read_again_when_its_files_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let make = |name: &str| {
+        let mut openssl = Command::new("openssl");
+        openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30"]);
+        openssl.args(["-keyout", &at("key.new"), "-out", &at("certificate.new"), "-subj", &format!("/CN={name}")]);
+        let _ = run(&mut openssl, Duration::from_secs(30));
+        for file in ["key", "certificate"] {
+            std::fs::rename(at(&format!("{file}.new")), at(file)).unwrap();
+        }
+    };
+    make("first.example");
+    let environment = vec![
+        ("HEDGEROW_CORE__BWS__CERTIFICATE".to_owned(), at("certificate")),
+        ("HEDGEROW_CORE__BWS__KEY_FILE".to_owned(), at("key")),
+    ];
+    let world = World::start(&Options { environment, ..Options::default() });
+    let shown = || {
+        let output = attempt(through_plain_port(&world, "S12345678", "bws").args(["--verbose", PING]));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(shown().contains("CN=first.example"), "{}", shown());
+    make("second.example");
+    wait_until("the new one is shown", Duration::from_secs(40), || shown().contains("CN=second.example"));
+    std::fs::write(at("certificate"), "not a certificate").unwrap();
+    wait_until("the log names the file", Duration::from_secs(40), || {
+        world.log("core").contains("the web services' certificate could not be read again")
+    });
+    assert!(shown().contains("CN=second.example"), "the old one stays in use");
+    let until = world.metric("core.admin", "hedgerow_certificate_not_after_seconds", "web");
+    assert!(until > 1.7e9, "{until}");
 }
