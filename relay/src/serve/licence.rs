@@ -1,7 +1,6 @@
 //! The licence that a core shows over its link, and the relay's verdict.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::Channel;
@@ -13,9 +12,6 @@ use hedgerow_shared::wire::message::{LicencePresent, LicenceVerdict};
 
 use crate::registry::Live;
 use crate::state::Relay;
-
-/// Between two looks at licences of one link.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// A core shows its tenant's licence.
 pub(super) fn shown(
@@ -47,10 +43,8 @@ pub(super) fn shown(
         };
         let failed = |_| Err(Fault::new(Code::Internal, "the licence could not be looked at"));
         let answer = tokio::task::spawn_blocking(work).await.unwrap_or_else(failed);
-        verdict(&relay, &live, request, answer);
-        // A core that shows one after the other costs no more than this.
-        tokio::time::sleep(PAUSE).await;
         live.end_licence();
+        verdict(&relay, &live, request, answer);
     });
 }
 
