@@ -231,10 +231,8 @@ impl Ground {
         loop {
             let users = self.core.users(&self.tenant, page).await?;
             ids.extend(users.iter().map(|user| user.id));
-            match users.last() {
-                Some(last) if users.len() >= page.limit as usize => page.after = Some(last.id),
-                _ => return Ok(ids),
-            }
+            let Some(next) = page.behind(&users, |user| user.id) else { return Ok(ids) };
+            page = next;
         }
     }
 

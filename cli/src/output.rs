@@ -1,8 +1,10 @@
 //! What verbs print: aligned tables for people, JSON for programs. No colours.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::Write;
+use std::path::Path;
 
+use anyhow::Context as _;
 use serde_json::Value;
 
 /// Prints an answer: as JSON, or as `human` puts it.
@@ -17,6 +19,19 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
     }
+}
+
+/// Where a long list is written, part by part: a new file, or standard output.
+pub(crate) fn writer(out: Option<&Path>) -> anyhow::Result<Box<dyn Write>> {
+    let Some(path) = out else { return Ok(Box::new(std::io::stdout().lock())) };
+    let file = std::fs::File::create_new(path).with_context(|| format!("cannot make {}", path.display()))?;
+    Ok(Box::new(std::io::BufWriter::new(file)))
+}
+
+/// The rows of a part that the core answered as CSV, its heads in front of the `first` alone.
+pub(crate) fn csv_part(part: &Value, first: bool) -> anyhow::Result<&str> {
+    let text = part["csv"].as_str().context("the answer holds no table")?;
+    Ok(if first { text } else { text.split_once('\n').map_or("", |(_, rows)| rows) })
 }
 
 /// How a column shows a value.

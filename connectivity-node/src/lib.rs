@@ -27,7 +27,6 @@ use hedgerow_runtime::config::ConfigFault;
 use hedgerow_runtime::link::{Uplink, UplinkStatus, Uplinks};
 use hedgerow_runtime::network;
 use hedgerow_runtime::tls;
-use hedgerow_shared::verify::certificate::read_leaf;
 use hedgerow_shared::{InstanceId, Origin};
 use tracing::info;
 
@@ -185,7 +184,7 @@ fn routes(
             UplinkStatus::Connecting(None) | UplinkStatus::Up(_) | UplinkStatus::Stopped => None,
         };
         let not_linked: Vec<_> = uplinks.iter().filter_map(waiting).collect();
-        let not_after = own.get().chain.first().and_then(|leaf| read_leaf(leaf).ok()).map(|c| c.not_after);
+        let not_after = own.get().read().ok().map(|c| c.not_after);
         Json(serde_json::json!({
             "not_linked": not_linked,
             "id": record.id, "name": record.name, "tenant": record.tenant, "group": record.group, "link": links.first(), "links": links,

@@ -11,7 +11,6 @@
 //! Files are replaced whole: written beside, flushed, renamed.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,9 +19,9 @@ use anyhow::{Context, bail, ensure};
 use hedgerow_runtime::clock;
 use hedgerow_runtime::config::ConfigFault;
 use hedgerow_runtime::dial::{Network, RelayTarget};
+use hedgerow_runtime::disk;
 use hedgerow_runtime::renewal::Files;
 use hedgerow_runtime::tls::{InForce, Own, RelayRoots, SigningKey, read_certificates};
-use hedgerow_shared::verify::certificate::verify_signature;
 use hedgerow_shared::verify::{SignedConfig, TenantCa, Usage, VerifiedCertificate, Version};
 use hedgerow_shared::wire::core_api;
 use hedgerow_shared::{EntityId, GroupName, Origin, Role, TenantId};
@@ -214,16 +213,7 @@ impl State {
 
     fn replace(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let path = self.folder.join(name);
-        let beside = self.folder.join(format!("{name}.new"));
-        let write = || -> std::io::Result<()> {
-            let _ = fs::remove_file(&beside);
-            let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&beside)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&beside, &path)?;
-            File::open(&self.folder)?.sync_all()
-        };
-        write().with_context(|| format!("cannot write {}", path.display()))
+        disk::replace(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
@@ -234,8 +224,7 @@ pub(crate) fn check_leaf(
     key: &SigningKey,
 ) -> anyhow::Result<VerifiedCertificate> {
     let certificate = ca.verify(leaf, Role::Node, Usage::Client, clock::now())?;
-    let probe = b"hedgerow: does this certificate belong to this key";
-    verify_signature(leaf, probe, &key.sign(probe)).context("the certificate is for another key")?;
+    ensure!(key.is_of(leaf), "the certificate is for another key");
     Ok(certificate)
 }
 

@@ -20,7 +20,6 @@ use hedgerow_runtime::tls::{self, SigningKey};
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::secret::Secret;
-use hedgerow_shared::verify::certificate::verify_signature;
 use hedgerow_shared::verify::{DeviceConfig, SignedConfig, TenantCa, Usage};
 use hedgerow_shared::wire::core_api::{self, ALPN_HTTP};
 use hedgerow_shared::{EntityId, Origin, Role, TenantId};
@@ -215,8 +214,9 @@ fn keep(
     if verified.identity.id != reply.device {
         return Err(wrong("the certificate names another device"));
     }
-    let probe = b"hedgerow: is this certificate for our key?";
-    verify_signature(&leaf, probe, &key.sign(probe)).map_err(|_| wrong("the certificate is for another key"))?;
+    if !key.is_of(&leaf) {
+        return Err(wrong("the certificate is for another key"));
+    }
     let document: DeviceConfig = config.verify(&ca, None, now).map_err(|e| wrong(&e.to_string()))?;
     let name =
         core_api::relay_name(reply.relay_name.as_deref(), &reply.relays).ok_or_else(|| wrong("it names no relay"))?;

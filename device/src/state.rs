@@ -10,16 +10,16 @@
 //! | `config.cbor` | the newest signed configuration |
 //! | `commands.json` | commands that were carried out lately, and what was answered |
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use hedgerow_runtime::dial::RelayTarget;
+use hedgerow_runtime::disk;
 use hedgerow_runtime::renewal::Files;
 use hedgerow_runtime::tls::{InForce, Own, RelayRoots, read_certificates};
-use hedgerow_shared::verify::certificate::read_leaf;
 use hedgerow_shared::verify::{DeviceConfig, Identity, SignedConfig, TenantCa, VerifiedCertificate};
 use hedgerow_shared::wire::core_api;
 use serde::{Deserialize, Serialize};
@@ -106,7 +106,7 @@ impl DeviceState {
     /// # Errors
     /// The certificate is not one of ours.
     pub fn of(dir: PathBuf, own: Own, ca: TenantCa, relay: RelayFile) -> anyhow::Result<Self> {
-        let identity = read_leaf(own.chain.first().context("no certificate")?)?.identity;
+        let identity = own.read()?.identity;
         Ok(Self { dir, own: InForce::new(own), identity, ca, relay })
     }
 
@@ -121,7 +121,7 @@ impl DeviceState {
     /// # Errors
     /// It cannot be read.
     pub fn certificate(&self) -> anyhow::Result<VerifiedCertificate> {
-        Ok(read_leaf(self.own.get().chain.first().context("no certificate")?)?)
+        Ok(self.own.get().read()?)
     }
 
     /// The signed configuration on disk, unverified; `None` when there is none.
@@ -217,13 +217,5 @@ pub fn make_dir(dir: &Path) -> anyhow::Result<()> {
 /// Writing failed; the old file is still there.
 pub fn write_file(dir: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
     let path = dir.join(name);
-    let temporary = dir.join(format!(".{name}.new"));
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        fs::File::open(dir)?.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    disk::replace(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }

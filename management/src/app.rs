@@ -340,10 +340,8 @@ impl App {
         loop {
             let nodes = self.domain.nodes(&self.tenant, page).await?;
             holders.extend(nodes.iter().filter(|n| n.state == NodeState::Active).map(|n| format!("node:{}", n.id)));
-            match nodes.last() {
-                Some(last) if nodes.len() >= page.limit as usize => page.after = Some(last.id),
-                _ => break,
-            }
+            let Some(next) = page.behind(&nodes, |node| node.id) else { break };
+            page = next;
         }
         Ok(holders.into_iter().map(|h| (h.clone(), version(&h))).collect())
     }
@@ -383,33 +381,13 @@ impl App {
     /// Waits, at most `limit`, until every relay whose link is up has judged this licence. Which have not yet, those that
     /// are down included. Cancel safe.
     pub(crate) async fn licence_told(&self, limit: Duration, licence: &str) -> Vec<String> {
-        let mut news = self.acknowledgements.subscribe();
-        let deadline = Instant::now() + limit;
-        loop {
-            news.borrow_and_update();
-            let lacking = |relay: &&RelayState| relay.standing.lock().licence.verdict_on(licence).is_none();
-            let late: Vec<&RelayState> = self.relays.iter().filter(lacking).collect();
-            let none_up = late.iter().all(|r| r.standing.lock().up.is_none());
-            if none_up || tokio::time::timeout_at(deadline, news.changed()).await.is_err() {
-                return late.iter().map(|r| format!("relay:{}", r.name)).collect();
-            }
-        }
+        self.lacking(limit, |standing| standing.licence.verdict_on(licence).is_none()).await
     }
 
     /// Waits, at most `limit`, until every relay whose link is up has been told a list for which `told` holds. Which have
     /// not yet, those that are down included. Cancel safe.
     pub(crate) async fn names_told(&self, limit: Duration, told: impl Fn(&[RegisteredName]) -> bool) -> Vec<String> {
-        let mut news = self.acknowledgements.subscribe();
-        let deadline = Instant::now() + limit;
-        loop {
-            news.borrow_and_update();
-            let lacking = |relay: &&RelayState| !relay.standing.lock().names.as_ref().is_some_and(|n| told(n));
-            let late: Vec<&RelayState> = self.relays.iter().filter(lacking).collect();
-            let none_up = late.iter().all(|r| r.standing.lock().up.is_none());
-            if none_up || tokio::time::timeout_at(deadline, news.changed()).await.is_err() {
-                return late.iter().map(|r| format!("relay:{}", r.name)).collect();
-            }
-        }
+        self.lacking(limit, |standing| !standing.names.as_ref().is_some_and(|n| told(n))).await
     }
 
     /// Where a name stands at each relay.
@@ -428,12 +406,17 @@ impl App {
     /// Waits, at most `limit`, until every relay whose link is up answers for `address`. Which do not yet, those that
     /// are down included. Cancel safe.
     pub(crate) async fn not_listed(&self, address: &Email, limit: Duration) -> Vec<String> {
+        self.lacking(limit, |standing| !standing.registrations.contains(address)).await
+    }
+
+    /// Waits, at most `limit`, until no relay whose link is up lacks something. Which do still, those that are down
+    /// included. Cancel safe.
+    async fn lacking(&self, limit: Duration, lacks: impl Fn(&Standing) -> bool) -> Vec<String> {
         let mut news = self.acknowledgements.subscribe();
         let deadline = Instant::now() + limit;
         loop {
             news.borrow_and_update();
-            let lacking = |relay: &&RelayState| !relay.standing.lock().registrations.contains(address);
-            let late: Vec<&RelayState> = self.relays.iter().filter(lacking).collect();
+            let late: Vec<&RelayState> = self.relays.iter().filter(|relay| lacks(&relay.standing.lock())).collect();
             let none_up = late.iter().all(|r| r.standing.lock().up.is_none());
             if none_up || tokio::time::timeout_at(deadline, news.changed()).await.is_err() {
                 return late.iter().map(|r| format!("relay:{}", r.name)).collect();

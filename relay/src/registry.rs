@@ -75,9 +75,7 @@ impl Facts {
         let (issuer, serial) = (self.issuer.as_ref()?, self.serial.as_deref()?);
         Some(Shown { id: self.entity?, serial, not_after: self.not_after?, issuer })
     }
-}
 
-impl Facts {
     /// Whom its bytes are charged to beside its tenant.
     #[must_use]
     pub fn holder(&self) -> Option<(Role, EntityId)> {

@@ -93,6 +93,26 @@ fn p14_f17_real_programs_work_through_the_tunnel() {
     assert_eq!((status["way"].as_str(), status["mtu"].as_u64()), (Some("udp"), Some(1441)), "{status}");
 }
 
+/// The organisation decides who has a tunnel: one that runs ends, with the reason, and the next one comes by itself.
+#[test]
+fn p14_a_profile_without_a_tunnel_ends_it_by_name_and_gives_it_back() {
+    let field = Field::with_tunnels(Terrain::default());
+    let settings = field.path("settings.json");
+    std::fs::write(&settings, r#"{"tunnel": false}"#).unwrap();
+    field.verb(&["profile", "add", "enterprise-connectivity", "pages only", "--settings", &settings]);
+    assert_eq!(field.tunnel(1)["state"], "up", "the profile is nobody's yet");
+    field.verb(&["profile", "default", "enterprise-connectivity/pages only"]);
+    wait_until("the device says which profile is in the way", LIMIT, || {
+        let tunnel = field.tunnel(1);
+        tunnel["state"] != "up" && tunnel["reason"].as_str().is_some_and(|why| why.contains("\"pages only\""))
+    });
+    assert!(!field.try_say("d1", &format!("ping -c 1 -W 2 {INSIDE}")).status.success());
+    field.verb(&["profile", "default", "enterprise-connectivity/pages only", "--off"]);
+    field.wait_for_tunnel(1);
+    let pinged = field.say("d1", &format!("ping -c 3 -i 0.2 -W 2 {INSIDE}"));
+    assert!(pinged.contains(" 0% packet loss"), "{pinged}");
+}
+
 #[test]
 fn p14_a_tree_copied_and_a_shell_over_ssh_arrive_whole() {
     let mut field = Field::with_tunnels(Terrain::default());

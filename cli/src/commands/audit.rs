@@ -1,6 +1,5 @@
 //! `hedgerow audit`: the record of who changed what.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,7 +8,7 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::control::{At, AtCore, moment, segment, verb};
-use crate::output::{Column, Show};
+use crate::output::{self, Column, Show};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct AuditArgs {
@@ -127,13 +126,7 @@ pub(crate) fn run(args: AuditArgs) -> ExitCode {
 
 /// Part by part, so that no answer has to hold them all.
 async fn export(at: &At<'_>, format: Format, out: Option<&Path>, query: &str) -> anyhow::Result<()> {
-    let mut to: Box<dyn Write> = match out {
-        Some(path) => {
-            let file = std::fs::File::create_new(path).with_context(|| format!("cannot make {}", path.display()))?;
-            Box::new(std::io::BufWriter::new(file))
-        }
-        None => Box::new(std::io::stdout().lock()),
-    };
+    let mut to = output::writer(out)?;
     let path = match format {
         Format::Jsonl => "/audit/find",
         Format::Csv => "/audit/export",
@@ -148,9 +141,7 @@ async fn export(at: &At<'_>, format: Format, out: Option<&Path>, query: &str) ->
                 }
             }
             Format::Csv => {
-                let text = part["csv"].as_str().context("the answer holds no table")?;
-                let body = text.split_once('\n').map_or("", |(_, rest)| rest);
-                to.write_all(if first { text } else { body }.as_bytes())?;
+                to.write_all(output::csv_part(&part, first)?.as_bytes())?;
             }
         }
         first = false;

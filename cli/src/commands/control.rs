@@ -173,20 +173,28 @@ pub(crate) fn moment(text: &str) -> Result<u64, String> {
     if let Ok(ago) = duration(text) {
         return Ok(hedgerow_runtime::clock::now().0.saturating_sub(ago));
     }
+    day(text).ok_or_else(wrong)
+}
+
+/// `2027-01-31`, the begin of that day in UTC: seconds since 1970.
+pub(crate) fn day(text: &str) -> Option<u64> {
     let mut parts = text.split('-').map(str::parse::<u64>);
     let (Some(Ok(year)), Some(Ok(month)), Some(Ok(day)), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
     else {
-        return Err(wrong());
+        return None;
     };
     if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return Err(wrong());
+        return None;
     }
     // Howard Hinnant's days_from_civil.
-    let y = if month <= 2 { year - 1 } else { year };
+    let y = year - u64::from(month <= 2);
     let doy = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
     let doe = y % 400 * 365 + y % 400 / 4 - y % 400 / 100 + doy;
-    Ok((y / 400 * 146_097 + doe - 719_468) * 86_400)
+    let seconds = (y / 400 * 146_097 + doe - 719_468) * 86_400;
+    // A day that the month does not have comes out as one of the next.
+    let is_there = output::time(seconds).starts_with(&format!("{year:04}-{month:02}-{day:02}"));
+    is_there.then_some(seconds)
 }
 
 #[cfg(test)]
@@ -208,7 +216,9 @@ mod tests {
         assert_eq!(moment("2026-11-22").map(crate::output::time), Ok("2026-11-22 00:00:00Z".into()));
         assert_eq!(moment("1795309534"), Ok(1_795_309_534));
         assert!(moment("24h").unwrap() > 1_700_000_000);
-        for bad in ["", "yesterday", "2026-13-01", "2026-11", "26-11-22", "2026-11-22-1", "-5"] {
+        for bad in
+            ["", "yesterday", "2026-13-01", "2027-02-29", "2026-11", "26-11-22", "1969-12-31", "2026-11-22-1", "-5"]
+        {
             assert!(moment(bad).is_err(), "{bad}");
         }
     }

@@ -1,6 +1,5 @@
 //! `hedgerow user`: people who may activate devices.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,7 +8,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::control::{At, AtCore, segment, verb};
-use crate::output::{Column, Show};
+use crate::output::{self, Column, Show};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct UserArgs {
@@ -78,19 +77,11 @@ const COLUMNS: &[Column] = &[
 
 /// Part by part, so that no answer has to hold everybody.
 async fn export(at: &At<'_>, out: Option<&Path>) -> anyhow::Result<()> {
-    let mut to: Box<dyn Write> = match out {
-        Some(path) => {
-            let file = std::fs::File::create_new(path).with_context(|| format!("cannot make {}", path.display()))?;
-            Box::new(std::io::BufWriter::new(file))
-        }
-        None => Box::new(std::io::stdout().lock()),
-    };
+    let mut to = output::writer(out)?;
     let (mut path, mut first) = ("/export/users".to_owned(), true);
     loop {
         let part = at.get(&path).await?;
-        let text = part["csv"].as_str().context("the answer holds no table")?;
-        let body = text.split_once('\n').map_or("", |(_, rest)| rest);
-        to.write_all(if first { text } else { body }.as_bytes())?;
+        to.write_all(output::csv_part(&part, first)?.as_bytes())?;
         first = false;
         match part["next"].as_str() {
             Some(next) => path = format!("/export/users?after={}", segment(next)),

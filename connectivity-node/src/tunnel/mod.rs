@@ -20,7 +20,6 @@ use hedgerow_proxy::target::{Host, Target};
 use hedgerow_runtime::clock;
 use hedgerow_runtime::link::Link;
 use hedgerow_runtime::scope::Scope;
-use hedgerow_runtime::tls::Own;
 use hedgerow_secure_connect::leg::Way;
 use hedgerow_secure_connect::policy;
 use hedgerow_secure_connect::pool::{Lease, Pool};
@@ -327,7 +326,9 @@ impl Tunnels {
             gates.entry(link.accept.session).or_insert_with(open).clone()
         };
         gate.attach(&tunnel.end, call.half);
-        let Some(own) = own_certificate(&self.enrolled.own.get()) else { return };
+        let own = self.enrolled.own.get();
+        let Ok(leaf) = own.leaf() else { return };
+        let own = dtls::Own { certificate: leaf.to_vec(), key: own.key.secret() };
         let (settings, check, most) = (self.settings.clone(), self.check(&tunnel), tunnel.most);
         tunnel.end.begin(|now| Session::new(&settings, &own, Side::Server, check, most, now));
     }
@@ -404,8 +405,4 @@ fn way_label(way: Way) -> &'static str {
         Way::Udp => "udp",
         Way::Link => "link",
     }
-}
-
-fn own_certificate(own: &Own) -> Option<dtls::Own> {
-    Some(dtls::Own { certificate: own.chain.first()?.to_vec(), key: own.key.secret() })
 }

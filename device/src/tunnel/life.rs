@@ -222,8 +222,7 @@ impl Inner {
     /// The certificate in force, as DTLS shows it.
     fn own(&self) -> Result<dtls::Own, Fault> {
         let own = self.state.own.get();
-        let leaf = own.chain.first().ok_or_else(|| Fault::new(Code::Internal, "there is no certificate to show"))?;
-        Ok(dtls::Own { certificate: leaf.to_vec(), key: own.key.secret() })
+        Ok(dtls::Own { certificate: own.leaf()?.to_vec(), key: own.key.secret() })
     }
 
     fn check(&self, node: EntityId) -> Check {

@@ -249,6 +249,7 @@ impl Tunnel {
             match inner.connect().await {
                 Ok(up) => {
                     pause = FIRST;
+                    let (end, idle) = (up.end.clone(), Duration::from_secs(u64::from(up.grant.idle_s)));
                     let why = inner.attend(up).await;
                     inner.router.lead(None);
                     {
@@ -261,7 +262,9 @@ impl Tunnel {
                     if why.code == Code::Displaced {
                         continue;
                     }
-                    if why.code == Code::Ok {
+                    // The other end gives no reason (DTLS has none to give): one that was in use is asked for again, and
+                    // what is in the way is said then.
+                    if why.code == Code::Ok && end.used().is_none_or(|used| used.elapsed() > idle / 2) {
                         // Idle: nobody needs it until somebody does.
                         inner.status.lock().fault = None;
                         inner.router.wanted.notified().await;

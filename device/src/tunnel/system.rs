@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use hedgerow_runtime::disk;
 use hedgerow_tunnel::system::{family, ip};
 use serde::{Deserialize, Serialize};
 
@@ -192,15 +193,9 @@ pub(super) fn read_journal(state: &Path) -> anyhow::Result<Option<Journal>> {
 }
 
 fn write_journal(state: &Path, journal: &Journal) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    let (path, new) = (state.join(JOURNAL), state.join("tunnel-journal.new"));
-    let write = || {
-        let mut file = fs::File::create(&new)?;
-        file.write_all(&serde_json::to_vec_pretty(journal).unwrap_or_default())?;
-        file.sync_all()?;
-        fs::rename(&new, &path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    let path = state.join(JOURNAL);
+    let bytes = serde_json::to_vec_pretty(journal).unwrap_or_default();
+    disk::replace(&path, &bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

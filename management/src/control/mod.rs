@@ -129,6 +129,7 @@ use axum::routing::{delete, get, post, put};
 use bytes::Bytes;
 use hedgerow_runtime::admin::control::Problem;
 use hedgerow_shared::EntityId;
+use hedgerow_shared::fault::with_causes;
 use hedgerow_uem_core::store::Page;
 use hedgerow_uem_core::{Actor, Call, CoreError};
 use http::StatusCode;
@@ -329,14 +330,10 @@ fn problem(error: CoreError) -> Problem {
             StatusCode::SERVICE_UNAVAILABLE
         }
     };
-    let mut text = error.to_string();
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            text.push_str(&format!(": {cause}"));
-            source = cause.source();
-        }
-        tracing::error!(error = text, "a verb failed");
+    if status != StatusCode::SERVICE_UNAVAILABLE {
+        return Problem::new(status, error.to_string());
     }
+    let text = with_causes(&error);
+    tracing::error!(error = text, "a verb failed");
     Problem::new(status, text)
 }

@@ -127,10 +127,8 @@ pub(super) async fn remove(State(app): State<Arc<App>>, Path(who): Path<String>)
         for device in devices.iter().filter(|d| d.state == DeviceState::Active) {
             app.domain.revoke_device(&mut admin(), &app.tenant, device.id).await.map_err(problem)?;
         }
-        match devices.last() {
-            Some(last) if devices.len() >= page.limit as usize => page.after = Some(last.id),
-            _ => break,
-        }
+        let Some(next) = page.behind(&devices, |device| device.id) else { break };
+        page = next;
     }
     switch(&app, user, false).await
 }

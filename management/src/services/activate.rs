@@ -117,21 +117,20 @@ impl Peer {
                 tracing::info!(reason = refusal.label(), from = self.from, "activation refused");
                 Answer::refused(StatusCode::UNAUTHORIZED, error.to_string())
             }
-            ActivationError::Unlicensed(why) => {
-                metrics::counter!("hedgerow_core_activations_total", "result" => why.label()).increment(1);
-                tracing::warn!(reason = %why, from = self.from, "activation refused");
-                Answer::refused(StatusCode::FORBIDDEN, why.to_string())
-            }
-            ActivationError::Barred(why) => {
-                metrics::counter!("hedgerow_core_activations_total", "result" => why.label()).increment(1);
-                tracing::warn!(reason = %why, from = self.from, "activation refused");
-                Answer::refused(StatusCode::FORBIDDEN, why.to_string())
-            }
+            ActivationError::Unlicensed(why) => self.in_the_way(why.label(), &why),
+            ActivationError::Barred(why) => self.in_the_way(why.label(), &why),
             ActivationError::Core(error) => {
                 metrics::counter!("hedgerow_core_activations_total", "result" => "failed").increment(1);
                 failed("activation", &error)
             }
         }
+    }
+
+    /// Whoever gets here knows the password, and is told what is in the way.
+    fn in_the_way(&self, label: &'static str, why: &dyn std::fmt::Display) -> Answer {
+        metrics::counter!("hedgerow_core_activations_total", "result" => label).increment(1);
+        tracing::warn!(reason = %why, from = self.from, "activation refused");
+        Answer::refused(StatusCode::FORBIDDEN, why.to_string())
     }
 }
 

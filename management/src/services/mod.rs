@@ -21,7 +21,7 @@ use bytes::Bytes;
 use hedgerow_runtime::link::{Channel, Incoming, Stream};
 use hedgerow_runtime::scope::Scope;
 use hedgerow_runtime::{clock, tls};
-use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::fault::{Code, Fault, with_causes};
 use hedgerow_shared::verify::certificate::read_leaf;
 use hedgerow_shared::verify::{Usage, VerifiedCertificate};
 use hedgerow_shared::wire::core_api;
@@ -220,12 +220,6 @@ fn read<T: serde::de::DeserializeOwned>(body: &Bytes) -> Result<T, Answer> {
 
 /// The core itself failed; the peer learns only that.
 fn failed(what: &'static str, error: &dyn std::error::Error) -> Answer {
-    let mut causes = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        causes.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    tracing::error!(error = causes, "{what} failed");
+    tracing::error!(error = with_causes(error), "{what} failed");
     Answer::refused(StatusCode::SERVICE_UNAVAILABLE, "the core failed; try again later").header("retry-after", "10")
 }

@@ -1,10 +1,11 @@
 //! Opening the state directory: private, ours alone, with the key that belongs to the database.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use hedgerow_runtime::disk;
 use hedgerow_uem_core::Random;
 use hedgerow_uem_core::seal::Kek;
 use hedgerow_uem_core::store::StoreError;
@@ -240,14 +241,7 @@ fn open_kek(path: &Path, fresh: bool) -> Result<Kek, OpenError> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound && fresh => {
             SystemRandom.fill(key.as_mut_slice());
-            // Written whole under another name first: a cut leaves no half key behind.
-            let new = path.with_extension("new");
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(io)?;
-            file.write_all(encode(&key).as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
-            fs::rename(&new, path).map_err(io)?;
-            let parent = path.parent().unwrap_or(Path::new("."));
-            File::open(parent).and_then(|d| d.sync_all()).map_err(io)?;
+            disk::replace(path, encode(&key).as_bytes()).map_err(io)?;
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(OpenError::KeyMissing(path.to_owned())),
         Err(error) => return Err(io(error)),

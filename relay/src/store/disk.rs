@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use data_encoding::{BASE64, HEXLOWER};
-use hedgerow_runtime::clock;
+use hedgerow_runtime::{clock, disk};
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::TenantCa;
 use hedgerow_shared::verify::config::{SignedConfig, Version};
@@ -172,13 +172,7 @@ pub(super) fn lock(path: &Path) -> Result<File, StoreError> {
 /// # Errors
 /// `Io`; the old file stays then.
 pub(crate) fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let temporary = path.with_extension("new");
-    let failed = |source| io_error("writing", &temporary)(source);
-    let _ = fs::remove_file(&temporary);
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&temporary).map_err(failed)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
-    fs::rename(&temporary, path).map_err(io_error("replacing", path))?;
-    path.parent().map_or(Ok(()), sync_folder)
+    disk::replace(path, bytes).map_err(io_error("writing", path))
 }
 
 /// Reads a file that others must not be able to read.

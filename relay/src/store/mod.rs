@@ -320,7 +320,9 @@ impl Store {
     pub fn set_blocked(&self, id: &TenantId, holder: EntityId, blocked: bool) -> Result<(), StoreError> {
         self.change(id, |_, tenant| {
             match blocked {
-                true if tenant.blocked.len() >= MAX_BLOCKED => return Err(StoreError::TooManyBlocked),
+                true if tenant.blocked.len() >= MAX_BLOCKED && !tenant.blocked.contains(&holder) => {
+                    return Err(StoreError::TooManyBlocked);
+                }
                 true => tenant.blocked.insert(holder),
                 false => tenant.blocked.remove(&holder),
             };

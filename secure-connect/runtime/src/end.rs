@@ -77,13 +77,15 @@ pub(crate) struct Inner {
     pub(crate) leg: Option<Leg>,
     pub(crate) gate: Option<Arc<Gate>>,
     over: bool,
+    /// Of a session that has ended.
+    used: Option<Instant>,
 }
 
 impl End {
     /// An end without a way to the other one yet.
     #[must_use]
     pub fn new(tunnel: TunnelId, peer: EntityId) -> Arc<Self> {
-        let inner = Inner { session: None, leg: None, gate: None, over: false };
+        let inner = Inner { session: None, leg: None, gate: None, over: false, used: None };
         Arc::new(Self {
             tunnel,
             peer,
@@ -121,10 +123,11 @@ impl End {
         self.mtu.load(Ordering::Relaxed)
     }
 
-    /// When an IP packet last passed.
+    /// When an IP packet last passed; it may have ended since.
     #[must_use]
     pub fn used(&self) -> Option<Instant> {
-        self.inner.lock().session.as_ref().map(Session::used)
+        let inner = self.inner.lock();
+        inner.session.as_ref().map(Session::used).or(inner.used)
     }
 
     /// Begins the hand-shake, unless one has begun: there is one at a time.
@@ -179,7 +182,7 @@ impl End {
 
     fn finish(&self, inner: &mut Inner, why: Fault) {
         inner.over = true;
-        inner.session = None;
+        inner.used = inner.session.take().map(|session| session.used());
         let gone = inner.gate.take().zip(inner.leg.take());
         self.state.send_replace(State::Closed(why));
         self.wake.notify_one();

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod core_client;
 pub mod dial;
+pub mod disk;
 pub mod fair;
 pub mod lane;
 pub mod link;

@@ -14,6 +14,7 @@ mod verifiers;
 use std::sync::{Arc, OnceLock};
 
 use hedgerow_shared::fault::{Code, Fault};
+use hedgerow_shared::verify::certificate::read_leaf;
 use hedgerow_shared::verify::{TenantCa, VerifiedCertificate};
 use hedgerow_shared::wire::message::{ALPN_SESSION, EXPORTER_LABEL};
 use hedgerow_shared::{EntityId, Role};
@@ -229,6 +230,24 @@ pub struct Own {
     pub chain: Vec<CertificateDer<'static>>,
     /// The leaf's key.
     pub key: Arc<SigningKey>,
+}
+
+impl Own {
+    /// The certificate itself.
+    ///
+    /// # Errors
+    /// `Internal`: there is none.
+    pub fn leaf(&self) -> Result<&CertificateDer<'static>, Fault> {
+        self.chain.first().ok_or_else(|| Fault::new(Code::Internal, "there is no certificate to show"))
+    }
+
+    /// What it says, unverified.
+    ///
+    /// # Errors
+    /// `Internal`: there is none, or none of ours.
+    pub fn read(&self) -> Result<VerifiedCertificate, Fault> {
+        read_leaf(self.leaf()?).map_err(|e| Fault::new(Code::Internal, e.to_string()))
+    }
 }
 
 /// The client side of end-to-end TLS 1.3 to a core or a node: the server is known by tenant CA, role and, when

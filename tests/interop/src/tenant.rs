@@ -32,7 +32,7 @@ impl Tenant {
     }
 
     /// The CA's certificate.
-    pub fn root(&self) -> &[u8] {
+    pub fn root(&self) -> CertificateDer<'static> {
         self.ca.der()
     }
 

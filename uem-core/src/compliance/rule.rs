@@ -169,7 +169,7 @@ impl Watch {
         if self.steps.len() > MAX_STEPS {
             return wrong(format!("it has more than {MAX_STEPS} steps"));
         }
-        let timed = matches!(rule, Rule::OutOfContact | Rule::NotTold);
+        let timed = rule.is_silence();
         match self.hours {
             Some(hours) if timed && !(1..=MAX_HOURS).contains(&hours) => {
                 return wrong(format!("hours: use 1 to {MAX_HOURS}"));

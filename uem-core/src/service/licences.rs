@@ -2,7 +2,7 @@
 
 use hedgerow_shared::{TenantId, UnixTime};
 
-use super::{ATTEMPTS, Call, Core, Plan};
+use super::{Call, Core, Decided, Plan};
 use crate::CoreError;
 use crate::licence::{Installed, Overview, Unlicensed};
 use crate::store::{Change, Store};
@@ -41,9 +41,8 @@ impl<S: Store> Core<S> {
         tenant: &TenantId,
         text: &str,
     ) -> Result<Installed, CoreError> {
-        let new = Installed::for_tenant(text, tenant, call.now)?;
-        for _ in 0..ATTEMPTS {
-            let row = self.load(tenant).await?;
+        let new = &Installed::for_tenant(text, tenant, call.now)?;
+        self.decide(call, tenant, |_| async move {
             if let Some(old) = self.licence(tenant).await?.filter(|old| old.licence.issued > new.licence.issued) {
                 let why = format!(
                     "it was issued before {}, which is installed and which relays will not go back from",
@@ -56,11 +55,9 @@ impl<S: Store> Core<S> {
             let features: Vec<&str> = licence.features.iter().map(String::as_str).collect();
             let detail = format!("{seats} seats, expires {}, features {}", licence.expires.0, features.join(" "));
             let plan = Plan::default().change(Change::PutLicence(new.clone()));
-            if self.commit(call, row, plan.record("licence.install", licence.id.clone(), detail)).await? {
-                return Ok(new);
-            }
-        }
-        Err(CoreError::Busy)
+            Ok(Decided::Commit(plan.record("licence.install", licence.id.clone(), detail), new.clone()))
+        })
+        .await
     }
 
     /// Removes the installed licence. Relays that were shown it keep it.
@@ -68,15 +65,12 @@ impl<S: Store> Core<S> {
     /// # Errors
     /// `NotFound`, `Busy`, `Store`.
     pub async fn remove_licence(&self, call: &mut Call<'_>, tenant: &TenantId) -> Result<Installed, CoreError> {
-        for _ in 0..ATTEMPTS {
-            let row = self.load(tenant).await?;
+        self.decide(call, tenant, |_| async move {
             let old = self.licence(tenant).await?.ok_or_else(|| CoreError::not_found("licence of", tenant))?;
             let plan = Plan::default().change(Change::DeleteLicence);
-            if self.commit(call, row, plan.record("licence.remove", old.licence.id.clone(), "")).await? {
-                return Ok(old);
-            }
-        }
-        Err(CoreError::Busy)
+            Ok(Decided::Commit(plan.record("licence.remove", old.licence.id.clone(), ""), old))
+        })
+        .await
     }
 
     /// Whether one more device may become active; `Some` says why not. A device that is active is never asked about.

@@ -86,10 +86,8 @@ impl<S: Store> Core<S> {
                 let terms = effective.first().map_or_else(Terms::nothing, |e| read(&e.profile));
                 of.push((device.id, terms));
             }
-            match devices.last() {
-                Some(last) if devices.len() >= page.limit as usize => page.after = Some(last.id),
-                _ => break,
-            }
+            let Some(next) = page.behind(&devices, |device| device.id) else { break };
+            page = next;
         }
         Ok(Placement::new(of, default.map(|p| read(p))))
     }
@@ -144,10 +142,8 @@ impl<S: Store> Core<S> {
                 Principal::User(user) => Some(*user),
                 Principal::Group(_) => None,
             }));
-            match part.last() {
-                Some(last) if part.len() >= page.limit as usize => page.after = Some(last.id()),
-                _ => return Ok(users),
-            }
+            let Some(next) = page.behind(&part, |member| member.id()) else { return Ok(users) };
+            page = next;
         }
     }
 }

@@ -148,10 +148,8 @@ impl<S: Store> Core<S> {
                         .record("token.revoke", token.id.to_string(), "it pins the old CA")
                         .change(Change::PutToken(token));
                 }
-                match tokens.last() {
-                    Some(last) if tokens.len() >= page.limit as usize => page.after = Some(last.id),
-                    _ => break,
-                }
+                let Some(next) = page.behind(&tokens, |token| token.id) else { break };
+                page = next;
             }
             if self.commit(call, row.clone(), plan).await? {
                 return Ok(row);
@@ -188,10 +186,8 @@ impl<S: Store> Core<S> {
             let nodes = self.nodes(tenant, page).await?;
             let active = nodes.iter().filter(|n| n.state == NodeState::Active).map(|n| format!("node:{}", n.id));
             unaware.extend(active.filter(|n| !knows(n)));
-            match nodes.last() {
-                Some(last) if nodes.len() >= page.limit as usize => page.after = Some(last.id),
-                _ => return Ok(unaware),
-            }
+            let Some(next) = page.behind(&nodes, |node| node.id) else { return Ok(unaware) };
+            page = next;
         }
     }
 
@@ -202,10 +198,8 @@ impl<S: Store> Core<S> {
             let nodes = self.nodes(tenant, page).await?;
             let late = nodes.iter().filter(|n| n.state == NodeState::Active && n.certificate.issuer != pin);
             behind.extend(late.map(|n| ("node", n.id)));
-            match nodes.last() {
-                Some(last) if nodes.len() >= page.limit as usize => page.after = Some(last.id),
-                _ => break,
-            }
+            let Some(next) = page.behind(&nodes, |node| node.id) else { break };
+            page = next;
         }
         page = Page::first();
         loop {
@@ -213,11 +207,9 @@ impl<S: Store> Core<S> {
             let late = devices.iter().filter(|d| d.state == DeviceState::Active && d.certificate.issuer != pin);
             behind.extend(late.map(|d| ("device", d.id)));
             behind.truncate(MAX_NAMED);
-            match devices.last() {
-                Some(last) if devices.len() >= page.limit as usize && behind.len() < MAX_NAMED => {
-                    page.after = Some(last.id)
-                }
-                _ => return Ok(behind),
+            match page.behind(&devices, |device| device.id).filter(|_| behind.len() < MAX_NAMED) {
+                Some(next) => page = next,
+                None => return Ok(behind),
             }
         }
     }

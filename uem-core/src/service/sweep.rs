@@ -1,5 +1,6 @@
 //! Going round all devices, page by page: what they told grows old, and time alone breaks rules.
 
+use hedgerow_shared::fault::with_causes;
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 
 use super::compliance::asked;
@@ -41,8 +42,8 @@ impl<S: Store> Core<S> {
             return Ok(Swept::default());
         }
         let devices = self.devices(tenant, None, page).await?;
-        let full = devices.len() >= page.limit as usize;
-        let mut swept = Swept { next: devices.last().map(|d| d.id).filter(|_| full), ..Swept::default() };
+        let next = page.behind(&devices, |device| device.id).and_then(|next| next.after);
+        let mut swept = Swept { next, ..Swept::default() };
         for device in devices.into_iter().filter(|d| d.state == DeviceState::Active) {
             swept.looked_at += 1;
             match self.sweep_one(call, tenant, (device.id, &mut swept)).await {
@@ -51,7 +52,7 @@ impl<S: Store> Core<S> {
                 Err(CoreError::Store(StoreError::Backend(why))) => {
                     return Err(CoreError::Store(StoreError::Backend(why)));
                 }
-                Err(why) => swept.failed.push((device.id, told(&why))),
+                Err(why) => swept.failed.push((device.id, with_causes(&why))),
             }
         }
         Ok(swept)
@@ -115,15 +116,4 @@ impl<S: Store> Core<S> {
         })
         .await
     }
-}
-
-/// An error with its causes.
-fn told(error: &CoreError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

@@ -70,6 +70,13 @@ impl Page {
     pub fn first() -> Self {
         Self { after: None, limit: Self::MAX }
     }
+
+    /// The page behind what this one answered; `None`: that was all.
+    #[must_use]
+    pub fn behind<T>(self, answered: &[T], id: impl Fn(&T) -> EntityId) -> Option<Self> {
+        let last = answered.last().filter(|_| answered.len() >= self.limit as usize)?;
+        Some(Self { after: Some(id(last)), ..self })
+    }
 }
 
 /// One change of a commit.

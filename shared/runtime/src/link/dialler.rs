@@ -319,11 +319,9 @@ async fn shake<IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
         }
         Credentials::Certificate { role, own, origins, .. } => {
             let own = own.get();
-            let leaf =
-                own.chain.first().ok_or_else(|| Fault::new(Code::Internal, "there is no certificate to show"))?;
             Proof::Certificate {
                 challenge: peer.nonce,
-                leaf: leaf.to_vec(),
+                leaf: own.leaf()?.to_vec(),
                 signature: own.key.sign(&proof_text(Prover::Dialler(*role))),
                 origins: origins.clone(),
             }

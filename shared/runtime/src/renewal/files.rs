@@ -8,17 +8,16 @@
 //! Putting the next pair in force is two renames, certificate first: a start that finds the new certificate beside the old
 //! key takes the second step.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use hedgerow_shared::verify::certificate::verify_signature;
 use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
+use crate::disk;
 use crate::tls::{SigningKey, read_certificates};
 
 /// Where a role keeps its key and certificate.
@@ -45,11 +44,11 @@ impl Files {
         let leaf = read_certificates(&path)?.into_iter().next();
         let leaf = leaf.with_context(|| format!("{} is empty", path.display()))?;
         let key = SigningKey::read(&self.at(self.key))?;
-        if belongs(&leaf, &key) {
+        if key.is_of(&leaf) {
             return Ok((leaf, key));
         }
         match SigningKey::read(&self.next(self.key)) {
-            Ok(next) if belongs(&leaf, &next) => {
+            Ok(next) if next.is_of(&leaf) => {
                 self.put(self.key)?;
                 Ok((leaf, next))
             }
@@ -69,7 +68,7 @@ impl Files {
             let pair = rcgen::KeyPair::generate().context("cannot make a key")?;
             let pkcs8 = Zeroizing::new(pair.serialize_der());
             let text = Zeroizing::new(pem::encode(&pem::Pem::new("PRIVATE KEY", pkcs8.as_slice())));
-            self.write(&path, text.as_bytes())?;
+            write(&path, text.as_bytes())?;
         }
         Ok(SigningKey::read(&path)?)
     }
@@ -77,13 +76,13 @@ impl Files {
     /// The certificate that was issued for the next key, if it came.
     pub(super) fn next_certificate(&self, key: &SigningKey) -> Option<CertificateDer<'static>> {
         let leaf = read_certificates(&self.next(self.certificate)).ok()?.into_iter().next()?;
-        belongs(&leaf, key).then_some(leaf)
+        key.is_of(&leaf).then_some(leaf)
     }
 
     /// Keeps the certificate of the next key.
     pub(super) fn keep_certificate(&self, leaf: &CertificateDer<'_>) -> anyhow::Result<()> {
         let text = pem::encode(&pem::Pem::new("CERTIFICATE", leaf.as_ref()));
-        self.write(&self.next(self.certificate), text.as_bytes())
+        write(&self.next(self.certificate), text.as_bytes())
     }
 
     /// Puts the next pair in force and drops the old one.
@@ -123,27 +122,10 @@ impl Files {
         };
         replace().with_context(|| format!("cannot put {} in force", from.display()))
     }
-
-    /// Whole or not at all, mode 0600.
-    fn write(&self, path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-        let beside = path.with_extension("new");
-        let write = || -> std::io::Result<()> {
-            let _ = fs::remove_file(&beside);
-            let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&beside)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&beside, path)?;
-            File::open(&self.folder)?.sync_all()
-        };
-        write().with_context(|| format!("cannot write {}", path.display()))
-    }
 }
 
-/// Whether a certificate is for this key.
-#[must_use]
-pub(super) fn belongs(leaf: &CertificateDer<'_>, key: &SigningKey) -> bool {
-    let probe = b"hedgerow: does this certificate belong to this key";
-    verify_signature(leaf, probe, &key.sign(probe)).is_ok()
+fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    disk::replace(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// A PKCS#10 request for this key, DER.

@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::Timers;
-use hedgerow_shared::verify::certificate::read_leaf;
 use hedgerow_shared::verify::{Identity, TenantCa, Usage, VerifiedCertificate};
 use hedgerow_shared::wire::core_api::{self, ALPN_HTTP, Renew, Renewed};
 use hedgerow_shared::{Origin, Role, UnixTime};
@@ -90,11 +89,11 @@ impl Renewal {
     /// Whether it is time; a renewal that was cut off is taken up at once.
     fn due(&self) -> Result<bool, Fault> {
         let own = self.own.get();
-        let held = held(&own)?;
-        own.chain.first().inspect(|leaf| tls::show_expiry("own", leaf));
+        let leaf = own.leaf()?;
+        tls::show_expiry("own", leaf);
         // Under the CA that is being replaced, or too old.
-        let moves = !own.chain.first().is_some_and(|leaf| self.ca.is_by_first(leaf));
-        Ok(moves || clock::now() >= held.renew_at() || self.files.has_next())
+        let moves = !self.ca.is_by_first(leaf);
+        Ok(moves || clock::now() >= own.read()?.renew_at() || self.files.has_next())
     }
 
     /// All steps, from wherever the last try stopped. Cancel safe: what was reached is on disk.
@@ -103,7 +102,7 @@ impl Renewal {
     /// The core cannot be reached, or refuses; the old certificate stays.
     pub async fn renew(&self, link: Option<Link>) -> Result<VerifiedCertificate, Fault> {
         let old = self.own.get();
-        let identity = held(&old)?.identity;
+        let identity = old.read()?.identity;
         let key = self.files.next_key().map_err(disk)?;
         let next = self.files.next_certificate(&key);
         let certified = next.as_ref().and_then(|leaf| {
@@ -130,7 +129,7 @@ impl Renewal {
                 let answer: Renewed = core.post(core_api::CERTIFICATE_RENEW, &Renew { csr }).await?;
                 let leaf = CertificateDer::from(answer.certificate);
                 let verified = self.check(&leaf, &identity, clock::now())?;
-                if !files::belongs(&leaf, &key) {
+                if !key.is_of(&leaf) {
                     return Err(Fault::new(Code::Protocol, "the core's new certificate is for another key"));
                 }
                 self.files.keep_certificate(&leaf).map_err(disk)?;
@@ -178,11 +177,6 @@ impl Renewal {
         }
         Ok(verified)
     }
-}
-
-fn held(own: &Own) -> Result<VerifiedCertificate, Fault> {
-    let leaf = own.chain.first().ok_or_else(|| Fault::new(Code::Internal, "there is no certificate"))?;
-    read_leaf(leaf).map_err(|e| Fault::new(Code::Internal, e.to_string()))
 }
 
 fn count(result: &'static str) {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use hedgerow_shared::Role;
 
-use super::files::{belongs, request};
+use super::files::request;
 use super::*;
 use crate::testing::TestCa;
 use crate::tls::SigningKey;
@@ -50,7 +50,7 @@ fn p20_a_renewal_that_was_cut_off_goes_on_with_the_key_it_had() {
     assert_eq!(key.secret(), again.secret(), "a request that was sent is for this key");
     assert!(files.has_next() && files.next_certificate(&key).is_none());
     let (in_force, _) = files.load().unwrap();
-    assert!(!belongs(&in_force, &key));
+    assert!(!key.is_of(&in_force));
     assert!(!request(&key).unwrap().is_empty());
 }
 
@@ -68,7 +68,7 @@ fn p20_at_no_moment_is_a_holder_without_a_pair_that_belongs_together() {
             _ => files.commit().unwrap(),
         }
         let (leaf, key) = files.load().unwrap();
-        assert!(belongs(&leaf, &key), "{cut}");
+        assert!(key.is_of(&leaf), "{cut}");
         assert_eq!(leaf == old, cut == "before", "{cut}");
         if cut != "before" {
             assert_eq!(names(dir.path()), ["certificate.pem", "key.pem"], "{cut}: the old key is gone");

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use hedgerow_shared::secret::Secret;
+use hedgerow_shared::verify::certificate::verify_signature;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
@@ -81,6 +82,13 @@ impl SigningKey {
     pub fn sign(&self, message: &[u8]) -> Vec<u8> {
         let signature = self.pair.sign(&SystemRandom::new(), message);
         signature.map(|s| s.as_ref().to_vec()).unwrap_or_default()
+    }
+
+    /// Whether a certificate (DER) was issued for this key.
+    #[must_use]
+    pub fn is_of(&self, leaf: &CertificateDer<'_>) -> bool {
+        const PROBE: &[u8] = b"hedgerow: does this certificate belong to this key";
+        verify_signature(leaf, PROBE, &self.sign(PROBE)).is_ok()
     }
 
     /// The key as PKCS #8, for libraries other than rustls.

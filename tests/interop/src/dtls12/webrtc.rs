@@ -36,7 +36,7 @@ struct Theirs {
 impl Theirs {
     fn new(own: Option<&Own>, tenant: &Tenant) -> Self {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from(tenant.root().to_vec())).unwrap();
+        roots.add(tenant.root()).unwrap();
         Self { shows: own.map(certificate).into_iter().collect(), roots, patience: TIME }
     }
 

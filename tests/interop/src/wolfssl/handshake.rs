@@ -47,7 +47,7 @@ impl World {
         let tenant = Tenant::new();
         let (ours, theirs) = roles(side);
         let (own, other) = (tenant.issue(ours), tenant.issue(theirs));
-        let cast = Cast { ours: &own, check: tenant.check(theirs), theirs: Some(&other), root: tenant.root() };
+        let cast = Cast { ours: &own, check: tenant.check(theirs), theirs: Some(&other), root: &tenant.root() };
         Self::of(side, settings, cast, path)
     }
 
@@ -150,7 +150,7 @@ fn p14_a_certificate_that_our_check_refuses_ends_the_handshake_with_wolfssl() {
         // Of another CA, which wolfSSL trusts; and of the right CA in the wrong role.
         for other in [stranger.issue(theirs), tenant.issue(ours)] {
             let own = tenant.issue(ours);
-            let cast = Cast { ours: &own, check: tenant.check(theirs), theirs: Some(&other), root: tenant.root() };
+            let cast = Cast { ours: &own, check: tenant.check(theirs), theirs: Some(&other), root: &tenant.root() };
             let mut world = World::of(side, &Settings::new().unwrap(), cast, Path::clear());
             assert!(!world.connect());
             assert!(!world.ours.is_connected());
@@ -169,7 +169,7 @@ fn p14_wolfssl_refuses_a_certificate_of_ours_that_its_ca_did_not_sign() {
         let (tenant, stranger) = (Tenant::new(), Tenant::new());
         let (ours, theirs) = roles(side);
         let (own, other) = (stranger.issue(ours), tenant.issue(theirs));
-        let cast = Cast { ours: &own, check: tenant.check(theirs), theirs: Some(&other), root: tenant.root() };
+        let cast = Cast { ours: &own, check: tenant.check(theirs), theirs: Some(&other), root: &tenant.root() };
         let mut world = World::of(side, &Settings::new().unwrap(), cast, Path::clear());
         assert!(!world.connect());
         // Both CAs have the same name: ASN_SIG_CONFIRM_E.
@@ -183,7 +183,7 @@ fn p14_wolfssl_refuses_a_certificate_of_ours_that_its_ca_did_not_sign() {
 fn p14_a_wolfssl_client_without_a_certificate_is_refused() {
     let tenant = Tenant::new();
     let own = tenant.issue(Role::Node);
-    let cast = Cast { ours: &own, check: tenant.check(Role::Device), theirs: None, root: tenant.root() };
+    let cast = Cast { ours: &own, check: tenant.check(Role::Device), theirs: None, root: &tenant.root() };
     let mut world = World::of(Side::Server, &Settings::new().unwrap(), cast, Path::clear());
     world.connect();
     assert!(!world.ours.is_connected());
