@@ -65,9 +65,21 @@ fn show(answer: &Value) -> String {
     match &answer["next"] {
         Value::Null => in_force,
         next => format!(
-            "{in_force}\n{}\n{}",
+            "{in_force}\n{}\n{}\n{}\n",
             output::record(next, NEXT),
-            output::table(&next["behind"], BEHIND, "every device and node stands under the next CA")
+            output::table(&next["behind"], BEHIND, "every device and node stands under the next CA"),
+            step(next),
         ),
+    }
+}
+
+/// What is to be done about a replacement that has begun.
+fn step(next: &Value) -> &'static str {
+    let is_empty = |key: &str| next[key].as_array().is_none_or(Vec::is_empty);
+    match (next["certifies"] == true, is_empty("unaware"), is_empty("behind")) {
+        (false, false, _) => "next: wait until nobody is left who does not know it, then hedgerow ca switch",
+        (false, true, _) => "next: hedgerow ca switch",
+        (true, _, false) => "next: wait until nobody is left under the old CA, then hedgerow ca finish",
+        (true, _, true) => "next: hedgerow ca finish",
     }
 }

@@ -193,7 +193,7 @@ pub(crate) fn run(args: ProfileArgs) -> ExitCode {
                     body["name"] = json!(name);
                 }
                 content.put_into(&mut body)?;
-                at.done(&at.put(&path(&profile), &body).await?, &format!("profile {profile} changed"))
+                at.done(&at.put(&path(&profile), &body).await?, &in_time(&profile, "changed"))
             }
             ProfileCommand::Rank { profile, place } => {
                 let order = at.put(&format!("{}/rank", path(&profile)), &json!({ "to": place })).await?;
@@ -202,18 +202,18 @@ pub(crate) fn run(args: ProfileArgs) -> ExitCode {
             ProfileCommand::Default { profile, off } => {
                 let answer = at.put(&format!("{}/default", path(&profile)), &json!({ "default": !off })).await?;
                 let is = if off { "is no default" } else { "has effect where none is assigned" };
-                at.done(&answer, &format!("profile {profile} {is}"))
+                at.done(&answer, &in_time(&profile, is))
             }
             ProfileCommand::Remove { profile } => {
-                at.done(&at.delete(&path(&profile)).await?, &format!("profile {profile} removed"))
+                at.done(&at.delete(&path(&profile)).await?, &in_time(&profile, "removed"))
             }
             ProfileCommand::Assign { profile, who } => {
                 let answer = at.put(&holder(&profile, &who), &json!({})).await?;
-                at.done(&answer, &format!("profile {profile} is assigned to {who}"))
+                at.done(&answer, &in_time(&profile, &format!("is assigned to {who}")))
             }
             ProfileCommand::Unassign { profile, who } => {
                 let answer = at.delete(&holder(&profile, &who)).await?;
-                at.done(&answer, &format!("profile {profile} is no longer assigned to {who}"))
+                at.done(&answer, &in_time(&profile, &format!("is no longer assigned to {who}")))
             }
             ProfileCommand::Holders { profile } => {
                 let holders = at.list(&format!("{}/holders", path(&profile))).await?;
@@ -234,6 +234,14 @@ pub(crate) fn run(args: ProfileArgs) -> ExitCode {
             }
         }
     })
+}
+
+/// What came of a profile, and when devices feel it, where that is not at once.
+fn in_time(profile: &str, what: &str) -> String {
+    let is_compliance = profile.split('/').next().is_some_and(|category| category.eq_ignore_ascii_case("compliance"));
+    let later =
+        if is_compliance { "; devices are judged within ten minutes, or by hedgerow compliance check" } else { "" };
+    format!("profile {profile} {what}{later}")
 }
 
 /// Puts the reasons into words.

@@ -165,7 +165,7 @@ impl Watch {
     /// # Errors
     /// `Invalid`, with what is wrong.
     pub fn check(&self, rule: Rule) -> Result<(), CoreError> {
-        let wrong = |why: String| Err(CoreError::invalid("the compliance settings", format!("rule {rule}: {why}")));
+        let wrong = |why: String| Err(CoreError::invalid("the compliance profile", format!("rule {rule}: {why}")));
         if self.steps.len() > MAX_STEPS {
             return wrong(format!("it has more than {MAX_STEPS} steps"));
         }

@@ -162,9 +162,9 @@ impl Activation {
     /// `Invalid`: a setting is not of its form, a type does not belong to its platform, or a list is empty or names
     /// something twice.
     pub fn read(settings: &Map<String, Value>) -> Result<Self, CoreError> {
-        let wrong = |why: String| CoreError::invalid("the activation settings", why);
-        let read: Self =
-            serde_json::from_value(Value::Object(settings.clone())).map_err(|error| wrong(error.to_string()))?;
+        let what = "the activation profile";
+        let wrong = |why: String| CoreError::invalid(what, why);
+        let read: Self = super::read(what, settings)?;
         for (platform, types) in &read.types {
             if types.is_empty() {
                 return Err(wrong(format!(
@@ -298,7 +298,7 @@ mod tests {
     fn p21_activation_settings_of_another_form_are_refused_with_the_reason() {
         for (text, why) in [
             (r#"{"devices": -1}"#, "u32"),
-            (r#"{"devices": "two"}"#, "u32"),
+            (r#"{"devices": "two"}"#, "devices: invalid type"),
             (r#"{"platforms": ["palmos"]}"#, "palmos"),
             (r#"{"types": {"linux": ["MDM_CONTROLS"]}}"#, "MDM_CONTROLS is no type of linux; there are LINUX_AGENT"),
             (r#"{"types": {"ios": ["USER_PRIVACY_AFW"]}}"#, "no type of ios"),
@@ -307,7 +307,7 @@ mod tests {
             (r#"{"types": {"linux": ["ROOT"]}}"#, "ROOT"),
         ] {
             let refused = read(text).unwrap_err().to_string();
-            assert!(refused.contains("the activation settings") && refused.contains(why), "{text}: {refused}");
+            assert!(refused.contains("the activation profile") && refused.contains(why), "{text}: {refused}");
         }
         let more = read(r#"{"devices": 2, "colour": "green"}"#).unwrap();
         assert_eq!(more.devices, Some(2), "what is not known is nobody's business here");

@@ -57,8 +57,7 @@ impl Compliance {
     /// # Errors
     /// `Invalid`: a setting is not of its form.
     pub fn read(settings: &Map<String, Value>) -> Result<Self, CoreError> {
-        let read: Self = serde_json::from_value(Value::Object(settings.clone()))
-            .map_err(|error| CoreError::invalid("the compliance settings", error.to_string()))?;
+        let read: Self = super::read("the compliance profile", settings)?;
         read.rules.iter().try_for_each(|(rule, watch)| watch.check(*rule))?;
         Ok(read)
     }
@@ -117,6 +116,6 @@ mod tests {
         assert!(profile("{}").allows(Hardware::default()));
         assert!(!profile(r#"{"hardware":"allowed","vendors":["Samsung"]}"#).allows(Hardware::default()));
         let wrong = Compliance::read(&serde_json::from_str(r#"{"vendors":"Samsung"}"#).unwrap());
-        assert!(wrong.unwrap_err().to_string().contains("compliance settings"));
+        assert!(wrong.unwrap_err().to_string().contains("compliance profile is not valid: vendors: "));
     }
 }

@@ -37,9 +37,8 @@ impl Connectivity {
     /// # Errors
     /// `Invalid`: a setting is not of its form, or there is too much of it.
     pub fn read(settings: &Map<String, Value>) -> Result<Self, CoreError> {
-        let what = "the connectivity settings";
-        let read: Self = serde_json::from_value(Value::Object(settings.clone()))
-            .map_err(|error| CoreError::invalid(what, error.to_string()))?;
+        let what = "the enterprise connectivity profile";
+        let read: Self = super::read(what, settings)?;
         if read.routes.len() > MAX_LINES || read.rules.len() > MAX_LINES {
             return Err(CoreError::invalid(what, format!("at most {MAX_LINES} routes and as many rules")));
         }

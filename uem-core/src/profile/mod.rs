@@ -11,6 +11,7 @@ mod tests;
 use std::collections::BTreeSet;
 
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -69,4 +70,10 @@ pub fn check_settings(category: Category, settings: &Map<String, Value>) -> Resu
         Category::EnterpriseConnectivity => Connectivity::read(settings).map(drop),
         _ => Ok(()),
     }
+}
+
+/// Reads what the core acts on. A fault names the setting, as in `rules.osVersion.minimum`.
+fn read<T: DeserializeOwned>(what: &'static str, settings: &Map<String, Value>) -> Result<T, CoreError> {
+    serde_path_to_error::deserialize(Value::Object(settings.clone()))
+        .map_err(|error| CoreError::invalid(what, error.to_string()))
 }

@@ -353,7 +353,7 @@ pub(crate) async fn p21_one_bad_device_does_not_stop_the_round<S: Store>(store: 
     assert_eq!(swept.to_wake, [devices[1].id, devices[2].id]);
     let [(failed, why)] = &swept.failed[..] else { panic!("{swept:?}") };
     assert_eq!(*failed, devices[0].id);
-    assert!(why.contains("compliance settings"), "{why}");
+    assert!(why.contains("compliance profile"), "{why}");
 }
 
 pub(crate) async fn p23_a_clock_that_ran_ahead_does_not_silence_devices<S: Store>(store: S) {

@@ -24,6 +24,7 @@ mod inventory;
 mod licences;
 mod profiles;
 mod reports;
+mod side_by_side;
 mod storage;
 mod tenants;
 mod world;
@@ -40,6 +41,7 @@ pub(crate) use inventory::*;
 pub(crate) use licences::*;
 pub(crate) use profiles::*;
 pub(crate) use reports::*;
+pub(crate) use side_by_side::*;
 pub(crate) use storage::*;
 pub(crate) use tenants::*;
 

@@ -174,7 +174,7 @@ fn is_ours(io: &UnixStream) -> bool {
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// Nothing is there.
-    #[error("no socket at {}: is it running, and is this its state directory?", .0.display())]
+    #[error("no socket at {}: is the role running? Where its state is elsewhere, --relay-socket or --core-socket says where", .0.display())]
     NoSocket(PathBuf),
     /// A socket without a process.
     #[error("nobody answers at {}: the process that made it has ended", .0.display())]
