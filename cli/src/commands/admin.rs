@@ -42,7 +42,7 @@ enum AdminCommand {
         /// E-mail address or id
         who: String,
     },
-    /// Set the password an administrator signs in with, and end a lock
+    /// Set the password an administrator signs in with
     Password {
         /// E-mail address or id
         who: String,
@@ -61,7 +61,6 @@ const COLUMNS: &[Column] = &[
     ("ACTIVE", "active", Show::Plain),
     ("PASSWORD SET", "password.set", Show::Time),
     ("TO BE CHANGED", "password.must_change", Show::Plain),
-    ("LOCKED UNTIL", "password.locked_until", Show::Time),
     ("LAST SIGN-IN", "last_sign_in", Show::Time),
 ];
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use hedgerow_runtime::admin::control::Problem;
-use hedgerow_runtime::clock;
 use hedgerow_shared::secret::Secret;
 use hedgerow_uem_core::admin::{Admin, Asker, Role, RoleId};
 use hedgerow_uem_core::service::NewRole;
@@ -122,10 +121,7 @@ async fn find_role(app: &App, which: &str) -> Result<Role, Problem> {
 async fn shown(app: &App, admin: Admin) -> Result<Value, Problem> {
     let user = app.domain.user(&app.tenant, admin.user).await.map_err(problem)?;
     let role = app.domain.role(&app.tenant, admin.role).await.map_or_else(|_| admin.role.to_string(), |r| r.name);
-    let password = admin.password.map(|p| {
-        let locked = p.locked_until.filter(|until| *until > clock::now());
-        json!({ "set": p.set, "must_change": p.must_change, "wrong": p.wrong, "locked_until": locked })
-    });
+    let password = admin.password.map(|p| json!({ "set": p.set, "must_change": p.must_change }));
     Ok(json!({
         "user": admin.user, "email": user.email, "active": user.active, "role": role, "created": admin.created,
         "last_sign_in": admin.last_sign_in, "password": password,

@@ -47,7 +47,7 @@
 //! | device list | `GET /devices[?user=WHO]` | | list of DEVICE `{id, user, email, name, platform, certificate, state, created, revoked, last_seen}` |
 //! | device show | `GET /devices/ID` | | DEVICE with `certificates [..]`, `inventory {attributes, apps, apps_told, asked}`, `compliance`: STANDING or null |
 //! | device apps | `GET /devices/ID/installed` | | list of `{identifier, name, version}` |
-//! | admin list | `GET /admins` | | list of ADMIN `{user, email, active, role, created, last_sign_in, password}`; password is `null` or `{set, must_change, wrong, locked_until}` |
+//! | admin list | `GET /admins` | | list of ADMIN `{user, email, active, role, created, last_sign_in, password}`; password is `null` or `{set, must_change}` |
 //! | admin add, role | `PUT /admins/WHO` | `{role}`: a name or id | ADMIN |
 //! | admin remove | `DELETE /admins/WHO` | | 204; 400 for the last with the security role |
 //! | admin password | `PUT /admins/WHO/password` | `{password, must_change?}` | 204 |

@@ -62,11 +62,10 @@ pub(super) fn change_queries(tenant: &TenantId, change: &AdminChange) -> Result<
 }
 
 fn put_admin(admin: &Admin) -> Query {
-    let sql = "INSERT INTO administrator (tenant, account, role, created, last_sign_in, sealed, must_change, password_set, \
-               wrong, locked_until) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
+    let sql = "INSERT INTO administrator (tenant, account, role, created, last_sign_in, sealed, must_change, password_set) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
                ON CONFLICT (tenant, account) DO UPDATE SET role = excluded.role, last_sign_in = excluded.last_sign_in, \
-               sealed = excluded.sealed, must_change = excluded.must_change, password_set = excluded.password_set, \
-               wrong = excluded.wrong, locked_until = excluded.locked_until";
+               sealed = excluded.sealed, must_change = excluded.must_change, password_set = excluded.password_set";
     let password = admin.password.as_ref();
     by_id(sql, &admin.tenant, admin.user)
         .bind(admin.role.to_string())
@@ -75,20 +74,14 @@ fn put_admin(admin: &Admin) -> Query {
         .bind(password.map(|p| base64(&p.sealed)))
         .bind(i64::from(password.is_some_and(|p| p.must_change)))
         .bind(time(password.map(|p| p.set)))
-        .bind(password.map_or(0, |p| i64::from(p.wrong)))
-        .bind(time(password.and_then(|p| p.locked_until)))
 }
 
 impl Row<'_> {
     fn admin(&self) -> Result<Admin, StoreError> {
         let password = match (self.bytes_or_null("sealed")?, self.time_or_null("password_set")?) {
-            (Some(sealed), Some(set)) => Some(LoginPassword {
-                sealed,
-                must_change: self.number("must_change")? != 0,
-                set,
-                wrong: self.small("wrong")?,
-                locked_until: self.time_or_null("locked_until")?,
-            }),
+            (Some(sealed), Some(set)) => {
+                Some(LoginPassword { sealed, must_change: self.number("must_change")? != 0, set })
+            }
             (None, None) => None,
             _ => return Err(self.corrupt("sealed", "a password without its time, or the other way round")),
         };

@@ -3,6 +3,7 @@
 //! An administrator is a user with a role; a role is a set of permissions, perhaps for the users of some groups alone. The
 //! break-glass administrator, whoever is root beside the core, is none of them and may do everything.
 
+mod guard;
 mod password;
 mod permission;
 mod role;
@@ -14,7 +15,8 @@ use std::collections::BTreeSet;
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use serde::{Deserialize, Serialize};
 
-pub use password::{HashJob, LoginPassword, MAX_WRONG, MIN_CHARACTERS, checked as checked_password, lock_seconds};
+pub use guard::{Admitted, Locked, MAX_WRONG, MAX_WRONG_OF_ADDRESS, MAX_WRONG_OF_SOURCE, SignInGuard, Source};
+pub use password::{HashJob, LoginPassword, MIN_CHARACTERS, checked as checked_password};
 pub use permission::Permission;
 pub use role::{MAX_ROLE_GROUPS, Predefined, Role, RoleId};
 

@@ -1,8 +1,7 @@
 //! Passwords that administrators sign in with.
 //!
 //! Kept is Argon2id's output, sealed under the key-encryption key: a copy of the database alone cannot be guessed at. The
-//! work of one guess is memory and time, on purpose; it is a `HashJob`, done wherever the caller has room for it. An attempt is
-//! counted before it is checked, so that attempts side by side are counted too.
+//! work of one guess is memory and time, on purpose; it is a `HashJob`, done wherever the caller has room for it.
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use hedgerow_shared::UnixTime;
@@ -26,12 +25,6 @@ const HASH: usize = 32;
 pub const MIN_CHARACTERS: usize = 12;
 /// Longest password, bytes: what is hashed has a bound.
 const MAX_BYTES: usize = 512;
-/// Wrong attempts until the account is locked for a while.
-pub const MAX_WRONG: u32 = 5;
-/// How long it is locked first, seconds; each further wrong attempt doubles it.
-const FIRST_LOCK_SECONDS: u64 = 60;
-/// The longest it is locked, seconds.
-const LONGEST_LOCK_SECONDS: u64 = 3600;
 
 /// A password, as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,10 +35,6 @@ pub struct LoginPassword {
     pub must_change: bool,
     /// When it was set.
     pub set: UnixTime,
-    /// Wrong attempts since the last right one.
-    pub wrong: u32,
-    /// No attempt is checked before.
-    pub locked_until: Option<UnixTime>,
 }
 
 /// Hashing, to be done where it disturbs nobody: tens of milliseconds, 19 MiB.
@@ -99,29 +88,8 @@ impl LoginPassword {
         let hash = hash(password, &salt)?;
         let both = Zeroizing::new([&salt[..], &hash[..]].concat());
         let sealed = kek.seal(&context(id), &both, random);
-        Ok(Self { sealed, must_change, set: now, wrong: 0, locked_until: None })
+        Ok(Self { sealed, must_change, set: now })
     }
-
-    /// With one attempt more, which is taken for wrong until it turns out right; `None` while it is locked.
-    pub(crate) fn attempted(&self, now: UnixTime) -> Option<Self> {
-        if self.locked_until.is_some_and(|until| until > now) {
-            return None;
-        }
-        let wrong = self.wrong.saturating_add(1);
-        Some(Self { wrong, locked_until: lock_seconds(wrong).map(|seconds| now.plus(seconds)), ..self.clone() })
-    }
-
-    /// The last attempt was right.
-    pub(crate) fn right(&self) -> Self {
-        Self { wrong: 0, locked_until: None, ..self.clone() }
-    }
-}
-
-/// How long an account is locked after so many wrong attempts, seconds.
-#[must_use]
-pub fn lock_seconds(wrong: u32) -> Option<u64> {
-    let beyond = wrong.checked_sub(MAX_WRONG)?;
-    Some(FIRST_LOCK_SECONDS.saturating_mul(1 << beyond.min(16)).min(LONGEST_LOCK_SECONDS))
 }
 
 /// Checks a password that is being chosen.

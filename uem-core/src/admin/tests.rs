@@ -78,11 +78,3 @@ fn p18_the_roles_that_are_there_include_each_other() {
         assert_eq!(role.as_str().parse::<RoleId>().unwrap(), RoleId::Predefined(role));
     }
 }
-
-#[test]
-fn p18_locks_grow_and_have_an_end() {
-    let locks: Vec<_> = (0..13).map(lock_seconds).collect();
-    assert_eq!(locks[..6], [None, None, None, None, None, Some(60)]);
-    assert_eq!(locks[6..], [120, 240, 480, 960, 1920, 3600, 3600].map(Some));
-    assert_eq!(lock_seconds(u32::MAX), Some(3600));
-}

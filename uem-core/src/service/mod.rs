@@ -45,7 +45,7 @@ pub use devices::Holder;
 pub use nodes::{EnrolError, NewToken, NodeEnrolReply, NodeEnrolRequest, TokenRefusal};
 pub use profiles::{NewProfile, ProfileChange};
 pub use rollover::RolloverStatus;
-pub use sign_in::{Attempt, SignInRefusal, SignedIn};
+pub use sign_in::{Attempt, SignedIn, WrongSignIn};
 pub use sweep::Swept;
 pub use tenants::{CoreIdentity, NewTenant};
 pub use users::{NewUser, OpenAddress};

@@ -1,8 +1,14 @@
 //! Administrators sign in.
 //!
 //! ```text
-//!   begin_sign_in: counted as wrong, on disk ──► HashJob::run, off the runtime ──► finish_sign_in: right? the count is zero
+//!   SignInGuard::admit ──► begin_sign_in ──► HashJob::run, off the runtime ──► finish_sign_in ──► SignInGuard::right
+//!   counted as wrong                                                              └── wrong: record_wrong_sign_ins, later
 //! ```
+//!
+//! Strangers learn from nothing in it, nor from how long it takes, whether an address is an administrator's: nothing is
+//! written before they have their answer.
+
+use std::collections::BTreeMap;
 
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::{EntityId, TenantId};
@@ -10,7 +16,7 @@ use hedgerow_shared::{EntityId, TenantId};
 use super::{Call, Core, Decided, Plan};
 use crate::CoreError;
 use crate::account::{Email, User, UserSource};
-use crate::admin::{Admin, Asker, HashJob};
+use crate::admin::{Admin, Admitted, Asker, HashJob, Source};
 use crate::store::{AdminChange, Change, Store};
 
 /// A sign-in that has begun.
@@ -18,11 +24,11 @@ use crate::store::{AdminChange, Change, Store};
 pub struct Attempt {
     /// Whose, if there is such an administrator who may.
     user: Option<EntityId>,
-    email: Email,
+    admitted: Admitted,
 }
 
 /// Who has signed in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct SignedIn {
     /// The user.
     pub user: User,
@@ -30,100 +36,105 @@ pub struct SignedIn {
     pub asker: Asker,
     /// Another password must be chosen before anything else.
     pub must_change: bool,
+    /// For `SignInGuard::right`.
+    pub admitted: Admitted,
 }
 
-/// Why somebody is not signed in. Strangers are told no more than this.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum SignInRefusal {
-    /// No such administrator, or not this password; which of them is not said.
-    #[error("the address or the password is wrong")]
-    Wrong,
-    /// Too many wrong attempts; try again later.
-    #[error("too many wrong attempts: try again later")]
-    Locked,
+/// No such administrator, or not this password; strangers are not told which.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[error("the address or the password is wrong")]
+pub struct WrongSignIn {
+    /// Whose the address is, where it is an administrator's.
+    user: Option<EntityId>,
+    from: Source,
 }
 
 impl<S: Store> Core<S> {
-    /// Begins: the attempt is counted, as a wrong one, before anything is checked. Then run the job, and finish with what it
-    /// answers. An address that nobody has costs the same job.
+    /// Begins. Then run the job, and finish with what it answers. An address that nobody has costs the same.
     ///
     /// # Errors
-    /// Inside: `Locked`. Outside: `Damaged`, `Busy`, `Store`.
-    pub async fn begin_sign_in(
-        &self,
-        call: &mut Call<'_>,
-        tenant: &TenantId,
-        email: &Email,
-        password: Secret,
-    ) -> Result<Result<(Attempt, HashJob), SignInRefusal>, CoreError> {
-        let now = call.now;
-        let counted = self
-            .decide(call, tenant, |_| async move {
-                let Some(admin) = self.who_signs_in(tenant, email).await? else {
-                    return Ok(Decided::Already(Ok(None)));
-                };
-                let Some(stored) = &admin.password else { return Ok(Decided::Already(Ok(None))) };
-                let Some(attempted) = stored.attempted(now) else {
-                    return Ok(Decided::Already(Err(SignInRefusal::Locked)));
-                };
-                let locks = attempted.locked_until.is_some();
-                let admin = Admin { password: Some(attempted), ..admin };
-                let mut plan = Plan::default().change(Change::Admin(AdminChange::Put(admin.clone())));
-                if locks {
-                    plan = plan.refused("admin.lock", admin.user.to_string(), email.as_str());
-                }
-                Ok(Decided::Commit(plan, Ok(Some(admin))))
-            })
-            .await?;
-        let admin = match counted {
-            Ok(admin) => admin,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        let user = admin.as_ref().map(|admin| admin.user);
-        let id = user.map(|id| id.to_string()).unwrap_or_default();
+    /// `Damaged`, `Store`.
+    pub async fn begin_sign_in(&self, admitted: Admitted, password: Secret) -> Result<(Attempt, HashJob), CoreError> {
+        let admin = self.who_signs_in(&admitted.tenant, &admitted.email).await?;
         let stored = admin.as_ref().and_then(|admin| admin.password.as_ref());
-        let job = HashJob::new(password, stored, (&self.kek, [tenant.as_str(), &id]))?;
-        Ok(Ok((Attempt { user, email: email.clone() }, job)))
+        let user = admin.as_ref().filter(|_| stored.is_some()).map(|admin| admin.user);
+        let id = user.map(|id| id.to_string()).unwrap_or_default();
+        let job = HashJob::new(password, stored, (&self.kek, [admitted.tenant.as_str(), &id]))?;
+        Ok((Attempt { user, admitted }, job))
     }
 
     /// Ends a sign-in with what its job answered.
     ///
     /// # Errors
-    /// Inside: `Wrong`. Outside: `Busy`, `Store`.
+    /// Inside: `WrongSignIn`. Outside: `Busy`, `Store`.
     pub async fn finish_sign_in(
         &self,
         call: &mut Call<'_>,
-        tenant: &TenantId,
         attempt: Attempt,
         right: bool,
-    ) -> Result<Result<SignedIn, SignInRefusal>, CoreError> {
-        let (now, attempt) = (call.now, &attempt);
+    ) -> Result<Result<SignedIn, WrongSignIn>, CoreError> {
+        let (now, Attempt { user, admitted }) = (call.now, attempt);
+        let wrong = || WrongSignIn { user, from: admitted.source };
+        let Some(id) = user.filter(|_| right) else { return Ok(Err(wrong())) };
+        let (tenant, email) = (&admitted.tenant, &admitted.email);
+        let found = self
+            .decide(call, tenant, |_| async move {
+                // Since it began they may have become nobody, or have another password.
+                let again = self.who_signs_in(tenant, email).await?.filter(|admin| admin.user == id);
+                let Some((admin, stored)) = again.and_then(|admin| Some((admin.clone(), admin.password?))) else {
+                    return Ok(Decided::Already(None));
+                };
+                let asker = self.asker(tenant, id).await?;
+                let user = self.user(tenant, id).await?;
+                let admin = Admin { last_sign_in: Some(now), ..admin };
+                let plan = Plan::default().change(Change::Admin(AdminChange::Put(admin)));
+                let told = format!("{email} from {}", admitted.source);
+                Ok(Decided::Commit(
+                    plan.record("admin.sign_in", id.to_string(), told),
+                    Some((user, asker, stored.must_change)),
+                ))
+            })
+            .await?;
+        Ok(match found {
+            Some((user, asker, must_change)) => Ok(SignedIn { user, asker, must_change, admitted }),
+            None => Err(wrong()),
+        })
+    }
+
+    /// Puts wrong sign-ins into the record, each with how often there was one like it: after everybody has their answer. Of
+    /// addresses that are nobody's only how many: people type passwords where the address belongs.
+    ///
+    /// # Errors
+    /// `Busy`, `Store`.
+    pub async fn record_wrong_sign_ins(
+        &self,
+        call: &mut Call<'_>,
+        tenant: &TenantId,
+        wrong: &BTreeMap<WrongSignIn, u32>,
+    ) -> Result<(), CoreError> {
         self.decide(call, tenant, |_| async move {
-            let Some(id) = attempt.user else {
-                // Of addresses that are nobody's nothing is kept: they would fill the record.
-                return Ok(Decided::Already(Err(SignInRefusal::Wrong)));
-            };
-            let again = self.who_signs_in(tenant, &attempt.email).await?;
-            let admin = again.filter(|admin| right && admin.user == id);
-            let Some((admin, stored)) = admin.and_then(|admin| Some((admin.clone(), admin.password?))) else {
-                let plan = Plan::default().refused("admin.sign_in", id.to_string(), attempt.email.as_str());
-                return Ok(Decided::Commit(plan, Err(SignInRefusal::Wrong)));
-            };
-            let asker = self.asker(tenant, id).await?;
-            let user = self.user(tenant, id).await?;
-            let must_change = stored.must_change;
-            let admin = Admin { password: Some(stored.right()), last_sign_in: Some(now), ..admin };
-            let plan = Plan::default().change(Change::Admin(AdminChange::Put(admin)));
-            let plan = plan.record("admin.sign_in", id.to_string(), attempt.email.as_str());
-            Ok(Decided::Commit(plan, Ok(SignedIn { user, asker, must_change })))
+            let mut plan = Plan::default();
+            for (WrongSignIn { user, from }, times) in wrong.iter().filter(|(wrong, _)| wrong.user.is_some()) {
+                let id = user.map(|id| id.to_string()).unwrap_or_default();
+                plan = plan.refused("admin.sign_in", id, format!("{times} times from {from}"));
+            }
+            let strangers = wrong.iter().filter(|(wrong, _)| wrong.user.is_none());
+            let (sources, times) =
+                strangers.fold((0u32, 0u32), |(n, sum), (_, times)| (n + 1, sum.saturating_add(*times)));
+            if times > 0 {
+                let told = format!("{times} times from {sources} sources, with addresses that are no administrator's");
+                plan = plan.refused("admin.sign_in", tenant.to_string(), told);
+            }
+            Ok(if wrong.is_empty() { Decided::Already(()) } else { Decided::Commit(plan, ()) })
         })
         .await
     }
 
-    /// The administrator with this address who may sign in here.
+    /// The administrator with this address who may sign in here. It asks as much for an address that nobody has.
     async fn who_signs_in(&self, tenant: &TenantId, email: &Email) -> Result<Option<Admin>, CoreError> {
         let user = self.store.user_by_email(tenant, email).await.map_err(CoreError::Store)?;
-        let Some(user) = user.filter(|user| user.active && user.source == UserSource::Local) else { return Ok(None) };
-        self.store.admin(tenant, user.id).await.map_err(CoreError::Store)
+        let user = user.filter(|user| user.active && user.source == UserSource::Local);
+        let id = user.map_or(EntityId::from_random([0; 16]), |user| user.id);
+        self.store.admin(tenant, id).await.map_err(CoreError::Store)
     }
 }

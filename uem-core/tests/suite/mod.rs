@@ -118,7 +118,7 @@ macro_rules! suite {
             p23_a_clock_that_ran_ahead_does_not_silence_devices
             p18_one_administrator_keeps_the_security_role
             p18_nobody_grants_what_they_do_not_have_and_roles_reach_their_groups_alone
-            p18_wrong_passwords_lock_an_administrator_out_for_a_while
+            p18_who_signs_in_is_an_active_administrator_with_the_password_of_now
             p18_users_of_a_directory_are_unique_and_have_no_password_here
             p23_audit_records_are_found_along_time_in_pages
             p23_reports_count_what_there_is

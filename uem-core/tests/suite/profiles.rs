@@ -3,15 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::world::*;
+use hedgerow_shared::EntityId;
 use hedgerow_shared::verify::{DeviceConfig, NodeConfig, Scopes, Via};
-use hedgerow_shared::{EntityId, TenantId};
-use hedgerow_uem_core::admin::{Asker, Permission, Predefined, RoleId};
-use hedgerow_uem_core::app::{Assignment, Disposition, List, Listing, Target};
 use hedgerow_uem_core::config::Configs;
 use hedgerow_uem_core::group::{Group, MAX_DEPTH, Principal};
 use hedgerow_uem_core::profile::{Category, Passed, Platform, Profile, Reason};
-use hedgerow_uem_core::service::{NewProfile, NewRole, NewUser, ProfileChange};
-use hedgerow_uem_core::store::{Memory, Page, Store};
+use hedgerow_uem_core::service::{NewProfile, ProfileChange};
+use hedgerow_uem_core::store::{Page, Store};
 use hedgerow_uem_core::{Actor, Call, CoreError};
 
 pub(super) fn new(category: Category, name: &str) -> NewProfile {
