@@ -136,7 +136,15 @@ async fn measure(
 
     let devices = ground.devices(options.devices, &ids).await?;
     let skip = BTreeSet::new();
-    let polled = all_at_once(&devices, |device| core.next_command(tenant, device, &skip, NOW)).await?;
+    let polled = all_at_once(&devices, |device| {
+        let skip = &skip;
+        async move {
+            let mut random = SystemRandom;
+            let call = &mut Call::new(Actor::Device(device), NOW, &mut random);
+            core.next_command(call, tenant, device, skip).await
+        }
+    })
+    .await?;
     add("devices that ask and are to be idle", "1/s", devices.len() as f64 / polled.as_secs_f64());
     let given = Instant::now();
     let some = &devices[..devices.len().min(1000)];
@@ -151,11 +159,11 @@ async fn measure(
     }
     add("commands given, one after the other", "1/s", some.len() as f64 / given.elapsed().as_secs_f64());
     let carried = all_at_once(some, |device| async move {
-        let got = core.next_command(tenant, device, &BTreeSet::new(), NOW).await?;
-        let Some((command, _)) = got else { return Ok(()) };
-        let reply = Reply::Done { result: serde_json::Map::new() };
         let mut random = SystemRandom;
         let call = &mut Call::new(Actor::Device(device), NOW, &mut random);
+        let got = core.next_command(call, tenant, device, &BTreeSet::new()).await?;
+        let Some((command, _)) = got else { return Ok(()) };
+        let reply = Reply::Done { result: serde_json::Map::new() };
         core.answer_command(call, tenant, device, command.id, reply).await.map(drop)
     });
     add("commands fetched and answered", "1/s", some.len() as f64 / carried.await?.as_secs_f64());
@@ -274,6 +282,7 @@ impl Ground {
             created: NOW,
             revoked: None,
             last_seen: None,
+            obeys: None,
             activation: None,
         }
     }

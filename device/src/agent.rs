@@ -340,7 +340,8 @@ impl Agent {
                     {
                         Ok(None) => POLL,
                         Ok(Some(signed)) => match self.take_config(&signed, have) {
-                            Ok(()) => POLL,
+                            // The next question tells the core that it is in force.
+                            Ok(()) => continue,
                             Err(error) => {
                                 warn!(
                                     error = format!("{error:#}"),

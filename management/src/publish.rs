@@ -349,6 +349,11 @@ pub(crate) async fn housekeep(app: Arc<App>) {
                 Ok(None) => {}
                 Err(error) => tracing::error!(%error, "the configuration cannot be issued again"),
             }
+            match app.domain.expire_commands(&mut call(Actor::System), &app.tenant).await {
+                Ok(0) => {}
+                Ok(expired) => tracing::info!(expired, "commands have come to their end unfetched"),
+                Err(error) => tracing::error!(%error, "commands whose time is over stay open"),
+            }
             remind(&app, &mut reminded).await;
             if let Err(error) = app.renew_identity().await {
                 tracing::error!(error = format!("{error:#}"), "the core's certificates");

@@ -19,6 +19,8 @@ use postgres::Server;
 use serde_json::{Value, json};
 use site::{Site, ask};
 
+/// Whose the devices are.
+const OWNER: &str = "owner@example.com";
 /// How many administrators work at once.
 const WRITERS: usize = 3;
 /// The longest that one round works before the kill.
@@ -51,6 +53,7 @@ fn on_sqlite(rounds: u32, seed: u64) {
     let mut random = Random(seed);
     let mut book = Book::default();
     let mut core = site.start();
+    site.on_sqlite(&devices(&site, rounds));
     for round in 0..rounds {
         if round % 5 == 4 {
             // Before it has come up, migrations at the first start included.
@@ -80,6 +83,7 @@ fn on_postgres(rounds: u32, seed: u64) {
     let mut random = Random(seed);
     let mut book = Book::default();
     let mut core = site.start();
+    server.sql(&database, &devices(&site, rounds));
     for round in 0..rounds {
         let kill_core = round % 2 == 0;
         book.merge(work(&site, round, || {
@@ -103,6 +107,25 @@ fn on_postgres(rounds: u32, seed: u64) {
     book.was_worth_it(rounds);
 }
 
+/// A statement that adds a device for each writer of each round; how they activated is not the matter here.
+fn devices(site: &Site, rounds: u32) -> String {
+    let owner = ask(&site.socket(), "POST", "/users", &json!({ "email": OWNER })).unwrap()["id"].clone();
+    let owner = owner.as_str().unwrap();
+    let each = (0..rounds).flat_map(|round| (0..WRITERS).map(move |writer| device(round, writer)));
+    let rows = each.map(|id| {
+        format!("('S12345678', '{id}', '{owner}', 'laptop', 'Linux', 'active', 1800000000, '{id}', '', 1800000000, 1900000000)")
+    });
+    let rows = rows.collect::<Vec<_>>().join(", ");
+    format!(
+        "INSERT INTO device (tenant, id, account, name, platform, state, created, serial, fingerprint, not_before, \
+         not_after) VALUES {rows}"
+    )
+}
+
+fn device(round: u32, writer: usize) -> String {
+    format!("{round:08x}-0000-4000-8000-{writer:012x}")
+}
+
 /// Lets the writers work until `kill` returns; what each was told.
 fn work(site: &Site, round: u32, kill: impl FnOnce()) -> Vec<Book> {
     let over = Arc::new(AtomicBool::new(false));
@@ -112,7 +135,8 @@ fn work(site: &Site, round: u32, kill: impl FnOnce()) -> Vec<Book> {
             std::thread::spawn(move || {
                 let mut book = Book::default();
                 for n in 0.. {
-                    if over.load(Ordering::Relaxed) || book.step(&socket, &format!("r{round}w{writer}n{n}")).is_err() {
+                    let name = format!("r{round}w{writer}n{n}");
+                    if over.load(Ordering::Relaxed) || book.step(&socket, &name, &device(round, writer)).is_err() {
                         break;
                     }
                 }
@@ -135,11 +159,19 @@ struct Book {
     maybe_passwords: BTreeSet<String>,
     tokens: BTreeMap<String, String>,
     maybe_tokens: BTreeSet<String>,
+    /// Groups that have their user.
+    groups: BTreeSet<String>,
+    maybe_groups: usize,
+    /// Commands that were given, and whether they were taken back.
+    commands: BTreeMap<String, bool>,
+    maybe_commands: usize,
+    /// Devices that they were given to.
+    devices: BTreeSet<String>,
 }
 
 impl Book {
-    /// A user, a password for it, a token. An error ends the writer: the core is gone, or refuses because its database is.
-    fn step(&mut self, socket: &Path, name: &str) -> io::Result<()> {
+    /// A user, a password for it, a token, a group with the user, a command that is given and taken back. An error ends the writer: the core is gone, or refuses because its database is.
+    fn step(&mut self, socket: &Path, name: &str, device: &str) -> io::Result<()> {
         let email = format!("{name}@example.com");
         self.maybe_users.insert(email.clone());
         ask(socket, "POST", "/users", &json!({ "email": email }))?;
@@ -149,12 +181,27 @@ impl Book {
         self.maybe_passwords.insert(email.clone());
         ask(socket, "PUT", &format!("/users/{email}/activation"), &json!({}))?;
         self.maybe_passwords.remove(&email);
-        self.passwords.insert(email);
+        self.passwords.insert(email.clone());
 
         self.maybe_tokens.insert(name.to_owned());
         let made = ask(socket, "POST", "/tokens", &json!({ "name": name }))?;
         self.maybe_tokens.remove(name);
         self.tokens.insert(made["token"]["id"].as_str().unwrap().to_owned(), name.to_owned());
+
+        self.maybe_groups += 1;
+        ask(socket, "POST", "/groups", &json!({ "name": name }))?;
+        ask(socket, "PUT", &format!("/groups/{name}/members/{email}"), &json!({}))?;
+        self.maybe_groups -= 1;
+        self.groups.insert(name.to_owned());
+
+        self.maybe_commands += 1;
+        self.devices.insert(device.to_owned());
+        let given = ask(socket, "POST", &format!("/devices/{device}/commands"), &json!({ "kind": "lock-device" }))?;
+        let id = given["id"].as_str().unwrap().to_owned();
+        self.commands.insert(id.clone(), false);
+        ask(socket, "DELETE", &format!("/commands/{id}"), &Value::Null)?;
+        self.commands.insert(id, true);
+        self.maybe_commands -= 1;
         Ok(())
     }
 
@@ -166,6 +213,11 @@ impl Book {
             self.maybe_passwords.extend(book.maybe_passwords);
             self.tokens.extend(book.tokens);
             self.maybe_tokens.extend(book.maybe_tokens);
+            self.groups.extend(book.groups);
+            self.maybe_groups += book.maybe_groups;
+            self.commands.extend(book.commands);
+            self.maybe_commands += book.maybe_commands;
+            self.devices.extend(book.devices);
         }
     }
 
@@ -174,8 +226,10 @@ impl Book {
         let emails: BTreeSet<String> = users.iter().map(|u| u["email"].as_str().unwrap().to_owned()).collect();
         let lost: Vec<_> = self.users.difference(&emails).collect();
         assert!(lost.is_empty(), "round {round}: acknowledged and lost: {lost:?}");
-        let foreign: Vec<_> =
-            emails.iter().filter(|e| !self.users.contains(*e) && !self.maybe_users.contains(*e)).collect();
+        let foreign: Vec<_> = emails
+            .iter()
+            .filter(|e| !self.users.contains(*e) && !self.maybe_users.contains(*e) && *e != OWNER)
+            .collect();
         assert!(foreign.is_empty(), "round {round}: nobody asked for {foreign:?}");
 
         let with_password = users.iter().filter(|u| u["activation"]["state"] == "open");
@@ -191,6 +245,25 @@ impl Book {
         let lost: Vec<_> = self.tokens.iter().filter(|(id, name)| stored.get(*id) != Some(name)).collect();
         assert!(lost.is_empty(), "round {round}: tokens acknowledged and lost: {lost:?}");
 
+        let groups = site.list("/groups", "id");
+        let names: BTreeSet<&str> = groups.iter().map(|g| g["name"].as_str().unwrap()).collect();
+        for name in self.groups.iter().filter(|name| name.starts_with(&format!("r{round}w"))) {
+            let members = site.list(&format!("/groups/{name}/members"), "id");
+            assert_eq!(members.len(), 1, "round {round}: the member of {name}");
+        }
+        let lost: Vec<_> = self.groups.iter().filter(|name| !names.contains(name.as_str())).collect();
+        assert!(lost.is_empty(), "round {round}: groups acknowledged and lost: {lost:?}");
+
+        let commands: Vec<_> =
+            self.devices.iter().flat_map(|d| site.list(&format!("/devices/{d}/commands"), "id")).collect();
+        let states: BTreeMap<&str, &str> =
+            commands.iter().map(|c| (c["id"].as_str().unwrap(), c["state"].as_str().unwrap())).collect();
+        for (id, is_back) in &self.commands {
+            let state = states.get(id.as_str()).copied();
+            let is_kept = state == Some("CANCELLED") || !is_back && state == Some("QUEUED");
+            assert!(is_kept, "round {round}: command {id} was given, taken back: {is_back}; it is {state:?}");
+        }
+
         // Each of these is one commit of a record, its line in the audit record, and the tenant's row with the new head.
         // A commit that happened by half leaves a broken chain, or one without the other.
         let proven = ask(&site.socket(), "POST", "/audit/verify", &Value::Null).unwrap();
@@ -200,11 +273,17 @@ impl Book {
         assert_eq!(count("user.add"), users.len(), "round {round}");
         assert_eq!(count("activation.password"), with_password.len(), "round {round}");
         assert_eq!(count("token.create"), tokens.len(), "round {round}: {:?}", audit.last());
+        assert_eq!(count("group.add"), groups.len(), "round {round}");
+        assert_eq!(count("command.queue"), commands.len(), "round {round}");
+        let back = states.values().filter(|state| **state == "CANCELLED").count();
+        assert_eq!(count("command.cancel"), back, "round {round}");
     }
 
     /// A test in which nothing was at stake shows nothing.
     fn was_worth_it(&self, rounds: u32) {
         let cut = self.maybe_users.len() + self.maybe_passwords.len() + self.maybe_tokens.len();
+        let cut = cut + self.maybe_groups + self.maybe_commands;
+        assert!(self.commands.len() >= rounds as usize, "only {} commands in {rounds} rounds", self.commands.len());
         assert!(self.users.len() >= rounds as usize, "only {} users in {rounds} rounds", self.users.len());
         assert!(cut >= rounds as usize / 2, "only {cut} requests were cut short in {rounds} rounds");
     }

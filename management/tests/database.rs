@@ -17,11 +17,12 @@ use postgres::Server;
 use serde_json::{Value, json};
 use site::{Site, ask};
 
-/// Brings back what the newest migration dropped, as the version before left the database.
-const BACK: [&str; 3] = [
-    "ALTER TABLE administrator ADD COLUMN wrong BIGINT NOT NULL DEFAULT 0",
-    "ALTER TABLE administrator ADD COLUMN locked_until BIGINT",
-    "DELETE FROM _sqlx_migrations WHERE version = 13",
+/// Takes the newest columns of this version back, as the version before left the database.
+const BACK: [&str; 4] = [
+    "DROP INDEX device_command_open",
+    "ALTER TABLE device DROP COLUMN obeys_epoch",
+    "ALTER TABLE device DROP COLUMN obeys_version",
+    "DELETE FROM _sqlx_migrations WHERE version = 14",
 ];
 
 fn readiness(site: &Site) -> String {
@@ -81,16 +82,7 @@ fn p19_a_sqlite_database_of_an_older_version_is_listed_copied_and_migrated_by_ha
     let core = site.start();
     add_anna(&site);
     drop(core);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        use sqlx::{Connection as _, Executor as _};
-        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(site.folder.path().join("core/core.db"));
-        let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
-        for sql in BACK {
-            connection.execute(sql).await.unwrap();
-        }
-        connection.close().await.unwrap();
-    });
+    BACK.iter().for_each(|sql| site.on_sqlite(sql));
     for _ in 0..2 {
         let (current, said) = say(site.command("migrate", &["--check"]));
         assert!(!current && said.contains("pending"), "a list changes nothing: {said}");

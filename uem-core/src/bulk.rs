@@ -3,9 +3,9 @@
 //! | column | holds |
 //! |---|---|
 //! | `email` | the address; the only one that must be there |
-//! | `name` | the display name; empty: the address |
+//! | `name` | the display name; empty: as it is, for somebody new the address |
 //! | `groups` | groups the user is to stand in, by name, with `;` between them |
-//! | `active` | `true` or `false`; only written |
+//! | `active` | `true` or `false`: how somebody new is added; those that are there stay as they are |
 //!
 //! A spreadsheet takes a cell that begins with `=`, `+`, `-` or `@` for a formula, and names come from strangers: such
 //! cells are written with a `'` in front, which is taken off again when they are read.
@@ -15,14 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::account::{self, Email, User};
+use crate::group::MAX_STANDS_IN;
 
 /// Largest text that is read, bytes.
 pub const MAX_TEXT: usize = 32 * 1024 * 1024;
 /// Faulty lines that are told; there may be more.
 pub const MAX_FAULTS: usize = 20;
-/// Groups that one line may name.
-const MAX_GROUPS: usize = 64;
-
 /// One user, as read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
@@ -30,10 +28,12 @@ pub struct Line {
     pub line: u64,
     /// The address.
     pub email: Email,
-    /// The display name.
-    pub display_name: String,
+    /// The display name, where one is given.
+    pub display_name: Option<String>,
     /// Names of groups.
     pub groups: Vec<String>,
+    /// Whether the user is added active.
+    pub active: bool,
 }
 
 /// What is wrong with a line.
@@ -98,6 +98,7 @@ struct Columns {
     email: usize,
     name: Option<usize>,
     groups: Option<usize>,
+    active: Option<usize>,
 }
 
 impl Columns {
@@ -113,20 +114,27 @@ impl Columns {
             }
         }
         let email = *at.get("email").ok_or("line 1 names the columns; email is missing")?;
-        Ok(Self { email, name: at.get("name").copied(), groups: at.get("groups").copied() })
+        let at = |name: &str| at.get(name).copied();
+        Ok(Self { email, name: at("name"), groups: at("groups"), active: at("active") })
     }
 
     fn line(&self, line: u64, record: &csv::StringRecord) -> Result<Line, String> {
         let cell = |place: usize| unguarded(record.get(place).unwrap_or_default());
         let email: Email = cell(self.email).parse().map_err(|e: account::EmailError| e.to_string())?;
-        let name = self.name.map(cell).filter(|name| !name.is_empty()).unwrap_or(email.as_str());
-        let display_name = account::name("the name", name).map_err(|e| e.to_string())?;
+        let name = self.name.map(cell).filter(|name| !name.is_empty());
+        let display_name = name.map(|name| account::name("the name", name)).transpose().map_err(|e| e.to_string())?;
         let groups = self.groups.map(cell).unwrap_or_default().split(';').map(str::trim);
         let groups: Vec<_> = groups.filter(|group| !group.is_empty()).map(str::to_owned).collect();
-        if groups.len() > MAX_GROUPS {
-            return Err(format!("more than {MAX_GROUPS} groups"));
+        if groups.len() > MAX_STANDS_IN {
+            return Err(format!("more than {MAX_STANDS_IN} groups"));
         }
-        Ok(Line { line, email, display_name, groups })
+        let active = match self.active.map(cell).unwrap_or_default() {
+            "" => true,
+            word if word.eq_ignore_ascii_case("true") => true,
+            word if word.eq_ignore_ascii_case("false") => false,
+            word => return Err(format!("active is true or false, not {word:?}")),
+        };
+        Ok(Line { line, email, display_name, groups, active })
     }
 }
 
@@ -188,10 +196,11 @@ mod tests {
         let lines = read(text).unwrap();
         assert_eq!((lines.len(), lines[0].email.as_str(), lines[0].line), (2, "anna@example.com", 2));
         assert_eq!(
-            (lines[0].display_name.as_str(), &lines[0].groups[..]),
-            ("Smith, \"Anna\"", &["Sales".into(), "Staff".into()][..])
+            (lines[0].display_name.as_deref(), &lines[0].groups[..]),
+            (Some("Smith, \"Anna\""), &["Sales".into(), "Staff".into()][..])
         );
-        assert_eq!((lines[1].display_name.as_str(), lines[1].groups.len()), ("bob@example.com", 0));
+        assert_eq!((&lines[1].display_name, lines[1].groups.len(), lines[1].active), (&None, 0, true));
+        assert!(!read("email,active\nanna@example.com,FALSE\n").unwrap()[0].active);
         assert_eq!(read("email\n").unwrap(), []);
     }
 
@@ -207,6 +216,7 @@ mod tests {
         assert!(why("email,email\n")[0].1.contains("twice"));
         assert_eq!(why(&format!("email\n{}", "x\n".repeat(500))).len(), MAX_FAULTS);
         assert!(why("")[0].1.contains("email is missing"));
+        assert!(why("email,active\nanna@example.com,no\n")[0].1.contains("true or false"));
     }
 
     #[test]
@@ -216,7 +226,7 @@ mod tests {
             let text = write(users.iter().map(|(user, groups)| (user, groups)));
             let cell = text.lines().nth(1).unwrap().split(',').nth(1).unwrap().to_owned();
             assert!(!is_formula(cell.trim_matches('"')), "{text}");
-            assert_eq!(read(&text).unwrap()[0].display_name, name);
+            assert_eq!(read(&text).unwrap()[0].display_name.as_deref(), Some(name));
         }
     }
 
@@ -232,7 +242,7 @@ mod tests {
             let lines = read(&write(users.iter().map(|(user, groups)| (user, groups)))).unwrap();
             prop_assert_eq!(lines.len(), users.len());
             for (line, (user, groups)) in lines.iter().zip(&users) {
-                prop_assert_eq!((&line.email, &line.display_name), (&user.email, &user.display_name));
+                prop_assert_eq!((&line.email, line.display_name.as_ref()), (&user.email, Some(&user.display_name)));
                 prop_assert_eq!(line.groups.iter().collect::<Vec<_>>(), groups.iter().collect::<Vec<_>>());
             }
         }

@@ -79,16 +79,21 @@ pub(crate) fn run(args: ComplianceArgs) -> ExitCode {
                 show(args.core.json, at.post(&path(device), &json!({})).await?)
             }
             ComplianceCommand::Check { device: None } => {
-                let (mut looked_at, mut changed, mut after) = (0, 0, String::new());
+                let (mut looked_at, mut changed, mut failed, mut after) = (0, 0, Vec::new(), String::new());
                 loop {
                     let page = at.post(&format!("/compliance{after}"), &json!({})).await?;
                     looked_at += page["looked_at"].as_u64().unwrap_or(0);
                     changed += page["changed"].as_u64().unwrap_or(0);
+                    failed.extend(page["failed"].as_array().into_iter().flatten().cloned());
                     let Some(next) = page["next"].as_str() else { break };
                     after = format!("?after={next}");
                 }
-                let answer = json!({ "looked_at": looked_at, "changed": changed });
-                at.done(&answer, &format!("{looked_at} devices judged, {changed} stand otherwise than before"))
+                let mut told = format!("{looked_at} devices judged, {changed} stand otherwise than before");
+                for one in &failed {
+                    let text = |key: &str| one[key].as_str().unwrap_or_default();
+                    told.push_str(&format!("\n{} cannot be judged: {}", text("device"), text("why")));
+                }
+                at.done(&json!({ "looked_at": looked_at, "changed": changed, "failed": failed }), &told)
             }
         }
     })

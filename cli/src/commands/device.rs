@@ -19,7 +19,7 @@ use hedgerow_shared::{EntityId, TenantId};
 use hedgerow_uem_core::profile::Platform;
 use serde_json::{Value, json};
 
-use super::control::{AtCore, not_yet, verb};
+use super::control::{AtCore, not_yet, segment, verb};
 use super::health;
 use crate::output::{self, Column, Show};
 use crate::role::{self, ConfigCommand, RoleConfig, config_args};
@@ -65,6 +65,9 @@ enum DeviceCommand {
     List {
         #[command(flatten)]
         core: AtCore,
+        /// Only those of this user: e-mail address or id
+        #[arg(long, value_name = "WHO", env = "HEDGEROW_DEVICE_USER")]
+        user: Option<String>,
     },
     /// At the core: show a device: what it told of itself, how it stands
     Show {
@@ -125,6 +128,7 @@ const COLUMNS: &[Column] = &[
     ("TYPE", "activation", Show::Plain),
     ("STATE", "state", Show::Plain),
     ("COMPLIANCE", "verdict", Show::Plain),
+    ("OBEYS", "config", Show::Plain),
     ("LAST SEEN", "last_seen", Show::Time),
 ];
 const ONE: &[Column] = &[
@@ -135,6 +139,7 @@ const ONE: &[Column] = &[
     ("activated", "created", Show::Time),
     ("activation type", "activation", Show::Plain),
     ("revoked", "revoked", Show::Time),
+    ("obeys", "config", Show::Plain),
     ("last seen", "last_seen", Show::Time),
     ("platform", "platform", Show::Plain),
     ("told", "inventory.attributes.told", Show::Time),
@@ -240,9 +245,10 @@ pub(crate) fn run(args: DeviceArgs, logging: &Logging) -> ExitCode {
             role::config::<DeviceConfigFile>(&command, &source.sources("device"))
         }
         DeviceCommand::Cleanup(source) => verb(cleanup(source)),
-        DeviceCommand::List { core } => verb(async move {
+        DeviceCommand::List { core, user } => verb(async move {
             let at = core.at();
-            at.table(&at.list("/devices").await?, COLUMNS, "no devices")
+            let only = user.map(|who| format!("?user={}", segment(&who))).unwrap_or_default();
+            at.table(&at.list(&format!("/devices{only}")).await?, COLUMNS, "no devices")
         }),
         DeviceCommand::Show { core, id } => verb(async move {
             let mut device = core.at().get(&format!("/devices/{id}")).await?;

@@ -35,6 +35,25 @@ enum RouteCommand {
     },
     /// List routes in their order, the default last
     List,
+    /// Put another route in the place of the one of this number
+    Change {
+        /// As `route list` shows it
+        number: usize,
+        /// A name, *.domain, an address, an address range, or *
+        target: TargetPattern,
+        /// direct, deny or group:NAME (a node of that server group)
+        via: Via,
+        /// Ports, such as 80,443,8000-8999
+        #[arg(long, env = "HEDGEROW_ROUTE_PORTS", default_value = "*")]
+        ports: PortSet,
+    },
+    /// Give the route of this number another place
+    Move {
+        /// As `route list` shows it
+        number: usize,
+        /// Its number from now on
+        to: usize,
+    },
     /// Remove the route of this number
     Remove {
         /// As `route list` shows it
@@ -70,6 +89,14 @@ pub(crate) fn run(args: RouteArgs) -> ExitCode {
                     list.push(json!({ "number": "default", "target": "*", "ports": "*", "via": answer["default"] }));
                 }
                 at.table(&list, COLUMNS, "no routes")
+            }
+            RouteCommand::Change { number, target, via, ports } => {
+                let route = json!(Route { target, ports, via });
+                at.done(&at.put(&format!("/routes/{}", position(number)?), &route).await?, "route changed")
+            }
+            RouteCommand::Move { number, to } => {
+                let (path, to) = (format!("/routes/{}/move", position(number)?), json!({ "to": position(to)? }));
+                at.done(&at.post(&path, &to).await?, "route moved")
             }
             RouteCommand::Remove { number } => {
                 at.done(&at.delete(&format!("/routes/{}", position(number)?)).await?, "route removed")

@@ -39,6 +39,28 @@ enum RuleCommand {
     },
     /// List rules in their order
     List,
+    /// Put another rule in the place of the one of this number
+    Change {
+        /// As `rule list` shows it
+        number: usize,
+        /// The verdict
+        action: Verdict,
+        /// A name, *.domain, an address, an address range, or *
+        target: TargetPattern,
+        /// Ports, such as 80,443,8000-8999
+        #[arg(long, env = "HEDGEROW_RULE_PORTS", default_value = "*")]
+        ports: PortSet,
+        /// Only at nodes of this server group
+        #[arg(long, env = "HEDGEROW_RULE_GROUP")]
+        group: Option<GroupName>,
+    },
+    /// Give the rule of this number another place
+    Move {
+        /// As `rule list` shows it
+        number: usize,
+        /// Its number from now on
+        to: usize,
+    },
     /// Remove the rule of this number
     Remove {
         /// As `rule list` shows it
@@ -54,6 +76,15 @@ enum Verdict {
     Deny,
 }
 
+impl From<Verdict> for Action {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Allow => Self::Allow,
+            Verdict::Deny => Self::Deny,
+        }
+    }
+}
+
 const COLUMNS: &[Column] = &[
     ("NUMBER", "number", Show::Plain),
     ("ACTION", "action", Show::Plain),
@@ -67,16 +98,20 @@ pub(crate) fn run(args: RuleArgs) -> ExitCode {
         let at = args.core.at();
         match args.command {
             RuleCommand::Add { action, target, ports, group, before } => {
-                let action = match action {
-                    Verdict::Allow => Action::Allow,
-                    Verdict::Deny => Action::Deny,
-                };
-                let mut body = json!({ "rule": Rule { action, target, ports, group } });
+                let mut body = json!({ "rule": Rule { action: action.into(), target, ports, group } });
                 place(&mut body, before)?;
                 at.done(&at.post("/rules", &body).await?, "rule added")
             }
             RuleCommand::List => {
                 at.table(&numbered(at.list("/rules").await?), COLUMNS, "no rules: everything is denied")
+            }
+            RuleCommand::Change { number, action, target, ports, group } => {
+                let rule = json!(Rule { action: action.into(), target, ports, group });
+                at.done(&at.put(&format!("/rules/{}", position(number)?), &rule).await?, "rule changed")
+            }
+            RuleCommand::Move { number, to } => {
+                let (path, to) = (format!("/rules/{}/move", position(number)?), json!({ "to": position(to)? }));
+                at.done(&at.post(&path, &to).await?, "rule moved")
             }
             RuleCommand::Remove { number } => {
                 at.done(&at.delete(&format!("/rules/{}", position(number)?)).await?, "rule removed")

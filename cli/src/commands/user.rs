@@ -1,5 +1,6 @@
 //! `hedgerow user`: people who may activate devices.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -75,6 +76,19 @@ const COLUMNS: &[Column] = &[
     ("ID", "id", Show::Plain),
 ];
 
+const ONE: &[Column] = &[
+    ("email", "email", Show::Plain),
+    ("name", "display_name", Show::Plain),
+    ("active", "active", Show::Plain),
+    ("password", "activation.state", Show::Plain),
+    ("groups", "groups", Show::Plain),
+    ("by way of them", "by_way_of_groups", Show::Plain),
+    ("created", "created", Show::Time),
+    ("id", "id", Show::Plain),
+];
+/// Users that a search finds at most.
+const MOST_FOUND: usize = 1000;
+
 /// Part by part, so that no answer has to hold everybody.
 async fn export(at: &At<'_>, out: Option<&Path>) -> anyhow::Result<()> {
     let mut to = output::writer(out)?;
@@ -103,8 +117,16 @@ pub(crate) fn run(args: UserArgs) -> ExitCode {
                 at.done(&at.post("/users", &body).await?, &format!("user {email} added"))
             }
             UserCommand::List { begins } => {
-                let path = begins.map_or("/users".to_owned(), |b| format!("/found/users?begins={}", segment(&b)));
-                at.table(&at.list(&path).await?, COLUMNS, "no users")
+                let path = match &begins {
+                    Some(begins) => format!("/found/users?begins={}", segment(begins)),
+                    None => "/users".to_owned(),
+                };
+                let found = at.list(&path).await?;
+                if begins.is_some() && found.as_array().is_some_and(|found| found.len() >= MOST_FOUND) {
+                    let told = format!("these are the first {MOST_FOUND}; there may be more: give more of the name\n");
+                    std::io::stderr().write_all(told.as_bytes())?;
+                }
+                at.table(&found, COLUMNS, "no users")
             }
             UserCommand::Import { file } => {
                 let text = match file.as_os_str() == "-" {
@@ -118,7 +140,7 @@ pub(crate) fn run(args: UserArgs) -> ExitCode {
                 at.done(&done, &format!("{added} users added, {changed} changed, {unchanged} as they were"))
             }
             UserCommand::Export { out } => export(&at, out.as_deref()).await,
-            UserCommand::Show { who } => at.record(&at.get(&path(&who)).await?, COLUMNS),
+            UserCommand::Show { who } => at.record(&at.get(&path(&who)).await?, ONE),
             UserCommand::Remove { who } => at.done(&at.delete(&path(&who)).await?, &format!("user {who} removed")),
             UserCommand::Activate { who } => {
                 let answer = at.post(&format!("{}/activate", path(&who)), &json!({})).await?;

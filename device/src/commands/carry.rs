@@ -19,6 +19,10 @@ use crate::config::Commands as Config;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Bytes of a program's output that are kept.
 const OUTPUT: u64 = 8 * 1024 * 1024;
+/// The exit code of a program that is to be run again later: EX_TEMPFAIL of sysexits.h.
+const LATER: i32 = 75;
+/// In which variable the program that locks finds the administrator's message.
+const MESSAGE: &str = "HEDGEROW_MESSAGE";
 /// Packages that are told.
 const PACKAGES: usize = 8000;
 
@@ -32,8 +36,13 @@ const PACKAGE_TOOLS: [&[&str]; 3] = [
 /// Carries a command out.
 pub(super) async fn out(order: &Order, config: &Config, refresh: &(dyn Fn() + Send + Sync)) -> Reply {
     let done = match order.kind {
-        Kind::LockDevice => run(&config.lock).await.map(|_| Map::new()),
+        Kind::LockDevice => match run(&config.lock, message(order)).await {
+            Err(Failure::Later) => return Reply::NotNow,
+            other => other.map(|_| Map::new()).map_err(|failure| failure.to_string()),
+        },
         Kind::DeleteWorkSpaceData => erase(config).map(|()| Map::new()),
+        // The machine is not this agent's: what is the organisation's goes, and the core is told that it was no more.
+        Kind::DeleteDeviceData => erase(config).map(|()| object(json!({ "scope": "workSpace" }))),
         Kind::RequestDeviceInfo => Ok(information()),
         Kind::ListApplications => packages().await,
         Kind::UpdateProfiles => {
@@ -48,11 +57,30 @@ pub(super) async fn out(order: &Order, config: &Config, refresh: &(dyn Fn() + Se
     }
 }
 
+/// What an administrator has people read, for the program that locks.
+fn message(order: &Order) -> Option<(&'static str, &str)> {
+    Some((MESSAGE, order.properties.get("message")?.as_str()?))
+}
+
+/// Why a program did not do it.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// It exits with 75, EX_TEMPFAIL of sysexits.h.
+    #[error("not now")]
+    Later,
+    #[error("{0}")]
+    Why(String),
+}
+
 /// Runs a program without a shell; the first `OUTPUT` bytes of what it prints.
-async fn run(words: &[impl AsRef<str>]) -> Result<String, String> {
+async fn run(words: &[impl AsRef<str>], variable: Option<(&str, &str)>) -> Result<String, Failure> {
     let mut words = words.iter().map(AsRef::as_ref);
-    let Some(program) = words.next() else { return Err("this device is not told how (its configuration)".to_owned()) };
+    let Some(program) = words.next() else {
+        return Err(Failure::Why("this device is not told how (its configuration)".to_owned()));
+    };
     let mut command = Command::new(program);
+    // A NUL would end the variable, and fail the start.
+    command.envs(variable.map(|(name, value)| (name, value.replace('\0', ""))));
     command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let ended = async {
         let mut child = command.spawn()?;
@@ -61,9 +89,13 @@ async fn run(words: &[impl AsRef<str>]) -> Result<String, String> {
         Ok::<_, io::Error>((child.wait().await?, out, error))
     };
     let ended = tokio::time::timeout(LIMIT, ended).await;
-    let ended = ended.map_err(|_| format!("{program} took longer than {LIMIT:?}"))?;
-    let (status, out, said) = ended.map_err(|error| format!("{program}: {error}"))?;
-    if status.success() { Ok(out) } else { Err(format!("{program} failed ({status}): {}", said.trim())) }
+    let ended = ended.map_err(|_| Failure::Why(format!("{program} took longer than {LIMIT:?}")))?;
+    let (status, out, said) = ended.map_err(|error| Failure::Why(format!("{program}: {error}")))?;
+    match status.code() {
+        Some(0) => Ok(out),
+        Some(LATER) => Err(Failure::Later),
+        _ => Err(Failure::Why(format!("{program} failed ({status}): {}", said.trim()))),
+    }
 }
 
 /// What a program prints, up to `OUTPUT` bytes; the rest is read and thrown away, so that the program comes to its end.
@@ -101,14 +133,14 @@ fn remove(path: &Path) -> io::Result<()> {
 async fn packages() -> Result<Map<String, Value>, String> {
     let mut reasons = Vec::new();
     for tool in PACKAGE_TOOLS {
-        match run(tool).await {
+        match run(tool, None).await {
             Ok(text) => {
                 let lines = || text.lines().filter(|line| !line.trim().is_empty());
                 let packages: Vec<_> = lines().take(PACKAGES).map(package).collect();
                 let told = json!({ "source": tool[0], "count": lines().count(), "packages": packages });
                 return Ok(object(told));
             }
-            Err(error) => reasons.push(error),
+            Err(failure) => reasons.push(failure.to_string()),
         }
     }
     Err(format!("no list of packages: {}", reasons.join("; ")))
@@ -208,10 +240,26 @@ mod tests {
             let Reply::Failed { error } = carry(kind, config).await else { panic!("{kind} {config:?}") };
             assert!(error.contains(words), "{error}");
         }
+        let busy = Config { lock: ["sh", "-c", "exit 75"].map(str::to_owned).to_vec(), ..Config::default() };
+        assert_eq!(carry(Kind::LockDevice, &busy).await, Reply::NotNow);
         let asked = AtomicUsize::new(0);
         let order = Order { id: EntityId::from_random([1; 16]), kind: Kind::UpdateProfiles, properties: Map::new() };
         out(&order, &none, &|| _ = asked.fetch_add(1, Ordering::Relaxed)).await;
         assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn p22_the_program_that_locks_gets_the_message() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("said").to_string_lossy().into_owned();
+        let story = format!("printf %s \"$HEDGEROW_MESSAGE\" > {file}");
+        let config = Config { lock: ["sh", "-c", &story].map(str::to_owned).to_vec(), ..Config::default() };
+        let Value::Object(properties) = json!({ "message": "Ring 555-0100; \"$(id)\" \0!" }) else {
+            panic!("an object")
+        };
+        let order = Order { id: EntityId::from_random([1; 16]), kind: Kind::LockDevice, properties };
+        assert_eq!(out(&order, &config, &|| {}).await, Reply::Done { result: Map::new() });
+        assert_eq!(fs::read_to_string(file).unwrap(), "Ring 555-0100; \"$(id)\" !");
     }
 
     #[tokio::test]
@@ -227,6 +275,8 @@ mod tests {
         let config = Config { erase: vec![at("work"), at("link"), at("gone")], ..Config::default() };
         assert_eq!(carry(Kind::DeleteWorkSpaceData, &config).await, Reply::Done { result: Map::new() });
         assert!(!at("work").exists() && fs::symlink_metadata(at("link")).is_err() && at("private/diary").exists());
+        let Reply::Done { result } = carry(Kind::DeleteDeviceData, &config).await else { panic!("it erases") };
+        assert_eq!(result["scope"], "workSpace", "the machine is not the agent's");
         let config = Config { erase: vec!["/proc/version".into()], ..config };
         assert!(matches!(carry(Kind::DeleteWorkSpaceData, &config).await, Reply::Failed { .. }));
     }

@@ -18,7 +18,8 @@ const MOST: usize = 16;
 #[derive(Serialize, Deserialize)]
 struct Entry {
     id: EntityId,
-    reply: Reply,
+    /// `None`: it has begun, and nothing is known of its end.
+    reply: Option<Reply>,
     /// The device's key is to go once the core has been told.
     #[serde(default)]
     erases: bool,
@@ -41,9 +42,13 @@ impl Memory {
         Self { dir: dir.to_owned(), entries: entries.unwrap_or_default() }
     }
 
-    /// The answer that a command got.
+    /// The answer that a command got; for one that has begun and was cut short, that nobody knows.
     pub(super) fn answer(&self, id: EntityId) -> Option<Reply> {
-        self.entries.iter().find(|entry| entry.id == id).map(|entry| entry.reply.clone())
+        let entry = self.entries.iter().find(|entry| entry.id == id)?;
+        let unknown = || Reply::Failed {
+            error: "the agent was ended while it carried this out: whether it was done is not known".to_owned(),
+        };
+        Some(entry.reply.clone().unwrap_or_else(unknown))
     }
 
     /// Whether an erasure has begun and was cut short: the core may have revoked the device meanwhile, so that nothing
@@ -52,11 +57,31 @@ impl Memory {
         self.entries.iter().any(|entry| entry.erases)
     }
 
+    /// Notes that a command begins: should the agent be ended before its answer is kept, it is not carried out again.
+    pub(super) fn begin(&mut self, id: EntityId) {
+        self.put(Entry { id, reply: None, erases: false });
+    }
+
+    /// It was put off, and is to come again.
+    pub(super) fn forget(&mut self, id: EntityId) {
+        self.entries.retain(|entry| entry.id != id);
+        self.write();
+    }
+
     /// Writes an answer down. Where the disk does not take it, a command may be carried out twice, rather than never.
     pub(super) fn keep(&mut self, id: EntityId, reply: &Reply, erases: bool) {
-        self.entries.push(Entry { id, reply: reply.clone(), erases });
+        self.put(Entry { id, reply: Some(reply.clone()), erases });
+    }
+
+    fn put(&mut self, entry: Entry) {
+        self.entries.retain(|other| other.id != entry.id);
+        self.entries.push(entry);
         let surplus = self.entries.len().saturating_sub(MOST);
         self.entries.drain(..surplus);
+        self.write();
+    }
+
+    fn write(&self) {
         let written =
             serde_json::to_vec(&self.entries).map_err(Into::into).and_then(|b| write_file(&self.dir, FILE, &b));
         if let Err(error) = written {
@@ -85,5 +110,22 @@ mod tests {
         assert!(Memory::read(dir.path()).is_to_be_erased(), "killed before the key was gone");
         fs::write(dir.path().join(FILE), "[{").unwrap();
         assert!(Memory::read(dir.path()).entries.is_empty());
+    }
+
+    #[test]
+    fn p22_one_that_was_cut_short_is_told_so_and_not_carried_out_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let [cut, put_off] = [1u8, 2].map(|n| EntityId::from_random([n; 16]));
+        let mut memory = Memory::read(dir.path());
+        memory.begin(cut);
+        memory.begin(put_off);
+        memory.forget(put_off);
+        let again = Memory::read(dir.path());
+        let Some(Reply::Failed { error }) = again.answer(cut) else { panic!("it is known") };
+        assert!(error.contains("not known"), "{error}");
+        assert_eq!(again.answer(put_off), None);
+        memory.keep(cut, &Reply::Done { result: serde_json::Map::new() }, false);
+        assert_eq!(Memory::read(dir.path()).answer(cut), Some(Reply::Done { result: serde_json::Map::new() }));
+        assert_eq!(memory.entries.len(), 1);
     }
 }

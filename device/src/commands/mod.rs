@@ -19,7 +19,7 @@ use hedgerow_shared::Role;
 use hedgerow_shared::fault::Fault;
 use hedgerow_shared::limits::Timers;
 use hedgerow_shared::wire::core_api;
-use hedgerow_uem_core::command::{Answered, Order, Reply, Report};
+use hedgerow_uem_core::command::{Answered, Class, Kind, Order, Reply, Report};
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
@@ -108,9 +108,14 @@ impl Commands {
                 Some(reply) => reply,
                 None => {
                     info!(command = %order.id, kind = %order.kind, "command");
+                    if is_once(order.kind) {
+                        memory.begin(order.id);
+                    }
                     let reply = carry::out(&order, &self.config, &self.refresh).await;
                     log(&order, &reply);
-                    if reply != Reply::NotNow {
+                    if reply == Reply::NotNow {
+                        memory.forget(order.id);
+                    } else {
                         // Before the core hears of it: should it not, the command comes again and is not done again.
                         memory.keep(order.id, &reply, erases(&order, &reply));
                     }
@@ -151,6 +156,11 @@ impl Commands {
 /// Whether nothing of the organisation is to be left after it.
 fn erases(order: &Order, reply: &Reply) -> bool {
     order.kind.ends_the_device() && matches!(reply, Reply::Done { .. })
+}
+
+/// Whether it makes a difference that it is carried out twice. To erase what is erased does not, and has to come to its end.
+fn is_once(kind: Kind) -> bool {
+    kind.class() == Class::Administration && !kind.ends_the_device() && kind != Kind::UpdateProfiles
 }
 
 fn log(order: &Order, reply: &Reply) {

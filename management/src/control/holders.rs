@@ -150,8 +150,10 @@ async fn shown_device(app: &App, device: Device, emails: &mut BTreeMap<EntityId,
             new.insert(json!(user.email)).clone()
         }
     };
+    let config = device.obeys.map(|version| version.to_string());
     let mut value = json_of(device)?;
     value["email"] = email;
+    value["config"] = json!(config);
     Ok(value)
 }
 

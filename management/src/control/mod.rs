@@ -20,7 +20,7 @@
 //! | user find | `GET /found/users?begins=TEXT` | | list of USER whose address or name begins so, at most 1000 |
 //! | user import | `POST /import/users` | `{csv}`: `uem_core::bulk` | `{added, changed, unchanged}`; 400 names lines, and nothing is done |
 //! | user export | `GET /export/users[?after=ID]` | | `{csv, next}`: part by part |
-//! | user show | `GET /users/WHO` | | USER |
+//! | user show | `GET /users/WHO` | | USER, with `groups` and `by_way_of_groups`: names |
 //! | user remove | `DELETE /users/WHO` | | USER, inactive: devices revoked, password withdrawn; the record stays for the audit |
 //! | user activate, deactivate | `POST /users/WHO/activate`, `/deactivate` | | USER; devices of an inactive user do not count while it lasts |
 //! | password set | `PUT /users/WHO/activation` | `{password?, lifetime_seconds?}` | `{email, password, expires, not_yet}`; generated when not given; shown this once; waits up to 3 s for the relays to know the address, `not_yet` names those that do not |
@@ -44,7 +44,7 @@
 //! | command list | `GET /devices/ID/commands` | | list of COMMAND, the newest first, at most 500 |
 //! | command show | `GET /commands/ID` | | COMMAND |
 //! | command cancel | `DELETE /commands/ID` | | COMMAND; 400 when the device may have it already |
-//! | device list | `GET /devices[?user=WHO]` | | list of DEVICE `{id, user, email, name, platform, certificate, state, created, revoked, last_seen}` |
+//! | device list | `GET /devices[?user=WHO]` | | list of DEVICE `{id, user, email, name, platform, certificate, state, created, revoked, last_seen, config}`; config is the version it acknowledged |
 //! | device show | `GET /devices/ID` | | DEVICE with `certificates [..]`, `inventory {attributes, apps, apps_told, asked}`, `compliance`: STANDING or null |
 //! | device apps | `GET /devices/ID/installed` | | list of `{identifier, name, version}` |
 //! | admin list | `GET /admins` | | list of ADMIN `{user, email, active, role, created, last_sign_in, password}`; password is `null` or `{set, must_change}` |

@@ -1,5 +1,6 @@
 //! Users and their activation passwords.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -114,7 +115,17 @@ pub(super) async fn add(State(app): State<Arc<App>>, Body(add): Body<Add>) -> Sh
 
 pub(super) async fn show(State(app): State<Arc<App>>, Path(who): Path<String>) -> Shown {
     let user = find(&app, &who).await?;
-    shown(&app, user).await.map(axum::Json)
+    let (own, mut others) = (app.domain.group_names_of(&app.tenant, user.id).await.map_err(problem)?, BTreeSet::new());
+    for id in app.domain.groups_of_user(&app.tenant, user.id).await.map_err(problem)?.into_keys() {
+        let name = app.domain.group(&app.tenant, id).await.map_err(problem)?.name;
+        if !own.contains(&name) {
+            others.insert(name);
+        }
+    }
+    let mut value = shown(&app, user).await?;
+    value["groups"] = json!(own);
+    value["by_way_of_groups"] = json!(others);
+    Ok(axum::Json(value))
 }
 
 /// The devices go first: were it cut short, nothing of the user would count more than before.

@@ -57,7 +57,7 @@ impl Peer {
                 Err(error) => return failed("a command's answer", &error),
             }
         }
-        match domain.next_command(tenant, device, &report.put_off, clock::now()).await {
+        match domain.next_command(&mut call(Actor::Device(device)), tenant, device, &report.put_off).await {
             Ok(None) => Answer::empty(),
             Ok(Some((command, properties))) => {
                 metrics::counter!("hedgerow_core_commands_sent_total", "kind" => command.kind.as_str()).increment(1);

@@ -1,8 +1,9 @@
-//! The signed configuration for nodes and devices. A node's question is also its acknowledgement.
+//! The signed configuration for nodes and devices. Their question is also their acknowledgement.
 
 use hedgerow_shared::Role;
 use hedgerow_shared::wire::core_api::{MEDIA_CBOR, read_have};
 use hedgerow_uem_core::CoreError;
+use hedgerow_uem_core::service::Holder;
 use http::StatusCode;
 
 use super::http::Answer;
@@ -28,17 +29,21 @@ impl Peer {
             },
         };
         let app = &self.app;
-        match app.domain.admit(certificate, hedgerow_runtime::clock::now()).await {
-            Ok(_) => {}
+        let holder = match app.domain.admit(certificate, hedgerow_runtime::clock::now()).await {
+            Ok(holder) => holder,
             Err(error @ CoreError::Revoked { .. }) => {
                 return Answer::refused(StatusCode::FORBIDDEN, error.to_string());
             }
             Err(error) => return failed("admission", &error),
-        }
-        if let (Role::Node, Some(have)) = (role, have)
-            && let Err(error) = app.acknowledge(&format!("node:{}", certificate.identity.id), have).await
-        {
-            return failed("an acknowledgement", &error);
+        };
+        if let Some(have) = have {
+            let noted = match &holder {
+                Holder::Node(node) => app.acknowledge(&format!("node:{}", node.id), have).await,
+                Holder::Device(device) => app.domain.device_obeys(device, have).await,
+            };
+            if let Err(error) = noted {
+                return failed("an acknowledgement", &error);
+            }
         }
         let configs = match app.configs().await {
             Ok(configs) => configs,

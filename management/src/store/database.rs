@@ -1,6 +1,6 @@
 //! The domain's storage in a database. One code for SQLite and PostgreSQL; see `docs/decisions/0014-database.md`.
 
-use hedgerow_shared::verify::{Route, Rule};
+use hedgerow_shared::verify::{Route, Rule, Version};
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use hedgerow_uem_core::account::{Device, Email, Node, ServerName, Tenant, Token, User};
 use hedgerow_uem_core::activation::ActivationPassword;
@@ -281,8 +281,15 @@ impl Store for Database {
         self.all("command", by_id(sql, tenant, device), |row| row.command()).await
     }
 
+    async fn overdue_commands(&self, tenant: &TenantId, now: UnixTime, limit: u32) -> Result<Vec<Command>, StoreError> {
+        let sql = "SELECT * FROM device_command WHERE tenant = $1 AND completed IS NULL AND expires <= $2 \
+                   ORDER BY expires LIMIT $3";
+        let query = by_tenant(sql, tenant).bind(int(now.0)).bind(i64::from(limit));
+        self.all("command", query, |row| row.command()).await
+    }
+
     async fn move_command(&self, from: &Command, to: Command) -> Result<(), StoreError> {
-        self.pool.commit(move_command(from, &to)?, Vec::new()).await
+        self.pool.commit(vec![move_command(from, &to)?]).await
     }
 
     async fn revoked(&self, tenant: &TenantId, now: UnixTime) -> Result<Vec<EntityId>, StoreError> {
@@ -314,12 +321,12 @@ impl Store for Database {
 
     async fn commit(&self, commit: Commit) -> Result<(), StoreError> {
         let tenant = &commit.tenant.id;
-        let mut rest = Vec::new();
+        let mut queries = vec![put_tenant(&commit.tenant, commit.expected)?.into_condition()];
         for change in &commit.changes {
-            rest.extend(change_queries(tenant, change)?);
+            queries.extend(change_queries(tenant, change)?);
         }
-        rest.extend(commit.audit.iter().map(|record| add_audit(tenant, record)));
-        self.pool.commit(put_tenant(&commit.tenant, commit.expected)?, rest).await
+        queries.extend(commit.audit.iter().map(|record| add_audit(tenant, record)));
+        self.pool.commit(queries).await
     }
 
     async fn seen(&self, tenant: &TenantId, id: EntityId, now: UnixTime) -> Result<(), StoreError> {
@@ -330,6 +337,12 @@ impl Store for Database {
             self.pool.execute(by_id(sql, tenant, id).bind(int(now.0))).await?;
         }
         Ok(())
+    }
+
+    async fn obeys(&self, tenant: &TenantId, device: EntityId, version: Version) -> Result<(), StoreError> {
+        let sql = "UPDATE device SET obeys_epoch = $3, obeys_version = $4 WHERE tenant = $1 AND id = $2";
+        let query = by_id(sql, tenant, device).bind(int(version.epoch)).bind(int(version.version));
+        self.pool.execute(query).await
     }
 
     async fn acknowledge(&self, tenant: &TenantId, ack: Acknowledgement) -> Result<(), StoreError> {

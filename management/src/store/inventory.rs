@@ -50,16 +50,15 @@ impl InventoryStore for Database {
 
     async fn tell(&self, tenant: &TenantId, device: EntityId, told: Told) -> Result<(), StoreError> {
         // The first statement touches a row when the device is there and what it tells replaces what is (`replaces`).
-        let (first, rest) = match told {
+        let queries = match told {
             Told::Attributes(attributes) => {
                 let sql = "INSERT INTO device_inventory (tenant, device, attributes, told, apps) \
                            SELECT tenant, id, $3, $4, 0 FROM device WHERE tenant = $1 AND id = $2 \
                            ON CONFLICT (tenant, device) DO UPDATE SET attributes = excluded.attributes, told = excluded.told \
                            WHERE device_inventory.told IS NULL OR device_inventory.told <= excluded.told OR device_inventory.told > $5";
                 let ahead = int(attributes.told.plus(AHEAD_SECONDS).0);
-                let first =
-                    by_id(sql, tenant, device).bind(json(&attributes)?).bind(int(attributes.told.0)).bind(ahead);
-                (first, Vec::new())
+                let query = by_id(sql, tenant, device).bind(json(&attributes)?).bind(int(attributes.told.0));
+                vec![query.bind(ahead).into_condition()]
             }
             Told::Apps { told, apps } => {
                 let sql = "INSERT INTO device_inventory (tenant, device, apps, apps_told) \
@@ -71,10 +70,12 @@ impl InventoryStore for Database {
                 let ahead = int(told.plus(AHEAD_SECONDS).0);
                 let first = by_id(sql, tenant, device).bind(count).bind(int(told.0)).bind(ahead);
                 let delete = by_id("DELETE FROM installed_app WHERE tenant = $1 AND device = $2", tenant, device);
-                (first, std::iter::once(delete).chain(insert_apps(tenant, device, &apps)).collect())
+                let mut queries = vec![first.into_condition(), delete];
+                queries.extend(insert_apps(tenant, device, &apps));
+                queries
             }
         };
-        match self.pool.commit(first, rest).await {
+        match self.pool.commit(queries).await {
             // Something newer is there, or no such device.
             Err(StoreError::Conflict) => Ok(()),
             other => other,

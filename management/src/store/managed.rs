@@ -45,6 +45,7 @@ pub(super) fn change_queries(tenant: &TenantId, change: &Change) -> Result<Vec<Q
             vec![pair(sql, tenant, *profile, *holder)]
         }
         Change::PutCommand(command) => vec![put_command(command)?],
+        Change::MoveCommand { from, to } => vec![move_command(from, to)?],
         Change::ForgetCommands { device, before } => {
             let sql = "DELETE FROM device_command WHERE tenant = $1 AND device = $2 AND completed < $3";
             vec![delete(sql, *device).bind(int(before.0))]
@@ -123,7 +124,7 @@ pub(super) fn move_command(from: &Command, to: &Command) -> Result<Query, StoreE
         .bind(json(&to.result)?)
         .bind(from.state.as_str())
         .bind(i64::from(from.sent));
-    Ok(query)
+    Ok(query.into_condition())
 }
 
 /// Of somebody in groups or with profiles: `$2` is their id, `$3` their kind.

@@ -104,9 +104,13 @@ impl<'a> Row<'a> {
         self.number(column).map(UnixTime)
     }
 
-    pub(super) fn time_or_null(&self, column: &str) -> Result<Option<UnixTime>, StoreError> {
+    fn number_or_null(&self, column: &str) -> Result<Option<u64>, StoreError> {
         let number: Option<i64> = self.row.get(column).map_err(|e| self.corrupt(column, e))?;
-        number.map(|n| u64::try_from(n).map(UnixTime).map_err(|e| self.corrupt(column, e))).transpose()
+        number.map(|n| u64::try_from(n).map_err(|e| self.corrupt(column, e))).transpose()
+    }
+
+    pub(super) fn time_or_null(&self, column: &str) -> Result<Option<UnixTime>, StoreError> {
+        Ok(self.number_or_null(column)?.map(UnixTime))
     }
 
     fn version(&self, epoch: &str, version: &str) -> Result<Version, StoreError> {
@@ -192,6 +196,10 @@ impl<'a> Row<'a> {
             created: self.time("created")?,
             revoked: self.time_or_null("revoked")?,
             last_seen: self.time_or_null("last_seen")?,
+            obeys: match (self.number_or_null("obeys_epoch")?, self.number_or_null("obeys_version")?) {
+                (Some(epoch), Some(version)) => Some(Version { epoch, version }),
+                _ => None,
+            },
             activation: match self.text("activation")?.as_str() {
                 "" => None,
                 word => Some(word.parse().map_err(|e| self.corrupt("activation", e))?),

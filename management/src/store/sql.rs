@@ -58,16 +58,23 @@ impl From<Option<String>> for Value {
 pub(super) struct Query {
     sql: &'static str,
     values: Vec<Value>,
+    /// It must touch exactly one row.
+    is_condition: bool,
 }
 
 impl Query {
     pub(super) fn new(sql: &'static str) -> Self {
-        Self { sql, values: Vec::new() }
+        Self { sql, values: Vec::new(), is_condition: false }
     }
 
     pub(super) fn bind(mut self, value: impl Into<Value>) -> Self {
         self.values.push(value.into());
         self
+    }
+
+    /// Whatever is to be committed with it is only if it touches exactly one row.
+    pub(super) fn into_condition(self) -> Self {
+        Self { is_condition: true, ..self }
     }
 
     fn prepare<Db: sqlx::Database>(self) -> sqlx::query::Query<'static, Db, Db::Arguments>
@@ -132,34 +139,37 @@ impl Pool {
         .await
     }
 
-    /// All of it in one transaction, if `first` touches exactly one row; otherwise `Conflict`, and nothing is changed.
+    /// All of it in one transaction, if every condition touches exactly one row; otherwise `Conflict`, and nothing is changed.
     ///
     /// SQLite: `BEGIN IMMEDIATE` takes the writer's place at once, so that what follows cannot lose it half-way.
-    /// PostgreSQL: READ COMMITTED is enough. `first` names the tenant's row and the revision it was decided on; of two
-    /// such at a time the second waits for the row's lock, reads the row again as the first left it, finds another
-    /// revision, and touches nothing. Everything else in the transaction depends on nothing but that revision, so there
-    /// is no second read that a stronger level would have to keep consistent with the first.
-    pub(super) async fn commit(&self, first: Query, rest: Vec<Query>) -> Result<(), StoreError> {
+    /// PostgreSQL: READ COMMITTED is enough. The first condition names the tenant's row and the revision it was decided on; of
+    /// two such at a time the second waits for the row's lock, reads the row again as the first left it, finds another
+    /// revision, and touches nothing. So it is with what may change without a revision, which is a condition of its own.
+    /// Everything else in the transaction depends on nothing but these, so there is no second read that a stronger level would
+    /// have to keep consistent with the first.
+    pub(super) async fn commit(&self, queries: Vec<Query>) -> Result<(), StoreError> {
         // Dropping a transaction rolls it back.
         let done = bounded(async {
             match self {
                 Self::Sqlite(pool) => {
                     let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
-                    if first.prepare().execute(&mut *transaction).await?.rows_affected() != 1 {
-                        return Ok(false);
-                    }
-                    for query in rest {
-                        query.prepare().execute(&mut *transaction).await?;
+                    for query in queries {
+                        let is_condition = query.is_condition;
+                        let touched = query.prepare().execute(&mut *transaction).await?.rows_affected();
+                        if is_condition && touched != 1 {
+                            return Ok(false);
+                        }
                     }
                     transaction.commit().await?;
                 }
                 Self::Postgres(pool) => {
                     let mut transaction = pool.begin().await?;
-                    if first.prepare().execute(&mut *transaction).await?.rows_affected() != 1 {
-                        return Ok(false);
-                    }
-                    for query in rest {
-                        query.prepare().execute(&mut *transaction).await?;
+                    for query in queries {
+                        let is_condition = query.is_condition;
+                        let touched = query.prepare().execute(&mut *transaction).await?.rows_affected();
+                        if is_condition && touched != 1 {
+                            return Ok(false);
+                        }
                     }
                     transaction.commit().await?;
                 }

@@ -90,6 +90,7 @@ pub(super) fn change_queries(tenant: &TenantId, change: &Change) -> Result<Vec<Q
         | Change::PutAssignment { .. }
         | Change::DeleteAssignment { .. }
         | Change::PutCommand(_)
+        | Change::MoveCommand { .. }
         | Change::ForgetCommands { .. } => managed::change_queries(tenant, change)?,
         Change::Admin(change) => admins::change_queries(tenant, change)?,
         Change::App(change) => apps::change_queries(tenant, change)?,
@@ -127,13 +128,14 @@ fn put_password(password: &ActivationPassword) -> Query {
 
 fn put_device(device: &Device) -> Query {
     let sql = "INSERT INTO device (tenant, id, account, name, platform, state, created, revoked, last_seen, \
-               serial, fingerprint, not_before, not_after, issuer, activation) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
+               serial, fingerprint, not_before, not_after, issuer, activation, obeys_epoch, obeys_version) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
                ON CONFLICT (tenant, id) DO UPDATE SET account = excluded.account, name = excluded.name, \
                platform = excluded.platform, state = excluded.state, revoked = excluded.revoked, \
                last_seen = excluded.last_seen, serial = excluded.serial, fingerprint = excluded.fingerprint, \
                not_before = excluded.not_before, not_after = excluded.not_after, issuer = excluded.issuer, \
-               activation = excluded.activation";
+               activation = excluded.activation, obeys_epoch = excluded.obeys_epoch, \
+               obeys_version = excluded.obeys_version";
     let query = by_id(sql, &device.tenant, device.id)
         .bind(device.user.to_string())
         .bind(device.name.clone())
@@ -142,7 +144,10 @@ fn put_device(device: &Device) -> Query {
         .bind(int(device.created.0))
         .bind(time(device.revoked))
         .bind(time(device.last_seen));
-    bind_certificate(query, &device.certificate).bind(device.activation.map_or("", ActivationType::as_str))
+    bind_certificate(query, &device.certificate)
+        .bind(device.activation.map_or("", ActivationType::as_str))
+        .bind(device.obeys.map(|version| int(version.epoch)))
+        .bind(device.obeys.map(|version| int(version.version)))
 }
 
 fn put_node(node: &Node) -> Result<Query, StoreError> {

@@ -89,6 +89,18 @@ impl Site {
         }
     }
 
+    /// Runs a statement on the core's file, beside the core.
+    pub fn on_sqlite(&self, sql: &str) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            use sqlx::{Connection as _, Executor as _};
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(self.folder.path().join("core/core.db"));
+            let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+            connection.execute(sqlx::AssertSqlSafe(sql.to_owned())).await.unwrap();
+            connection.close().await.unwrap();
+        });
+    }
+
     /// The file as the kill left it, looked at in a copy: looking would repair it.
     pub fn check_sqlite(&self) {
         let copy = tempfile::tempdir().unwrap();
@@ -149,6 +161,9 @@ pub fn ask(socket: &Path, method: &str, path: &str, body: &Value) -> io::Result<
     let status = head.split(' ').nth(1).unwrap_or_default();
     if !status.starts_with('2') {
         return Err(io::Error::other(format!("{status}: {body}")));
+    }
+    if status == "204" {
+        return Ok(Value::Null);
     }
     // An answer that was cut short is none.
     serde_json::from_str(body).map_err(io::Error::other)

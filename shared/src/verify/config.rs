@@ -18,8 +18,9 @@ use crate::{EntityId, TenantId, UnixTime};
 /// Separates this signature from every other use of the key.
 pub const CONTEXT: &[u8] = b"hedgerow signed configuration v1\0";
 
-/// How long a document is valid after it was issued: the data plane runs this long without the core.
-pub const LIFETIME_SECONDS: u64 = 7 * 24 * 3600;
+/// How long a document is valid after it was issued: the data plane runs seven days without the core, and whoever obeys one
+/// may have got it up to an hour and a few minutes before the core was gone.
+pub const LIFETIME_SECONDS: u64 = (7 * 24 + 2) * 3600;
 
 /// How far a document's issue time may lie in the future, for clocks that disagree.
 pub const CLOCK_SKEW_SECONDS: u64 = 300;

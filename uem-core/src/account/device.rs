@@ -1,5 +1,6 @@
 //! Devices that activated.
 
+use hedgerow_shared::verify::Version;
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,9 @@ pub struct Device {
     pub revoked: Option<UnixTime>,
     /// When it last spoke with the core.
     pub last_seen: Option<UnixTime>,
+    /// The configuration that it has said is in force there.
+    #[serde(default)]
+    pub obeys: Option<Version>,
     /// How much of it is managed; none where it activated before there were types, or named no known platform.
     #[serde(default)]
     pub activation: Option<ActivationType>,

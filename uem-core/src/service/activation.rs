@@ -141,6 +141,7 @@ impl<S: Store> Core<S> {
                 created: call.now,
                 revoked: None,
                 last_seen: Some(call.now),
+                obeys: None,
                 activation,
             };
             let reply = EnrolReply {

@@ -38,7 +38,8 @@ pub enum ImportError {
 }
 
 impl<S: Store> Core<S> {
-    /// Adds users that are not there, and gives those that are their names and, besides those they stand in, their groups.
+    /// Adds users that are not there, and gives those that are the names that are given and, besides those they stand in, their
+    /// groups.
     /// Nobody is removed or switched. Every group must exist; otherwise nothing is done. What was done already is not done
     /// again.
     ///
@@ -117,8 +118,8 @@ impl<S: Store> Core<S> {
             tenant: tenant.clone(),
             id,
             email: line.email.clone(),
-            display_name: String::new(),
-            active: true,
+            display_name: line.email.to_string(),
+            active: line.active,
             created: now,
             source: UserSource::Local,
         });
@@ -133,7 +134,8 @@ impl<S: Store> Core<S> {
             let why = format!("line {}: more than {MAX_STANDS_IN} groups", line.line);
             return Err(CoreError::invalid("the import", why));
         }
-        let renamed = user.display_name != line.display_name;
+        let new_name = line.display_name.as_ref().filter(|name| **name != user.display_name);
+        let renamed = new_name.is_some();
         match (is_new, renamed || !joins.is_empty()) {
             (true, _) => done.added += 1,
             (false, true) => done.changed += 1,
@@ -144,7 +146,9 @@ impl<S: Store> Core<S> {
         }
         let (subject, email) = (user.id.to_string(), user.email.to_string());
         if is_new || renamed {
-            user.display_name.clone_from(&line.display_name);
+            if let Some(name) = new_name {
+                user.display_name.clone_from(name);
+            }
             plan = plan.change(Change::PutUser(user.clone()));
         }
         for group in joins {

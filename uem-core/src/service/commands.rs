@@ -5,14 +5,20 @@ use std::collections::BTreeSet;
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use serde_json::{Map, Value};
 
-use super::{ATTEMPTS, Call, Core, Plan};
+use super::{ATTEMPTS, Call, Core, Plan, devices};
 use crate::CoreError;
 use crate::account::DeviceState;
-use crate::command::{self, Command, Kind, MAX_CONTENT, MAX_LIFETIME_SECONDS, MAX_OPEN, Properties, Reply, State};
+use crate::command::{
+    self, Class, Command, Kind, MAX_CONTENT, MAX_LIFETIME_SECONDS, MAX_OPEN, Properties, Reply, State,
+};
 use crate::store::{Change, Store, StoreError};
 
 /// How long a command that came to its end is kept, seconds: 90 days. The audit record of it stays.
 const KEPT_SECONDS: u64 = 90 * 24 * 3600;
+/// Commands that are ended at once because their time is over.
+const OVERDUE: u32 = 200;
+/// Characters of a device's error that stand in the record; the command has all of it.
+const ERROR_IN_RECORD: usize = 200;
 
 /// A command to be given.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,7 +102,6 @@ impl<S: Store> Core<S> {
         id: EntityId,
     ) -> Result<Command, CoreError> {
         for _ in 0..ATTEMPTS {
-            let row = self.load(tenant).await?;
             let command = self.command(tenant, id).await?;
             let Some(cancelled) = command.cancelled(call.now) else {
                 let why = match command.state {
@@ -106,14 +111,9 @@ impl<S: Store> Core<S> {
                 return Err(CoreError::invalid("the command", why));
             };
             // A device may fetch it at this moment: whoever is first has it.
-            match self.store.move_command(&command, cancelled.clone()).await {
-                Ok(()) => {}
-                Err(StoreError::Conflict) => continue,
-                Err(error) => return Err(CoreError::Store(error)),
+            if self.advance(call, (&command, &cancelled), Plan::default()).await? {
+                return Ok(cancelled);
             }
-            let told = format!("{} {id}", command.kind);
-            let plan = Plan::default().record("command.cancel", command.device.to_string(), told);
-            return self.note(call, tenant, row, plan).await.map(|()| cancelled);
         }
         Err(CoreError::Busy)
     }
@@ -136,6 +136,22 @@ impl<S: Store> Core<S> {
         self.store.commands(tenant, device).await.map_err(CoreError::Store)
     }
 
+    /// Ends the open commands whose time is over, some hundred at most: how many. Devices that are away do not ask, and
+    /// administrators are to see it.
+    ///
+    /// # Errors
+    /// `Busy`, `Store`.
+    pub async fn expire_commands(&self, call: &mut Call<'_>, tenant: &TenantId) -> Result<usize, CoreError> {
+        let over = self.store.overdue_commands(tenant, call.now, OVERDUE).await.map_err(CoreError::Store)?;
+        for command in &over {
+            if let Some(expired) = command.expired(call.now) {
+                // Where it was answered meanwhile, that is what counts.
+                self.advance(call, (command, &expired), Plan::default()).await?;
+            }
+        }
+        Ok(over.len())
+    }
+
     /// The command that a device gets now, stored as sent, and what it takes; `None` when it is to be idle. `skip` are those
     /// that it has put off in this conversation. One whose properties cannot be opened fails, and does not hold up others.
     ///
@@ -143,20 +159,19 @@ impl<S: Store> Core<S> {
     /// `Busy`, `Store`.
     pub async fn next_command(
         &self,
+        call: &mut Call<'_>,
         tenant: &TenantId,
         device: EntityId,
         skip: &BTreeSet<EntityId>,
-        now: UnixTime,
     ) -> Result<Option<(Command, Map<String, Value>)>, CoreError> {
+        let now = call.now;
         for _ in 0..ATTEMPTS {
             let mut open = self.store.open_commands(tenant, device).await.map_err(CoreError::Store)?;
             for command in &mut open {
                 if let Some(expired) = command.expired(now) {
                     // Where another has moved it meanwhile, that is what counts.
-                    match self.store.move_command(command, expired.clone()).await {
-                        Ok(()) | Err(StoreError::Conflict) => *command = expired,
-                        Err(error) => return Err(CoreError::Store(error)),
-                    }
+                    self.advance(call, (command, &expired), Plan::default()).await?;
+                    *command = expired;
                 }
             }
             let Some(command) = command::next(&open, skip, now) else { return Ok(None) };
@@ -169,17 +184,18 @@ impl<S: Store> Core<S> {
                     command.answered(Reply::Failed { error }, now).unwrap_or_else(|| command.clone())
                 }
             };
-            match (self.store.move_command(command, moved.clone()).await, properties) {
-                (Ok(()), Some(properties)) => return Ok(Some((moved, properties))),
-                (Ok(()), None) | (Err(StoreError::Conflict), _) => {}
-                (Err(error), _) => return Err(CoreError::Store(error)),
+            if self.advance(call, (command, &moved), Plan::default()).await?
+                && let Some(properties) = properties
+            {
+                return Ok(Some((moved, properties)));
             }
         }
         Err(CoreError::Busy)
     }
 
     /// A device's answer. What it says of a command that has come to its end, or is another's, changes nothing. A device that
-    /// has erased what belongs to the organisation is revoked; what one tells of itself is kept, and it is judged by that.
+    /// has erased what belongs to the organisation is revoked with that; what one tells of itself is kept, and it is judged by
+    /// that.
     ///
     /// # Errors
     /// `NotFound`, `Busy`, `Store`.
@@ -197,41 +213,51 @@ impl<S: Store> Core<S> {
                 return Err(CoreError::not_found("command", id));
             }
             let Some(answered) = command.answered(reply.clone(), call.now) else { return Ok(command) };
-            if answered.kind.ends_the_device() && answered.state == State::Succeeded {
-                // First: should this be all that is done, the device asks again and is refused.
-                self.revoke_device(call, tenant, device).await?;
-            }
             // Before the answer is: should this be all that is done, it is told again.
             if answered.state == State::Succeeded
                 && self.tell(tenant, device, (answered.kind, &answered.result), call.now).await?
             {
                 self.judge_device(call, tenant, device).await?;
             }
-            match self.store.move_command(&command, answered.clone()).await {
-                Ok(()) => return Ok(answered),
-                Err(StoreError::Conflict) => {}
-                Err(error) => return Err(CoreError::Store(error)),
+            let mut plan = Plan::default();
+            if answered.kind.ends_the_device() && answered.state == State::Succeeded {
+                let device = self.device(tenant, device).await?;
+                plan = devices::plan_revocation(device, call.now).map_or(plan, |(_, plan)| plan);
+            }
+            if self.advance(call, (&command, &answered), plan).await? {
+                return Ok(answered);
             }
         }
         Err(CoreError::Busy)
     }
 
-    /// Writes an audit record of what has been done already.
-    async fn note(
+    /// Replaces a command as it was read by what has become of it; `false` where it is not as it was read any more. The end of
+    /// one that was to change something stands in the record, in the same commit; what devices are merely asked is not for the
+    /// record.
+    async fn advance(
         &self,
         call: &mut Call<'_>,
-        tenant: &TenantId,
-        first: crate::account::Tenant,
+        (from, to): (&Command, &Command),
         plan: Plan,
-    ) -> Result<(), CoreError> {
-        let (mut row, entries) = (first, plan.entries);
-        for _ in 0..ATTEMPTS {
-            let plan = Plan { entries: entries.clone(), ..Plan::default() };
-            if self.commit(call, row, plan).await? {
-                return Ok(());
-            }
-            row = self.load(tenant).await?;
+    ) -> Result<bool, CoreError> {
+        if to.state.is_open() || to.kind.class() == Class::Information && to.state != State::Cancelled {
+            return match self.store.move_command(from, to.clone()).await {
+                Ok(()) => Ok(true),
+                Err(StoreError::Conflict) => Ok(false),
+                Err(error) => Err(CoreError::Store(error)),
+            };
         }
-        Err(CoreError::Busy)
+        let row = self.load(&to.tenant).await?;
+        let subject = to.device.to_string();
+        let told = format!("{} {}", to.kind, to.id);
+        let why = || to.error.iter().flat_map(|error| error.chars()).take(ERROR_IN_RECORD).collect::<String>();
+        let plan = plan.change(Change::MoveCommand { from: from.clone(), to: to.clone() });
+        let plan = match to.state {
+            State::Cancelled => plan.record("command.cancel", subject, told),
+            State::Succeeded => plan.record("command.end", subject, told),
+            State::Failed => plan.refused("command.end", subject, format!("{told}: {}", why())),
+            _ => plan.refused("command.end", subject, format!("{told}: its time was over")),
+        };
+        self.commit(call, row, plan).await
     }
 }

@@ -1,6 +1,6 @@
 //! Devices after their activation; and what devices and nodes have in common: being admitted, renewing.
 
-use hedgerow_shared::verify::{Identity, VerifiedCertificate};
+use hedgerow_shared::verify::{Identity, VerifiedCertificate, Version};
 use hedgerow_shared::wire::core_api::LAPSED_SECONDS;
 use hedgerow_shared::{EntityId, Role, TenantId, UnixTime};
 
@@ -58,6 +58,17 @@ impl Holder {
     }
 }
 
+/// A device as it is once revoked, and what makes it so; `None` where it is.
+pub(super) fn plan_revocation(device: Device, now: UnixTime) -> Option<(Device, Plan)> {
+    if device.state == DeviceState::Revoked {
+        return None;
+    }
+    let revoked = Device { state: DeviceState::Revoked, revoked: Some(now), ..device };
+    let plan = Plan::default().publish().change(Change::PutDevice(revoked.clone()));
+    let plan = plan.record("device.revoke", revoked.id.to_string(), revoked.name.clone());
+    Some((revoked, plan))
+}
+
 impl<S: Store> Core<S> {
     /// Devices, of one user or of all, in the order of ids.
     ///
@@ -80,6 +91,17 @@ impl<S: Store> Core<S> {
         self.store.device(tenant, id).await.map_err(CoreError::Store)?.ok_or_else(|| CoreError::not_found("device", id))
     }
 
+    /// Notes which configuration a device says is in force there, if that is news.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub async fn device_obeys(&self, device: &Device, version: Version) -> Result<(), CoreError> {
+        if device.obeys == Some(version) {
+            return Ok(());
+        }
+        self.store.obeys(&device.tenant, device.id, version).await.map_err(CoreError::Store)
+    }
+
     /// Revokes a device for ever.
     ///
     /// # Errors
@@ -92,15 +114,10 @@ impl<S: Store> Core<S> {
     ) -> Result<Device, CoreError> {
         for _ in 0..ATTEMPTS {
             let row = self.load(tenant).await?;
-            let mut device = self.device(tenant, id).await?;
-            if device.state == DeviceState::Revoked {
-                return Ok(device);
-            }
-            device.state = DeviceState::Revoked;
-            device.revoked = Some(call.now);
-            let plan = Plan::default().publish().change(Change::PutDevice(device.clone()));
-            if self.commit(call, row, plan.record("device.revoke", id.to_string(), device.name.clone())).await? {
-                return Ok(device);
+            let device = self.device(tenant, id).await?;
+            let Some((revoked, plan)) = plan_revocation(device.clone(), call.now) else { return Ok(device) };
+            if self.commit(call, row, plan).await? {
+                return Ok(revoked);
             }
         }
         Err(CoreError::Busy)

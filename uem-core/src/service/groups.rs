@@ -22,6 +22,9 @@ impl<S: Store> Core<S> {
         description: &str,
     ) -> Result<Group, CoreError> {
         let (name, description) = (account::name("the name", name)?, checked_description(description)?);
+        if name.contains(';') {
+            return Err(CoreError::invalid("the name", "no ';': it stands between groups in tables of users"));
+        }
         let group = Group { tenant: tenant.clone(), id: call.id(), name, description, created: call.now };
         for _ in 0..ATTEMPTS {
             let row = self.load(tenant).await?;

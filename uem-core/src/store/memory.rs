@@ -8,7 +8,7 @@ mod reports;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hedgerow_shared::verify::{Route, Rule};
+use hedgerow_shared::verify::{Route, Rule, Version};
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 
 use super::{Acknowledgement, Change, Commit, MAX_COMMANDS, Page, Store, StoreError};
@@ -78,6 +78,11 @@ fn page<'a, T: Clone + 'a>(map: impl Iterator<Item = (&'a EntityId, &'a T)>, pag
         .take(page.limit.min(Page::MAX) as usize)
         .map(|(_, value)| value.clone())
         .collect()
+}
+
+/// Whether a command is as it was read.
+fn is_as_read(data: &Data, from: &Command) -> bool {
+    data.commands.get(&from.id).is_some_and(|c| (c.state, c.sent) == (from.state, from.sent))
 }
 
 fn of_device(data: &Data, device: EntityId, which: impl Fn(&Command) -> bool) -> Vec<Command> {
@@ -257,11 +262,19 @@ impl Store for Memory {
         self.read(tenant, |d| of_device(d, device, |c| c.state.is_open()))
     }
 
+    async fn overdue_commands(&self, tenant: &TenantId, now: UnixTime, limit: u32) -> Result<Vec<Command>, StoreError> {
+        self.read(tenant, |d| {
+            let mut over: Vec<_> = d.commands.values().filter(|c| c.expired(now).is_some()).cloned().collect();
+            over.sort_by_key(|c| c.expires);
+            over.truncate(limit as usize);
+            over
+        })
+    }
+
     async fn move_command(&self, from: &Command, to: Command) -> Result<(), StoreError> {
         let mut tenants = self.lock();
-        let found = tenants.get_mut(&to.tenant).and_then(|d| d.commands.get_mut(&to.id));
-        let found = found.filter(|c| (c.state, c.sent) == (from.state, from.sent)).ok_or(StoreError::Conflict)?;
-        *found = to;
+        let data = tenants.get_mut(&to.tenant).filter(|d| is_as_read(d, from)).ok_or(StoreError::Conflict)?;
+        data.commands.insert(to.id, to);
         Ok(())
     }
 
@@ -304,6 +317,13 @@ impl Store for Memory {
         let mut tenants = self.lock();
         let id = commit.tenant.id.clone();
         if tenants.get(&id).map(|d| d.tenant.revision) != commit.expected {
+            return Err(StoreError::Conflict);
+        }
+        let moves = commit.changes.iter().filter_map(|change| match change {
+            Change::MoveCommand { from, .. } => Some(from),
+            _ => None,
+        });
+        if !moves.into_iter().all(|from| tenants.get(&id).is_some_and(|d| is_as_read(d, from))) {
             return Err(StoreError::Conflict);
         }
         let data = tenants.entry(id).or_insert_with(|| Data {
@@ -366,6 +386,7 @@ impl Store for Memory {
                 Change::PutStanding(standing) => drop(data.told.standings.insert(standing.device, standing)),
                 Change::NoteAsked { device, at } => data.told.inventory.entry(device).or_default().asked = Some(at),
                 Change::PutCommand(command) => drop(data.commands.insert(command.id, command)),
+                Change::MoveCommand { to, .. } => drop(data.commands.insert(to.id, to)),
                 Change::ForgetCommands { device, before } => {
                     data.commands.retain(|_, c| c.device != device || c.completed.is_none_or(|at| at >= before));
                 }
@@ -384,6 +405,13 @@ impl Store for Memory {
             for seen in device.into_iter().chain(node) {
                 *seen = Some(now);
             }
+        }
+        Ok(())
+    }
+
+    async fn obeys(&self, tenant: &TenantId, device: EntityId, version: Version) -> Result<(), StoreError> {
+        if let Some(device) = self.lock().get_mut(tenant).and_then(|data| data.devices.get_mut(&device)) {
+            device.obeys = Some(version);
         }
         Ok(())
     }

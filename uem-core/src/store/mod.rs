@@ -149,6 +149,14 @@ pub enum Change {
     },
     /// Adds or replaces a command.
     PutCommand(Command),
+    /// Replaces a command as it was read by what has become of it. Where it is not as it was read any more, the whole commit is
+    /// a `Conflict`.
+    MoveCommand {
+        /// As it was read.
+        from: Command,
+        /// What has become of it.
+        to: Command,
+    },
     /// Removes a device's commands that came to their end before.
     ForgetCommands {
         /// Whose.
@@ -336,6 +344,14 @@ pub trait Store: InventoryStore + AppStore + AdminStore + ReportStore {
         tenant: &TenantId,
         device: EntityId,
     ) -> impl Future<Output = Result<Vec<Command>, StoreError>> + Send;
+    /// Commands of all devices whose time was over by then and of which something may still become, at most `limit`, those
+    /// that were over first first.
+    fn overdue_commands(
+        &self,
+        tenant: &TenantId,
+        now: UnixTime,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<Command>, StoreError>> + Send;
     /// Ids whose certificates do not count although they have not expired at `now`: revoked devices and nodes, and
     /// devices of inactive users; in the order of ids.
     fn revoked(
@@ -364,7 +380,7 @@ pub trait Store: InventoryStore + AppStore + AdminStore + ReportStore {
     /// Does all of it or, with `Conflict`, nothing.
     fn commit(&self, commit: Commit) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Replaces a command as it was read by what has become of it, on disk when this returns; `Conflict` where it is not as
-    /// it was read any more. Not audited, no new revision.
+    /// it was read any more. Not audited, no new revision: see `Change::MoveCommand`.
     fn move_command(&self, from: &Command, to: Command) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Notes that a device or node spoke with the core. Not audited, no new revision.
     fn seen(
@@ -372,6 +388,13 @@ pub trait Store: InventoryStore + AppStore + AdminStore + ReportStore {
         tenant: &TenantId,
         id: EntityId,
         now: UnixTime,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Notes which configuration a device has said is in force there. Not audited, no new revision.
+    fn obeys(
+        &self,
+        tenant: &TenantId,
+        device: EntityId,
+        version: Version,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Notes how far a relay or node has come. Not audited, no new revision.
     fn acknowledge(

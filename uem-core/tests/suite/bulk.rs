@@ -31,6 +31,15 @@ pub(crate) async fn p18_users_are_imported_once_and_changed_where_they_differ<S:
     let done = w.core.import_users(call!(w), &w.tenant, &moved).await.unwrap();
     assert_eq!(done, Imported { added: 0, changed: 2, unchanged: 0 });
     assert_eq!(w.core.members(&w.tenant, sales.id, Page::first()).await.unwrap().len(), 13);
+    // Without a name nobody is renamed; whoever was switched off elsewhere is added so, and stays as they are here.
+    let bare = lines("email,groups,active\nuser2@example.com,,false\nleft@example.com,,false\n");
+    let done = w.core.import_users(call!(w), &w.tenant, &bare).await.unwrap();
+    assert_eq!(done, Imported { added: 1, changed: 0, unchanged: 1 });
+    let [there, left] = ["user2", "left"].map(|name| format!("{name}@example.com").parse().unwrap());
+    let (there, left) =
+        (w.core.user_by_email(&w.tenant, &there).await.unwrap(), w.core.user_by_email(&w.tenant, &left).await.unwrap());
+    assert_eq!((there.display_name.as_str(), there.active), ("Person 2", true));
+    assert_eq!((left.display_name.as_str(), left.active), ("left@example.com", false));
     let nobody = lines("email,groups\nnew@example.com,\nuser3@example.com,nowhere\n");
     let Err(ImportError::Lines(faults)) = w.core.import_users(call!(w), &w.tenant, &nobody).await else {
         panic!("a group that does not exist")

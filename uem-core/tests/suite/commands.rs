@@ -8,7 +8,7 @@ use hedgerow_uem_core::account::{Device, DeviceState};
 use hedgerow_uem_core::command::{Command, DEFAULT_LIFETIME_SECONDS, Kind, MAX_OPEN, Properties, Reply, State};
 use hedgerow_uem_core::seal::Kek;
 use hedgerow_uem_core::service::NewCommand;
-use hedgerow_uem_core::store::{Change, Commit, Store};
+use hedgerow_uem_core::store::{Change, Commit, Store, StoreError};
 use hedgerow_uem_core::{Actor, Call, CoreError};
 use serde_json::{Map, Value, json};
 
@@ -26,12 +26,19 @@ impl<S: Store> World<S> {
         self.core.queue_command(call!(self), &self.tenant, new).await
     }
 
-    pub(super) async fn fetch(&self, device: EntityId) -> Option<Command> {
+    pub(super) async fn fetch(&mut self, device: EntityId) -> Option<Command> {
         self.fetch_whole(device).await.map(|(command, _)| command)
     }
 
-    pub(super) async fn fetch_whole(&self, device: EntityId) -> Option<(Command, Map<String, Value>)> {
-        self.core.next_command(&self.tenant, device, &BTreeSet::new(), self.now).await.unwrap()
+    pub(super) async fn fetch_whole(&mut self, device: EntityId) -> Option<(Command, Map<String, Value>)> {
+        self.core.next_command(call!(self), &self.tenant, device, &BTreeSet::new()).await.unwrap()
+    }
+
+    /// How commands have ended, as the record has it.
+    async fn ends(&self) -> Vec<(String, String)> {
+        let records = self.core.audit(&self.tenant, 0, 1000).await.unwrap();
+        let of = records.into_iter().filter(|r| ["command.end", "command.cancel"].contains(&r.action.as_str()));
+        of.map(|r| (r.outcome.as_str().to_owned(), r.detail)).collect()
     }
 
     pub(super) async fn answer(&mut self, device: &Device, id: EntityId, reply: Reply) -> Result<Command, CoreError> {
@@ -73,6 +80,7 @@ pub(crate) async fn p22_commands_are_fetched_in_order_and_answered_once<S: Store
     assert_eq!(w.fetch(device.id).await.unwrap().id, info.id);
     let states: Vec<_> = w.core.commands(&w.tenant, device.id).await.unwrap().iter().map(|c| (c.id, c.state)).collect();
     assert_eq!(states, [(list.id, State::Failed), (lock.id, State::Succeeded), (info.id, State::Sent)]);
+    assert_eq!(w.ends().await, [("done".into(), format!("LOCK_DEVICE {}", lock.id))], "what is asked is not recorded");
     let records = w.core.audit(&w.tenant, 0, 100).await.unwrap();
     assert_eq!(records.iter().filter(|r| r.action == "command.queue").count(), 3);
     assert!(!serde_json::to_string(&records).unwrap().contains("555-0100"));
@@ -93,8 +101,25 @@ pub(crate) async fn p22_commands_are_taken_back_and_expire<S: Store>(store: S) {
     assert!(w.fetch(device.id).await.is_none());
     let expired = w.core.command(&w.tenant, first.id).await.unwrap();
     assert_eq!((expired.state, expired.completed), (State::Expired, Some(w.now)));
+    assert_eq!(
+        w.ends().await,
+        [
+            ("done".into(), format!("ENABLE_LOST_MODE {}", second.id)),
+            ("refused".into(), format!("LOCK_DEVICE {}: its time was over", first.id))
+        ]
+    );
     // It arrives late: what was told the administrator stays.
     assert_eq!(w.answer(&device, first.id, done()).await.unwrap().state, State::Expired);
+    // Of a device that is away it shows as well.
+    let asked = w.give(&device, Kind::RequestDeviceInfo).await.unwrap();
+    let lock = w.give(&device, Kind::LockDevice).await.unwrap();
+    assert_eq!(w.core.expire_commands(call!(w), &w.tenant).await.unwrap(), 0);
+    w.now = w.now.plus(DEFAULT_LIFETIME_SECONDS);
+    assert_eq!(w.core.expire_commands(call!(w), &w.tenant).await.unwrap(), 2);
+    for id in [asked.id, lock.id] {
+        assert_eq!(w.core.command(&w.tenant, id).await.unwrap().state, State::Expired);
+    }
+    assert_eq!((w.core.expire_commands(call!(w), &w.tenant).await.unwrap(), w.ends().await.len()), (0, 3));
     // Those of long ago are forgotten with the next.
     w.now = w.now.plus(91 * 24 * 3600);
     w.give(&device, Kind::UpdateProfiles).await.unwrap();
@@ -129,6 +154,33 @@ pub(crate) async fn p22_a_device_that_has_erased_itself_is_revoked<S: Store>(sto
     w.answer(&device, wipe.id, done()).await.unwrap();
     assert_eq!(state(&w).await, DeviceState::Revoked);
     assert_eq!(w.core.command(&w.tenant, wipe.id).await.unwrap().state, State::Succeeded);
+    // In one commit: there is no revoked device whose erasure is open for ever.
+    let records = w.core.audit(&w.tenant, 0, 100).await.unwrap();
+    let last: Vec<_> = records.iter().rev().take(2).map(|r| (r.action.as_str(), r.actor.clone())).collect();
+    assert_eq!(last, [("command.end", "admin:root".into()), ("device.revoke", "admin:root".into())]);
+}
+
+pub(crate) async fn p22_a_command_that_has_moved_meanwhile_takes_nothing_along<S: Store>(store: S) {
+    let mut w = World::new(store).await;
+    let device = w.device_of("anna@example.com").await;
+    let read = w.give(&device, Kind::LockDevice).await.unwrap();
+    let sent = w.fetch(device.id).await.unwrap();
+    let commit = async |w: &World<S>, from: &Command, to: Command| {
+        let mut tenant = w.core.tenant(&w.tenant).await.unwrap();
+        let expected = Some(tenant.revision);
+        tenant.revision += 1;
+        let other = Device { name: "renamed".into(), ..device.clone() };
+        let changes = vec![Change::PutDevice(other), Change::MoveCommand { from: from.clone(), to }];
+        w.core.store().commit(Commit { expected, tenant, changes, audit: vec![] }).await
+    };
+    let name = async |w: &World<S>| w.core.device(&w.tenant, device.id).await.unwrap().name;
+    let before = (w.core.tenant(&w.tenant).await.unwrap(), name(&w).await);
+    let late = commit(&w, &read, read.cancelled(w.now).unwrap()).await;
+    assert!(matches!(late, Err(StoreError::Conflict)), "{late:?}");
+    assert_eq!((w.core.tenant(&w.tenant).await.unwrap(), name(&w).await), before);
+    commit(&w, &sent, sent.answered(done(), w.now).unwrap()).await.unwrap();
+    assert_eq!(w.core.command(&w.tenant, read.id).await.unwrap().state, State::Succeeded);
+    assert_eq!(name(&w).await, "renamed");
 }
 
 pub(crate) async fn p22_properties_of_commands_are_stored_sealed_and_rows_of_before_are_still_read<S: Store>(store: S) {

@@ -17,7 +17,7 @@ impl<S: Store> World<S> {
     /// A device is asked and answers.
     pub(super) async fn told(&mut self, device: &Device, kind: Kind, answer: Value) {
         let asked = self.give(device, kind).await.unwrap();
-        let (got, _) = self.core.next_command(&self.tenant, device.id, &[].into(), self.now).await.unwrap().unwrap();
+        let (got, _) = self.core.next_command(call!(self), &self.tenant, device.id, &[].into()).await.unwrap().unwrap();
         assert_eq!(got.id, asked.id);
         let Value::Object(result) = answer else { panic!("an answer is an object") };
         self.answer(device, asked.id, Reply::Done { result }).await.unwrap();
@@ -152,7 +152,7 @@ pub(crate) async fn p21_a_device_that_breaks_a_rule_is_recorded_and_dealt_with_o
     assert_eq!(by.iter().map(|taken| taken.command).collect::<Vec<_>>(), [Some(lock); 2]);
     assert_eq!(w.core.quarantined(&w.tenant).await.unwrap(), [device.id]);
     assert_eq!(w.version().await, before + 1, "whoever makes the configuration learns of it");
-    let (_, waiting) = w.core.next_command(&w.tenant, device.id, &[].into(), w.now).await.unwrap().unwrap();
+    let (_, waiting) = w.core.next_command(call!(w), &w.tenant, device.id, &[].into()).await.unwrap().unwrap();
     assert_eq!(waiting["because"], json!(["hardware", "password"]));
     w.answer(&device, lock, Reply::Done { result: Default::default() }).await.unwrap();
     // Again and again: nothing more is done.

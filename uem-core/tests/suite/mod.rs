@@ -101,6 +101,7 @@ macro_rules! suite {
             p22_commands_are_fetched_in_order_and_answered_once
             p22_commands_are_taken_back_and_expire
             p22_properties_of_commands_are_stored_sealed_and_rows_of_before_are_still_read
+            p22_a_command_that_has_moved_meanwhile_takes_nothing_along
             p22_a_queue_has_a_bound_and_revoked_devices_have_none
             p04_a_licence_is_installed_shown_and_removed_and_audited
             p04_activations_stop_at_the_last_seat_and_leave_the_password_as_it_was

@@ -1,22 +1,27 @@
-//! Two organisations in one database: whatever one does, the other is as it would be alone.
+//! Organisations in one database: whatever the others do, each is as it would be alone.
 
 use super::profiles::new;
 use super::world::*;
-use hedgerow_shared::{EntityId, Role, TenantId};
+use hedgerow_shared::secret::Secret;
+use hedgerow_shared::verify::Via;
+use hedgerow_shared::{EntityId, Origin, Role, TenantId, UnixTime};
 use hedgerow_uem_core::account::{Device, DeviceState};
+use hedgerow_uem_core::activation::{DEFAULT_LIFETIME_SECONDS, PasswordChoice};
 use hedgerow_uem_core::admin::{Asker, Permission, Predefined, RoleId};
 use hedgerow_uem_core::app::{Assignment, Disposition, List, Listing, Target};
 use hedgerow_uem_core::ca::CertificateRecord;
 use hedgerow_uem_core::command::Kind;
 use hedgerow_uem_core::group::Principal;
 use hedgerow_uem_core::profile::{Category, Platform};
-use hedgerow_uem_core::service::{NewCommand, NewProfile, NewRole, NewUser};
+use hedgerow_uem_core::service::{NewCommand, NewProfile, NewRole, NewToken, NewUser};
 use hedgerow_uem_core::store::{Change, Commit, Memory, Page, Store};
 use hedgerow_uem_core::{Actor, Call, CoreError};
 use serde_json::{Value, json};
 
-/// Things that each does.
-const ROUNDS: usize = 400;
+/// Organisations, each with an administrator who does something else.
+const TENANTS: usize = 4;
+/// Things that each of them does.
+const ROUNDS: usize = 300;
 
 /// One tenant's administrator, who does one thing after another.
 struct Hand {
@@ -80,6 +85,7 @@ impl Hand {
             created: w.now,
             revoked: None,
             last_seen: None,
+            obeys: None,
             activation: None,
         };
         let mut tenant = w.core.tenant(&self.tenant).await.unwrap();
@@ -105,7 +111,7 @@ impl Hand {
 
     /// What is refused is refused: which of both is for the other cases.
     async fn act<S: Store>(&mut self, w: &World<S>) {
-        let (tenant, what, name) = (self.tenant.clone(), self.below(21), format!("n{}", self.below(12)));
+        let (tenant, what, name) = (self.tenant.clone(), self.below(25), format!("n{}", self.below(12)));
         let (principal, group) = (self.principal(), self.below(self.groups.len()));
         let (group, place) = (self.groups.get(group).copied(), self.below(self.profiles.len()));
         let (profile, category) = (self.profiles.get(place).copied(), Category::ALL[self.below(4)]);
@@ -186,6 +192,23 @@ impl Hand {
                     _ = core.queue_command(call, &tenant, new).await;
                 }
             }
+            (21, ..) => {
+                let target = format!("{name}.example.com");
+                let rule = serde_json::from_value(json!({ "action": "allow", "target": target })).unwrap();
+                let route = serde_json::from_value(json!({ "target": target, "via": "group:berlin" })).unwrap();
+                core.set_rules(call, &tenant, vec![rule]).await.unwrap();
+                core.set_routes(call, &tenant, vec![route], Via::Direct).await.unwrap();
+            }
+            (22, ..) => {
+                let group = "berlin".parse().unwrap();
+                let new = NewToken { name, group, origins: vec![Origin::Proxy], lifetime_seconds: 3600 };
+                core.create_token(call, &tenant, new).await.unwrap();
+            }
+            (23, ..) => _ = core.add_name(call, &tenant, &format!("{name}.example.com"), Origin::Proxy).await,
+            (24, Some(Principal::User(user)), ..) => {
+                let choice = PasswordChoice::Set(Secret::new(b"open sesame 55".to_vec()));
+                _ = core.set_activation_password(call, &tenant, user, choice, DEFAULT_LIFETIME_SECONDS).await;
+            }
             (8, _, Some(group), _) if place == 0 => _ = core.remove_group(call, &tenant, group).await,
             _ => {}
         }
@@ -222,6 +245,15 @@ impl Hand {
             all += &format!("\n{:?}", core.commands(tenant, *device).await.unwrap());
             all += &format!("\n{:?}", core.app_findings(tenant, *device).await.unwrap());
         }
+        all += &format!("\n{:?}", core.find_users(tenant, "n", 100).await.unwrap());
+        all += &format!("\n{:?} {:?}", core.rules(tenant).await.unwrap(), core.routes(tenant).await.unwrap());
+        all += &format!("\n{:?}", core.tokens(tenant, Page::first()).await.unwrap());
+        all += &format!("\n{:?}", core.names(tenant).await.unwrap());
+        all += &format!("\n{:?}", core.open_addresses(tenant, w.now).await.unwrap());
+        all += &format!("\n{:?} {:?}", core.verdicts(tenant).await.unwrap(), core.quarantined(tenant).await.unwrap());
+        all += &format!("\n{:?}", core.count_audit(tenant, UnixTime(0), w.now.plus(1)).await.unwrap());
+        all += &format!("\n{:?}", core.quiet_devices(tenant, w.now, Page::first()).await.unwrap());
+        all += &format!("\n{:?}", core.tenant(tenant).await.unwrap().config);
         let actions = core.audit(tenant, 0, 1000).await.unwrap();
         all + &format!("\n{:?}", actions.iter().map(|r| (&r.action, &r.subject, &r.detail)).collect::<Vec<_>>())
     }
@@ -229,18 +261,21 @@ impl Hand {
 
 pub(crate) async fn two_tenants_side_by_side_are_each_as_if_alone<S: Store>(store: S) {
     let mut shared = World::new(store).await;
-    shared.make_tenant("S87654321").await.unwrap();
-    let (mut one, mut two) = (Hand::new("S12345678", 11), Hand::new("S87654321", 12));
-    for _ in 0..ROUNDS {
-        one.act(&shared).await;
-        two.act(&shared).await;
+    let named = |n: usize| format!("S8765432{n}");
+    let mut hands = Vec::new();
+    for n in 0..TENANTS {
+        shared.make_tenant(&named(n)).await.unwrap();
+        hands.push(Hand::new(&named(n), 11 + n as u64));
     }
-    for (hand, seed) in [(&one, 11), (&two, 12)] {
-        let mut alone = World::new(Memory::new()).await;
-        if alone.tenant != hand.tenant {
-            alone.make_tenant(hand.tenant.as_str()).await.unwrap();
+    for _ in 0..ROUNDS {
+        for hand in &mut hands {
+            hand.act(&shared).await;
         }
-        let mut same = Hand::new(hand.tenant.as_str(), seed);
+    }
+    for (n, hand) in hands.iter().enumerate() {
+        let mut alone = World::new(Memory::new()).await;
+        alone.make_tenant(hand.tenant.as_str()).await.unwrap();
+        let mut same = Hand::new(hand.tenant.as_str(), 11 + n as u64);
         for _ in 0..ROUNDS {
             same.act(&alone).await;
         }
@@ -252,6 +287,7 @@ pub(crate) async fn two_tenants_side_by_side_are_each_as_if_alone<S: Store>(stor
         assert!(hand.sees(&shared).await.contains("compliance.act"), "nobody was found out");
     }
     // Ids of the other tenant are nobody's here.
+    let [one, two, ..] = &hands[..] else { panic!("there are some") };
     let (core, mine) = (&shared.core, &one.tenant);
     let mut random = Seeded(13);
     let call = &mut Call::new(Actor::System, NOW, &mut random);
