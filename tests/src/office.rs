@@ -271,6 +271,13 @@ impl Office {
         try_run(&mut self.command("other", &[&activate[..], &trust].concat()), LIMIT)
     }
 
+    /// Kills a role in the middle of whatever it does.
+    pub fn kill(&mut self, role: &'static str) {
+        let mut process = self.running.remove(role).expect("it runs");
+        crate::process::signal(process.pid(), libc::SIGKILL);
+        crate::process::wait_until(&format!("{role} has ended"), PATIENCE, || process.has_ended());
+    }
+
     /// Kills a role and starts it again.
     pub fn restart(&mut self, role: &'static str) {
         self.running.remove(role);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hedgerow_tests::office::{Office, Ways};
 use hedgerow_tests::process::{run, try_run, wait_until};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -91,6 +91,51 @@ fn p22_a_command_waits_for_a_device_that_is_away_and_can_be_taken_back_until_the
     let again = desk.send(&["request-device-info"]);
     assert_eq!(desk.end_of(&again)["state"], "SUCCEEDED");
     assert!(!std::fs::exists(desk.office.path("locked")).unwrap());
+}
+
+#[test]
+fn p22_an_agent_that_is_killed_in_the_middle_does_not_do_it_twice_and_says_so() {
+    let story = |office: &Office| format!("echo locked >> '{}'; exec sleep 20", office.path("locked"));
+    let mut desk = Desk::open(|office| format!("[commands]\nlock = [\"sh\", \"-c\", {:?}]\n", story(office)));
+    let lock = desk.send(&["lock-device"]);
+    let locked = desk.office.path("locked");
+    wait_until("the agent is in the middle of it", LIMIT, || std::fs::exists(&locked).unwrap());
+    desk.office.kill("device");
+    desk.office.restart_device("auto");
+    let ended = desk.end_of(&lock);
+    assert!(ended["state"] == "FAILED" && ended["error"].as_str().unwrap().contains("not known"), "{ended}");
+    assert_eq!(std::fs::read_to_string(&locked).unwrap(), "locked\n");
+    let record = desk.say(&["audit", "list", "--action", "command.end"]);
+    assert!(record.contains("refused") && record.contains("not known"), "{record}");
+}
+
+#[test]
+fn p22_a_command_that_is_put_off_says_so_and_can_be_taken_back() {
+    let desk = Desk::open(|_| "[commands]\nlock = [\"sh\", \"-c\", \"exit 75\"]\n".to_owned());
+    let lock = desk.send(&["lock-device"]);
+    wait_until("it is put off", LIMIT, || desk.ask(&["command", "show", &lock])["state"] == "NOT_NOW");
+    let info = desk.send(&["request-device-info"]);
+    assert_eq!(desk.end_of(&info)["state"], "SUCCEEDED", "it holds nobody up");
+    assert_eq!(desk.ask(&["command", "cancel", &lock])["state"], "CANCELLED");
+}
+
+#[test]
+fn p21_a_device_acknowledges_the_configuration_that_it_has_in_force() {
+    let desk = Desk::open(|_| String::new());
+    for target in ["*.one.example.com", "*.two.example.com"] {
+        desk.say(&["route", "add", target, "direct"]);
+        let issued = desk.ask(&["core", "status"])["config"]["version"].as_str().unwrap().to_owned();
+        wait_until("the device obeys it, and says so", LIMIT, || desk.ask(&["device", "list"])[0]["config"] == issued);
+        assert!(desk.say(&["device", "show", &desk.device]).contains(&issued));
+    }
+    desk.say(&["route", "move", "1", "2"]);
+    desk.say(&["route", "change", "2", "*.three.example.com", "deny", "--ports", "443"]);
+    let routes = desk.ask(&["route", "list"]);
+    let last = routes.as_array().unwrap().iter().find(|r| r["number"] == 2).unwrap();
+    assert!(last["target"] == "*.three.example.com" && last["via"] == "deny", "{routes}");
+    assert!(!desk.try_say(&["route", "move", "1", "99"]).status.success());
+    let own = desk.ask(&["device", "list", "--user", "anna@example.com"]);
+    assert_eq!(own[0]["id"], desk.device.as_str());
 }
 
 #[test]
@@ -244,4 +289,8 @@ fn p18_users_go_in_and_out_as_csv_by_the_command_line() {
     assert!(text.contains("bob@example.com,\"Miller, Bob\",sales,true\r\n") && text.lines().count() == 3, "{text}");
     assert!(desk.say(&["user", "import", &out]).contains("0 users added, 0 changed, 2 as they were"));
     assert!(!desk.try_say(&["user", "export", "--out", &out]).status.success(), "no file is written over");
+    desk.say(&["group", "add", "staff"]);
+    desk.say(&["group", "join", "staff", "group:sales"]);
+    let bob = desk.ask(&["user", "show", "bob@example.com"]);
+    assert_eq!((&bob["groups"], &bob["by_way_of_groups"]), (&json!(["sales"]), &json!(["staff"])), "{bob}");
 }

@@ -252,8 +252,10 @@ impl Store for Database {
     }
 
     async fn profiles_of(&self, tenant: &TenantId, holder: Principal) -> Result<Vec<Profile>, StoreError> {
-        let sql = "SELECT p.* FROM profile_assignment a JOIN profile p ON p.tenant = a.tenant AND p.id = a.profile \
-                   WHERE a.tenant = $1 AND a.holder = $2 AND a.kind = $3 ORDER BY p.id";
+        // CROSS JOIN: SQLite would go through all profiles otherwise, to have them in order; PostgreSQL decides by itself.
+        let sql = "SELECT p.* FROM profile_assignment a CROSS JOIN profile p \
+                   WHERE a.tenant = $1 AND a.holder = $2 AND a.kind = $3 AND p.tenant = a.tenant AND p.id = a.profile \
+                   ORDER BY p.id";
         self.all("profile", of_principal(sql, tenant, holder), |row| row.profile()).await
     }
 
@@ -293,8 +295,11 @@ impl Store for Database {
     }
 
     async fn revoked(&self, tenant: &TenantId, now: UnixTime) -> Result<Vec<EntityId>, StoreError> {
-        let sql = "SELECT d.id AS id FROM device d JOIN account a ON a.tenant = d.tenant AND a.id = d.account \
-                   WHERE d.tenant = $1 AND (d.state = 'revoked' OR a.active = 0) AND (d.not_after > $2 OR EXISTS \
+        // The devices of inactive users by way of those: CROSS JOIN, as in `profiles_of`.
+        let sql = "SELECT d.id AS id FROM device d WHERE d.tenant = $1 AND d.state = 'revoked' AND (d.not_after > $2 OR EXISTS \
+                   (SELECT 1 FROM certificate c WHERE c.tenant = d.tenant AND c.holder = d.id AND c.not_after > $2)) \
+                   UNION SELECT d.id AS id FROM account a CROSS JOIN device d \
+                   WHERE a.tenant = $1 AND a.active = 0 AND d.tenant = a.tenant AND d.account = a.id AND (d.not_after > $2 OR EXISTS \
                    (SELECT 1 FROM certificate c WHERE c.tenant = d.tenant AND c.holder = d.id AND c.not_after > $2)) \
                    UNION SELECT n.id AS id FROM node n \
                    WHERE n.tenant = $1 AND n.state = 'revoked' AND (n.not_after > $2 OR EXISTS \

@@ -118,6 +118,10 @@ pub(super) enum Pool {
 
 impl Pool {
     pub(super) async fn fetch(&self, query: Query) -> Result<Vec<SqlRow>, StoreError> {
+        #[cfg(test)]
+        if let Self::Sqlite(_) = self {
+            asked::note(query.sql);
+        }
         bounded(async {
             Ok(match self {
                 Self::Sqlite(pool) => query.prepare().fetch_all(pool).await?.into_iter().map(SqlRow::Sqlite).collect(),
@@ -184,6 +188,23 @@ impl Pool {
             Self::Sqlite(pool) => pool.close().await,
             Self::Postgres(pool) => pool.close().await,
         }
+    }
+}
+
+/// What SQLite was asked, for the test that looks at how it is answered.
+#[cfg(test)]
+pub(super) mod asked {
+    use std::collections::BTreeSet;
+    use std::sync::Mutex;
+
+    static ASKED: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+
+    pub(super) fn note(sql: &'static str) {
+        ASKED.lock().expect("nobody panics with it").insert(sql);
+    }
+
+    pub(in crate::store) fn all() -> Vec<&'static str> {
+        ASKED.lock().expect("nobody panics with it").iter().copied().collect()
     }
 }
 

@@ -7,6 +7,7 @@ mod suite;
 mod postgres_server;
 
 mod migrations;
+mod plans;
 mod server;
 
 use std::fs;

@@ -138,7 +138,7 @@ impl FromStr for ActivationType {
     }
 }
 
-/// Settings of an activation profile that the core acts on; others are kept and passed on. Without any, every device is let
+/// Settings of an activation profile that the core acts on; others are kept. Without any, every device is let
 /// in. Devices that are active already are never asked about.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

@@ -23,7 +23,7 @@ pub enum Listed {
     Restricted,
 }
 
-/// Settings of a compliance profile that the core acts on; others are kept and passed on.
+/// Settings of a compliance profile that the core acts on; others are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Compliance {

@@ -9,7 +9,7 @@ use crate::CoreError;
 /// Routes and rules that one profile may have.
 const MAX_LINES: usize = 200;
 
-/// Settings that the core acts on; others are kept and passed on.
+/// Settings that the core acts on; others are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Connectivity {
