@@ -8,7 +8,7 @@ use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::Identity;
 use hedgerow_shared::{EntityId, Role, SessionId, TenantId, UnixTime};
 
-use super::{ATTEMPTS, Actor, Call, Core, Plan};
+use super::{Actor, Call, Core, Plan};
 use crate::CoreError;
 use crate::account::{self, Device, DeviceState, User};
 use crate::activation::pake::{Confirmation, Context, EXPORTER, Offer, PakeError, Proof, Responder, Sealed, Start};
@@ -111,7 +111,9 @@ impl<S: Store> Core<S> {
         let Ok(csr) = CertificateRequest::from_der(&request.csr) else { return Err(malformed) };
         let id = call.id();
         call.actor = Actor::Device(id);
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(&tenant).await?;
             let user = match self.still_open(call.now, &tenant, &known).await? {
                 Ok(user) => user,
@@ -119,12 +121,16 @@ impl<S: Store> Core<S> {
             };
             // Others may have taken the last seat since; the commit below fails where somebody takes it meanwhile.
             if let Some(why) = self.unlicensed(&tenant, call.now).await? {
+                drop(turn);
                 return self.refuse_known(call, &tenant, user.id, why).await;
             }
             let platform = account::told(&request.platform);
             let activation = match self.admitted(&tenant, user.id, Platform::told(&platform)).await? {
                 Ok(activation) => activation,
-                Err(why) => return self.refuse_known(call, &tenant, user.id, why).await,
+                Err(why) => {
+                    drop(turn);
+                    return self.refuse_known(call, &tenant, user.id, why).await;
+                }
             };
             let identity =
                 Identity { tenant: tenant.clone(), role: Role::Device, id, group: None, origins: Vec::new() };
@@ -177,7 +183,6 @@ impl<S: Store> Core<S> {
                 return Ok((sealed, device));
             }
         }
-        Err(CoreError::Busy.into())
     }
 
     /// The user with an open password, or why not.
@@ -223,13 +228,19 @@ impl<S: Store> Core<S> {
         tenant: &TenantId,
         known: &Known,
     ) -> Result<T, ActivationError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let mut password = match self.password(tenant, known.user.id).await? {
                 Some(password) if password.id == known.password => password,
-                Some(_) | None => return self.refuse(call, tenant, Refusal::NoPassword).await,
+                Some(_) | None => {
+                    drop(turn);
+                    return self.refuse(call, tenant, Refusal::NoPassword).await;
+                }
             };
             if password.state(call.now) == PasswordState::Blocked {
+                drop(turn);
                 return self.refuse(call, tenant, Refusal::Blocked).await;
             }
             password.wrong = password.wrong.saturating_add(1);
@@ -242,7 +253,6 @@ impl<S: Store> Core<S> {
                 return Err(ActivationError::Refused(Refusal::WrongPassword));
             }
         }
-        Err(CoreError::Busy.into())
     }
 
     /// Whether the user's activation profile lets one more device of this platform in, and as what.
@@ -280,26 +290,28 @@ impl<S: Store> Core<S> {
         user: EntityId,
         why: impl fmt::Display + Into<ActivationError>,
     ) -> Result<T, ActivationError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let plan = Plan::default().refused("activation.refuse", user.to_string(), why.to_string());
             if self.commit(call, row, plan).await? {
                 return Err(why.into());
             }
         }
-        Err(CoreError::Busy.into())
     }
 
     /// Refuses with the same durable write that a counted attempt makes, so that the time taken does not tell
     /// whether there is such a user. Not audited: strangers must not be able to fill the record.
     async fn refuse<T>(&self, call: &mut Call<'_>, tenant: &TenantId, refusal: Refusal) -> Result<T, ActivationError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             if self.commit(call, row, Plan::default()).await? {
                 return Err(ActivationError::Refused(refusal));
             }
         }
-        Err(CoreError::Busy.into())
     }
 }
 

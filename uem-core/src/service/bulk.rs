@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use serde::{Deserialize, Serialize};
 
-use super::{ATTEMPTS, Call, Core, Plan};
+use super::{Call, Core, Plan};
 use crate::CoreError;
 use crate::account::{User, UserSource};
 use crate::bulk::{Line, LineFault, MAX_FAULTS};
@@ -56,8 +56,9 @@ impl<S: Store> Core<S> {
         let mut done = Imported::default();
         for batch in lines.chunks(AT_ONCE) {
             let ids: Vec<EntityId> = batch.iter().map(|_| call.id()).collect();
-            let mut tries = 0;
+            let mut turn = self.turn();
             let of_batch = loop {
+                turn.next().await?;
                 let row = self.load(tenant).await?;
                 let (mut plan, mut of_batch) = (Plan::default(), Imported::default());
                 for (line, id) in batch.iter().zip(&ids) {
@@ -65,10 +66,6 @@ impl<S: Store> Core<S> {
                 }
                 if plan.changes.is_empty() || self.commit(call, row, plan).await? {
                     break of_batch;
-                }
-                tries += 1;
-                if tries >= ATTEMPTS {
-                    return Err(CoreError::Busy.into());
                 }
             };
             done.added += of_batch.added;

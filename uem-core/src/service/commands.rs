@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use serde_json::{Map, Value};
 
-use super::{ATTEMPTS, Call, Core, Plan, devices};
+use super::{Call, Core, Plan, devices};
 use crate::CoreError;
 use crate::account::DeviceState;
 use crate::command::{
@@ -68,7 +68,9 @@ impl<S: Store> Core<S> {
             error: None,
             result: Map::new(),
         };
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             if self.device(tenant, new.device).await?.state == DeviceState::Revoked {
                 return Err(CoreError::Revoked { kind: "device", id: new.device });
@@ -88,7 +90,6 @@ impl<S: Store> Core<S> {
                 return Ok(command);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Takes a command back that no device has yet.
@@ -101,7 +102,9 @@ impl<S: Store> Core<S> {
         tenant: &TenantId,
         id: EntityId,
     ) -> Result<Command, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let command = self.command(tenant, id).await?;
             let Some(cancelled) = command.cancelled(call.now) else {
                 let why = match command.state {
@@ -115,7 +118,6 @@ impl<S: Store> Core<S> {
                 return Ok(cancelled);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// One command.
@@ -165,7 +167,9 @@ impl<S: Store> Core<S> {
         skip: &BTreeSet<EntityId>,
     ) -> Result<Option<(Command, Map<String, Value>)>, CoreError> {
         let now = call.now;
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let mut open = self.store.open_commands(tenant, device).await.map_err(CoreError::Store)?;
             for command in &mut open {
                 if let Some(expired) = command.expired(now) {
@@ -190,7 +194,6 @@ impl<S: Store> Core<S> {
                 return Ok(Some((moved, properties)));
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// A device's answer. What it says of a command that has come to its end, or is another's, changes nothing. A device that
@@ -207,18 +210,23 @@ impl<S: Store> Core<S> {
         id: EntityId,
         reply: Reply,
     ) -> Result<Command, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let of_device = async || {
             let command = self.command(tenant, id).await?;
-            if command.device != device {
-                return Err(CoreError::not_found("command", id));
-            }
+            if command.device == device { Ok(command) } else { Err(CoreError::not_found("command", id)) }
+        };
+        let command = of_device().await?;
+        let Some(answered) = command.answered(reply.clone(), call.now) else { return Ok(command) };
+        // Before the answer is: should this be all that is done, it is told again.
+        if answered.state == State::Succeeded
+            && self.tell(tenant, device, (answered.kind, &answered.result), call.now).await?
+        {
+            self.judge_device(call, tenant, device).await?;
+        }
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
+            let command = of_device().await?;
             let Some(answered) = command.answered(reply.clone(), call.now) else { return Ok(command) };
-            // Before the answer is: should this be all that is done, it is told again.
-            if answered.state == State::Succeeded
-                && self.tell(tenant, device, (answered.kind, &answered.result), call.now).await?
-            {
-                self.judge_device(call, tenant, device).await?;
-            }
             let mut plan = Plan::default();
             if answered.kind.ends_the_device() && answered.state == State::Succeeded {
                 let device = self.device(tenant, device).await?;
@@ -228,7 +236,6 @@ impl<S: Store> Core<S> {
                 return Ok(answered);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Replaces a command as it was read by what has become of it; `false` where it is not as it was read any more. The end of

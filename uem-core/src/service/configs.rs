@@ -6,7 +6,7 @@ use hedgerow_shared::{TenantId, UnixTime};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{ATTEMPTS, Call, Core, Plan};
+use super::{Call, Core, Plan};
 use crate::CoreError;
 use crate::account::Tenant;
 use crate::activation::PasswordState;
@@ -22,7 +22,9 @@ impl<S: Store> Core<S> {
     /// # Errors
     /// `NotFound`, `Damaged`, `Busy`, `Store`.
     pub async fn configs(&self, tenant: &TenantId) -> Result<Configs, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let rules = self.store.rules(tenant).await.map_err(CoreError::Store)?;
             let routes = self.store.routes(tenant).await.map_err(CoreError::Store)?;
@@ -33,7 +35,6 @@ impl<S: Store> Core<S> {
                 return Ok(config::build(&row, &self.config_key(&row)?, revoked, rules, routes, &placement)?);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// The version in force, for comparison with what peers hold.
@@ -51,7 +52,9 @@ impl<S: Store> Core<S> {
     /// # Errors
     /// `NotFound`, `Damaged`, `Busy`, `Store`.
     pub async fn reissue_if_due(&self, call: &mut Call<'_>, tenant: &TenantId) -> Result<Option<Version>, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let mut row = self.load(tenant).await?;
             let mut plan = Plan::default();
             for password in self.store.passwords(tenant).await.map_err(CoreError::Store)? {
@@ -80,7 +83,6 @@ impl<S: Store> Core<S> {
                 return Ok(published.then_some(version));
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Notes that a relay or node (`relay:NAME`, `node:ID`) has a version in force.

@@ -4,7 +4,7 @@ use hedgerow_shared::verify::{Identity, VerifiedCertificate, Version};
 use hedgerow_shared::wire::core_api::LAPSED_SECONDS;
 use hedgerow_shared::{EntityId, Role, TenantId, UnixTime};
 
-use super::{ATTEMPTS, Call, Core, Plan};
+use super::{Call, Core, Plan};
 use crate::CoreError;
 use crate::account::{Device, DeviceState, Node, NodeState};
 use crate::ca::{CertificateRecord, CertificateRequest};
@@ -112,7 +112,9 @@ impl<S: Store> Core<S> {
         tenant: &TenantId,
         id: EntityId,
     ) -> Result<Device, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let device = self.device(tenant, id).await?;
             let Some((revoked, plan)) = plan_revocation(device.clone(), call.now) else { return Ok(device) };
@@ -120,7 +122,6 @@ impl<S: Store> Core<S> {
                 return Ok(revoked);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Who stands behind a certificate that verified under the tenant's CA, and that they still count; notes that
@@ -173,7 +174,9 @@ impl<S: Store> Core<S> {
         let csr = CertificateRequest::from_der(csr)
             .map_err(|e| CoreError::invalid("the certificate request", e.to_string()))?;
         let tenant = &certificate.identity.tenant;
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let holder = self.holder(certificate).await?;
             let has_lapsed = certificate.not_after < call.now;
@@ -205,7 +208,6 @@ impl<S: Store> Core<S> {
                 return Ok(issued.certificate);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// A device or node shows its next certificate: from now on it is the one that its holder is known to have. Asking
@@ -219,7 +221,9 @@ impl<S: Store> Core<S> {
         certificate: &VerifiedCertificate,
     ) -> Result<(), CoreError> {
         let Identity { tenant, id, .. } = &certificate.identity;
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let holder = self.admit(certificate, call.now).await?;
             let known = holder.certificate();
@@ -242,7 +246,6 @@ impl<S: Store> Core<S> {
                 return Ok(());
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Certificates issued to one holder, oldest first.

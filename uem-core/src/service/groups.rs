@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hedgerow_shared::{EntityId, TenantId};
 
-use super::{ATTEMPTS, Call, Core, Plan};
+use super::{Call, Core, Plan};
 use crate::group::{self, Group, MAX_DESCRIPTION, MAX_STANDS_IN, Principal, name_key};
 use crate::store::{Change, Page, Store};
 use crate::{CoreError, account};
@@ -26,7 +26,9 @@ impl<S: Store> Core<S> {
             return Err(CoreError::invalid("the name", "no ';': it stands between groups in tables of users"));
         }
         let group = Group { tenant: tenant.clone(), id: call.id(), name, description, created: call.now };
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let there = self.store.group_by_name(tenant, &name_key(&group.name)).await.map_err(CoreError::Store)?;
             if there.is_some() {
@@ -37,7 +39,6 @@ impl<S: Store> Core<S> {
                 return Ok(group);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// One group.
@@ -79,7 +80,9 @@ impl<S: Store> Core<S> {
     /// # Errors
     /// `NotFound`, `Busy`, `Store`.
     pub async fn remove_group(&self, call: &mut Call<'_>, tenant: &TenantId, id: EntityId) -> Result<Group, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let group = self.group(tenant, id).await?;
             let plan = Plan::default().change(Change::DeleteGroup(id));
@@ -87,7 +90,6 @@ impl<S: Store> Core<S> {
                 return Ok(group);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Puts a user or another group into a group. Done already is done.
@@ -102,7 +104,9 @@ impl<S: Store> Core<S> {
         group: EntityId,
         member: Principal,
     ) -> Result<(), CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let into = self.group(tenant, group).await?;
             self.principal(tenant, member).await?;
@@ -124,7 +128,6 @@ impl<S: Store> Core<S> {
                 return Ok(());
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Takes a user or another group out of a group.
@@ -138,7 +141,9 @@ impl<S: Store> Core<S> {
         group: EntityId,
         member: Principal,
     ) -> Result<(), CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let from = self.group(tenant, group).await?;
             let stands_in = self.store.groups_of(tenant, member).await.map_err(CoreError::Store)?;
@@ -151,7 +156,6 @@ impl<S: Store> Core<S> {
                 return Ok(());
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Every group that a user is in, by the way to it: `group::above`.

@@ -23,6 +23,7 @@ mod rollover;
 mod sign_in;
 mod sweep;
 mod tenants;
+mod turn;
 mod users;
 
 use std::fmt;
@@ -49,9 +50,6 @@ pub use sign_in::{Attempt, SignedIn, WrongSignIn};
 pub use sweep::Swept;
 pub use tenants::{CoreIdentity, NewTenant};
 pub use users::{NewUser, OpenAddress};
-
-/// How often an operation decides again before it answers `Busy`. Each time somebody else's commit got through.
-const ATTEMPTS: usize = 64;
 
 /// Who asks, as the audit record names them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +112,7 @@ impl<'a> Call<'a> {
 pub struct Core<S> {
     store: S,
     kek: Kek,
+    turns: turn::Turns,
 }
 
 /// What an operation decided.
@@ -158,7 +157,7 @@ enum Decided<T> {
 impl<S: Store> Core<S> {
     /// The domain over `store`, with the key under which its secrets are sealed.
     pub fn new(store: S, kek: Kek) -> Self {
-        Self { store, kek }
+        Self { store, kek, turns: turn::Turns::default() }
     }
 
     /// The same store under another key-encryption key.
@@ -216,6 +215,11 @@ impl<S: Store> Core<S> {
         self.write(call, Some(expected), tenant, plan)
     }
 
+    /// The attempts of one operation.
+    fn turn(&self) -> turn::Turn<'_> {
+        self.turns.turn()
+    }
+
     /// Reads, decides, commits; again from the beginning while others' commits come in between. `decide` gets the revision
     /// that the commit will make, which no other has. It must read everything it decides on itself, and not hold the call:
     /// ids and the time are taken from it before.
@@ -226,7 +230,9 @@ impl<S: Store> Core<S> {
         tenant: &TenantId,
         decide: impl Fn(u64) -> F,
     ) -> Result<T, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             match decide(row.revision.saturating_add(1)).await? {
                 Decided::Already(answer) => return Ok(answer),
@@ -237,7 +243,6 @@ impl<S: Store> Core<S> {
                 }
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Everything but the writing happens before the future is made, so that it does not hold the call.

@@ -4,7 +4,7 @@
 use hedgerow_shared::wire::names::{MAX_NAMES, RegisteredName};
 use hedgerow_shared::{Origin, TenantId};
 
-use super::{ATTEMPTS, Call, Core, Plan};
+use super::{Call, Core, Plan};
 use crate::CoreError;
 use crate::account::ServerName;
 use crate::store::{Change, Store};
@@ -33,7 +33,9 @@ impl<S: Store> Core<S> {
         let wanted = RegisteredName { name: spelt(name), origin };
         wanted.check().map_err(|why| CoreError::invalid("the name", why))?;
         let new = ServerName { tenant: tenant.clone(), name: wanted.name, origin, created: call.now };
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let names = self.names(tenant).await?;
             if names.iter().any(|n| n.name == new.name) {
@@ -47,7 +49,6 @@ impl<S: Store> Core<S> {
                 return Ok(new);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Removes a name.
@@ -61,7 +62,9 @@ impl<S: Store> Core<S> {
         name: &str,
     ) -> Result<ServerName, CoreError> {
         let name = spelt(name);
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let found = self.names(tenant).await?.into_iter().find(|n| n.name == name);
             let old = found.ok_or_else(|| CoreError::not_found("name", &name))?;
@@ -71,7 +74,6 @@ impl<S: Store> Core<S> {
                 return Ok(old);
             }
         }
-        Err(CoreError::Busy)
     }
 }
 

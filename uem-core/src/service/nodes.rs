@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{ATTEMPTS, Actor, Call, Core, Plan};
+use super::{Actor, Call, Core, Plan};
 use crate::account::{self, Node, NodeState, Token, TokenState};
 use crate::ca::CertificateRequest;
 use crate::store::{Change, Page, Store};
@@ -161,7 +161,9 @@ impl<S: Store> Core<S> {
             used: None,
             revoked: None,
         };
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             if row.settings.relays.is_empty() {
                 return Err(CoreError::invalid(
@@ -184,7 +186,6 @@ impl<S: Store> Core<S> {
                 return Ok((record, token));
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Withdraws a token that was not used yet.
@@ -192,7 +193,9 @@ impl<S: Store> Core<S> {
     /// # Errors
     /// `NotFound`, `Busy`, `Store`.
     pub async fn revoke_token(&self, call: &mut Call<'_>, tenant: &TenantId, id: EntityId) -> Result<Token, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let found = self.store.token(tenant, id).await.map_err(CoreError::Store)?;
             let mut token = found.ok_or_else(|| CoreError::not_found("token", id))?;
@@ -205,7 +208,6 @@ impl<S: Store> Core<S> {
                 return Ok(token);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Tokens, in the order of ids.
@@ -228,7 +230,9 @@ impl<S: Store> Core<S> {
     ) -> Result<(NodeEnrolReply, Node), EnrolError> {
         let hash: [u8; 32] = Sha256::digest(request.secret).into();
         let id = call.id();
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let found = self.store.token(tenant, request.token).await.map_err(CoreError::Store)?;
             let Some(mut token) = found.filter(|t| bool::from(t.secret_hash.ct_eq(&hash))) else {
@@ -287,7 +291,6 @@ impl<S: Store> Core<S> {
                 return Ok((reply, node));
             }
         }
-        Err(CoreError::Busy.into())
     }
 
     /// Nodes, in the order of ids.
@@ -311,7 +314,9 @@ impl<S: Store> Core<S> {
     /// # Errors
     /// `NotFound`, `Busy`, `Store`.
     pub async fn revoke_node(&self, call: &mut Call<'_>, tenant: &TenantId, id: EntityId) -> Result<Node, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let mut node = self.node(tenant, id).await?;
             if node.state == NodeState::Revoked {
@@ -324,7 +329,6 @@ impl<S: Store> Core<S> {
                 return Ok(node);
             }
         }
-        Err(CoreError::Busy)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hedgerow_shared::verify::Version;
 use hedgerow_shared::{EntityId, TenantId};
 
-use super::{ATTEMPTS, Call, Core, Plan};
+use super::{Call, Core, Plan};
 use crate::CoreError;
 use crate::account::DeviceState;
 use crate::group::Principal;
@@ -35,7 +35,9 @@ impl<S: Store> Core<S> {
         let quarantined = self.quarantined(tenant).await?;
         let worked_out = self.work_out_placement(tenant, &quarantined).await?;
         let fits = worked_out.fits();
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             // Whatever was committed meanwhile is looked at by the next call: this one is not begun again for it.
             let row = self.load(tenant).await?;
             let old = self.placement(tenant).await?;
@@ -59,7 +61,6 @@ impl<S: Store> Core<S> {
             }
             return Ok(is_new.then_some(version));
         }
-        Err(CoreError::Busy)
     }
 
     async fn work_out_placement(&self, tenant: &TenantId, quarantined: &[EntityId]) -> Result<Placement, CoreError> {

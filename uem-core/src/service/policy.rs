@@ -3,7 +3,7 @@
 use hedgerow_shared::TenantId;
 use hedgerow_shared::verify::{Route, Rule, Via};
 
-use super::{ATTEMPTS, Call, Core, Plan};
+use super::{Call, Core, Plan};
 use crate::CoreError;
 use crate::store::{Change, Store};
 
@@ -27,7 +27,9 @@ impl<S: Store> Core<S> {
         if rules.len() > MAX_ENTRIES {
             return Err(CoreError::invalid("the list of rules", format!("it has more than {MAX_ENTRIES} entries")));
         }
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let plan = Plan::default().publish().change(Change::SetRules(rules.clone()));
             let detail = serde_json::to_string(&rules).unwrap_or_default();
@@ -35,7 +37,6 @@ impl<S: Store> Core<S> {
                 return Ok(());
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Where devices send what, and where they send what no route covers.
@@ -61,7 +62,9 @@ impl<S: Store> Core<S> {
         if routes.len() > MAX_ENTRIES {
             return Err(CoreError::invalid("the list of routes", format!("it has more than {MAX_ENTRIES} entries")));
         }
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let mut row = self.load(tenant).await?;
             row.default_route = default.clone();
             let plan = Plan::default().publish().change(Change::SetRoutes(routes.clone()));
@@ -70,6 +73,5 @@ impl<S: Store> Core<S> {
                 return Ok(());
             }
         }
-        Err(CoreError::Busy)
     }
 }

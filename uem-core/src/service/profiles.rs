@@ -7,7 +7,7 @@ use hedgerow_shared::{EntityId, TenantId};
 use serde_json::{Map, Value};
 
 use super::groups::{checked_description, told};
-use super::{ATTEMPTS, Call, Core, Plan};
+use super::{Call, Core, Plan};
 use crate::group::{Principal, name_key};
 use crate::profile::{
     self, Assigned, Category, Effective, MAX_PROFILES, Platform, Profile, Reason, check_settings, effective,
@@ -70,7 +70,9 @@ impl<S: Store> Core<S> {
             created: call.now,
             modified: call.now,
         };
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let others = self.profiles(tenant, profile.category).await?;
             refuse_same_name(&others, &profile)?;
@@ -84,7 +86,6 @@ impl<S: Store> Core<S> {
                 return Ok(profile);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// One profile.
@@ -126,7 +127,9 @@ impl<S: Store> Core<S> {
     ) -> Result<Profile, CoreError> {
         let name = change.name.as_deref().map(|name| account::name("the name", name)).transpose()?;
         let description = change.description.as_deref().map(checked_description).transpose()?;
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let mut profile = self.profile(tenant, id).await?;
             if let Some(name) = name.clone().filter(|name| *name != profile.name) {
@@ -148,7 +151,6 @@ impl<S: Store> Core<S> {
                 return Ok(profile);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Makes a profile the default of its category, in place of the one that is; or takes that from it.
@@ -162,7 +164,9 @@ impl<S: Store> Core<S> {
         id: EntityId,
         default: bool,
     ) -> Result<Profile, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let mut profile = self.profile(tenant, id).await?;
             if profile.category.adds_up() {
@@ -185,7 +189,6 @@ impl<S: Store> Core<S> {
                 return Ok(profile);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Gives a profile another place in its category, from 1; those between move by one. Beyond the last is the last.
@@ -201,7 +204,9 @@ impl<S: Store> Core<S> {
     ) -> Result<Vec<Profile>, CoreError> {
         let at = usize::try_from(to).unwrap_or(usize::MAX).checked_sub(1);
         let at = at.ok_or_else(|| CoreError::invalid("the rank", "ranks begin with 1"))?;
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let profile = self.profile(tenant, id).await?;
             let mut order = self.profiles(tenant, profile.category).await?;
@@ -220,7 +225,6 @@ impl<S: Store> Core<S> {
                 return Ok(order);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Removes a profile and its assignments.
@@ -233,7 +237,9 @@ impl<S: Store> Core<S> {
         tenant: &TenantId,
         id: EntityId,
     ) -> Result<Profile, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let profile = self.profile(tenant, id).await?;
             if profile.default {
@@ -247,7 +253,6 @@ impl<S: Store> Core<S> {
                 return Ok(profile);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Assigns a profile to a user or a group. Done already is done.
@@ -261,7 +266,9 @@ impl<S: Store> Core<S> {
         id: EntityId,
         holder: Principal,
     ) -> Result<(), CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let profile = self.profile(tenant, id).await?;
             self.principal(tenant, holder).await?;
@@ -278,7 +285,6 @@ impl<S: Store> Core<S> {
                 return Ok(());
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Ends an assignment.
@@ -292,7 +298,9 @@ impl<S: Store> Core<S> {
         id: EntityId,
         holder: Principal,
     ) -> Result<(), CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let profile = self.profile(tenant, id).await?;
             let holders = self.store.holders_of(tenant, id).await.map_err(CoreError::Store)?;
@@ -305,7 +313,6 @@ impl<S: Store> Core<S> {
                 return Ok(());
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// What has effect for a user on a device of this platform, and why: `profile::effective`.

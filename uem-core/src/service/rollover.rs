@@ -10,7 +10,7 @@
 use hedgerow_shared::verify::Version;
 use hedgerow_shared::{EntityId, TenantId};
 
-use super::{ATTEMPTS, Call, Core, Plan};
+use super::{Call, Core, Plan};
 use crate::CoreError;
 use crate::account::{DeviceState, NodeState, Rollover, SealedKey, Tenant, TokenState};
 use crate::ca::{Authority, Key};
@@ -41,7 +41,9 @@ impl<S: Store> Core<S> {
     /// # Errors
     /// `Exists` (one is under way), `NotFound`, `Damaged`, `Randomness`, `Busy`, `Store`.
     pub async fn begin_rollover(&self, call: &mut Call<'_>, tenant: &TenantId) -> Result<Rollover, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let mut row = self.load(tenant).await?;
             if row.rollover.is_some() {
                 return Err(CoreError::Exists { kind: "next CA of tenant", name: tenant.to_string() });
@@ -61,7 +63,6 @@ impl<S: Store> Core<S> {
                 return Ok(rollover);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Has the next CA certify devices and nodes from now on. `relays` are the names of those that must know it.
@@ -75,7 +76,9 @@ impl<S: Store> Core<S> {
         relays: &[String],
         anyway: bool,
     ) -> Result<Rollover, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let mut row = self.load(tenant).await?;
             let mut rollover = under_way(&row)?;
             if rollover.certifies {
@@ -96,7 +99,6 @@ impl<S: Store> Core<S> {
                 return Ok(rollover);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Drops the old CA: whoever still stands under it has to be activated or enrolled again, unless there is nobody.
@@ -110,7 +112,9 @@ impl<S: Store> Core<S> {
         tenant: &TenantId,
         anyway: bool,
     ) -> Result<Tenant, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let mut row = self.load(tenant).await?;
             let rollover = under_way(&row)?;
             if !rollover.certifies {
@@ -155,7 +159,6 @@ impl<S: Store> Core<S> {
                 return Ok(row);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Where the rollover stands; `None` when none is under way.

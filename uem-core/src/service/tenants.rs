@@ -4,7 +4,7 @@ use hedgerow_shared::verify::{Identity, TenantCa, Version, Via, policy};
 use hedgerow_shared::{EntityId, Origin, Role, TenantId, UnixTime};
 use zeroize::Zeroizing;
 
-use super::{ATTEMPTS, Call, Core, Plan};
+use super::{Call, Core, Plan};
 use crate::CoreError;
 use crate::account::{self, Tenant, TenantSettings};
 use crate::ca::{Authority, Key};
@@ -109,7 +109,9 @@ impl<S: Store> Core<S> {
         settings: TenantSettings,
     ) -> Result<(), CoreError> {
         check_settings(&settings)?;
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let mut row = self.load(tenant).await?;
             row.settings = settings.clone();
             let plan = Plan::default().record(
@@ -121,7 +123,6 @@ impl<S: Store> Core<S> {
                 return Ok(());
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Raises the configuration's epoch: after a restore from a backup, so that peers take what they would otherwise
@@ -130,7 +131,9 @@ impl<S: Store> Core<S> {
     /// # Errors
     /// `NotFound`, `Busy`, `Store`.
     pub async fn raise_epoch(&self, call: &mut Call<'_>, tenant: &TenantId) -> Result<Version, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let mut row = self.load(tenant).await?;
             row.config = Version { epoch: row.config.epoch.saturating_add(1), version: row.config.version };
             let next = Version { version: row.config.version.saturating_add(1), ..row.config };
@@ -139,7 +142,6 @@ impl<S: Store> Core<S> {
                 return Ok(next);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// A new key and certificate for the core's own services. The driver keeps them in memory only and asks again
@@ -148,7 +150,9 @@ impl<S: Store> Core<S> {
     /// # Errors
     /// `NotFound`, `Damaged`, `Randomness`, `Busy`, `Store`.
     pub async fn core_identity(&self, call: &mut Call<'_>, tenant: &TenantId) -> Result<CoreIdentity, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let key = Key::generate(call.random)?;
             let origins = vec![Origin::Core, Origin::Bws];
@@ -168,7 +172,6 @@ impl<S: Store> Core<S> {
                 return Ok(out);
             }
         }
-        Err(CoreError::Busy)
     }
 }
 

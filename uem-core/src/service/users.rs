@@ -2,7 +2,7 @@
 
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 
-use super::{ATTEMPTS, Call, Core, Plan};
+use super::{Call, Core, Plan};
 use crate::CoreError;
 use crate::account::{self, Email, User, UserSource};
 use crate::activation::{self, ActivationPassword, MAX_LIFETIME_SECONDS, PasswordChoice, PasswordState, ShownPassword};
@@ -43,7 +43,9 @@ impl<S: Store> Core<S> {
             created: call.now,
             source: UserSource::Local,
         };
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             if self.store.user_by_email(tenant, &user.email).await.map_err(CoreError::Store)?.is_some() {
                 return Err(CoreError::Exists { kind: "user", name: user.email.to_string() });
@@ -57,7 +59,6 @@ impl<S: Store> Core<S> {
                 return Ok(user);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// The user with this address.
@@ -97,7 +98,9 @@ impl<S: Store> Core<S> {
         id: EntityId,
         active: bool,
     ) -> Result<User, CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let mut user = self.user(tenant, id).await?;
             if user.active == active {
@@ -116,7 +119,6 @@ impl<S: Store> Core<S> {
                 return Ok(user);
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Gives a user an activation password, in place of the one they may have. `lifetime_seconds` is 1 to
@@ -140,7 +142,9 @@ impl<S: Store> Core<S> {
             PasswordChoice::Set(password) => activation::normal(&password)?,
         };
         let expires = call.now.plus(lifetime_seconds);
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let user = self.user(tenant, user).await?;
             if !user.active {
@@ -161,7 +165,6 @@ impl<S: Store> Core<S> {
                 return Ok(ShownPassword { password, expires });
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// Withdraws a user's activation password, if there is one.
@@ -174,7 +177,9 @@ impl<S: Store> Core<S> {
         tenant: &TenantId,
         user: EntityId,
     ) -> Result<(), CoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
             let row = self.load(tenant).await?;
             let user = self.user(tenant, user).await?;
             if self.password(tenant, user.id).await?.is_none() {
@@ -188,7 +193,6 @@ impl<S: Store> Core<S> {
                 return Ok(());
             }
         }
-        Err(CoreError::Busy)
     }
 
     /// A user's activation password as the administrator may see it: state, expiry, wrong attempts; never itself.
