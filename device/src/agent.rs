@@ -341,7 +341,11 @@ impl Agent {
                         Ok(None) => POLL,
                         Ok(Some(signed)) => match self.take_config(&signed, have) {
                             // The next question tells the core that it is in force.
-                            Ok(()) => continue,
+                            Ok(version) if have != Some(version) => {
+                                tokio::time::sleep(WAKE_PAUSE).await;
+                                continue;
+                            }
+                            Ok(_) => POLL,
                             Err(error) => {
                                 warn!(
                                     error = format!("{error:#}"),
@@ -365,12 +369,13 @@ impl Agent {
         }
     }
 
-    fn take_config(&self, signed: &SignedConfig, seen: Option<Version>) -> anyhow::Result<()> {
+    fn take_config(&self, signed: &SignedConfig, seen: Option<Version>) -> anyhow::Result<Version> {
         let config: DeviceConfig = signed.verify(&self.inner.state.ca, seen, clock::now())?;
         self.inner.state.take(&config, signed)?;
-        info!(version = %config.head.version, routes = config.routes.len(), "new configuration");
+        let version = config.head.version;
+        info!(%version, routes = config.routes.len(), "new configuration");
         self.inner.config.send_replace(Some(config));
-        Ok(())
+        Ok(version)
     }
 }
 

@@ -3,5 +3,7 @@
 ALTER TABLE device ADD COLUMN obeys_epoch BIGINT;
 ALTER TABLE device ADD COLUMN obeys_version BIGINT;
 CREATE INDEX device_command_open ON device_command (tenant, expires) WHERE completed IS NULL;
-CREATE INDEX device_state ON device (tenant, state);
+CREATE INDEX device_active ON device (tenant, account) WHERE state = 'active';
+CREATE INDEX device_revoked ON device (tenant, id) WHERE state = 'revoked';
+CREATE INDEX node_revoked ON node (tenant, id) WHERE state = 'revoked';
 CREATE INDEX account_inactive ON account (tenant, id) WHERE active = 0;

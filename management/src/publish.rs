@@ -351,7 +351,7 @@ pub(crate) async fn housekeep(app: Arc<App>) {
             }
             match app.domain.expire_commands(&mut call(Actor::System), &app.tenant).await {
                 Ok(0) => {}
-                Ok(expired) => tracing::info!(expired, "commands have come to their end unfetched"),
+                Ok(expired) => tracing::info!(expired, "commands have come to the end of their time"),
                 Err(error) => tracing::error!(%error, "commands whose time is over stay open"),
             }
             remind(&app, &mut reminded).await;

@@ -18,9 +18,11 @@ use serde_json::{Value, json};
 use site::{Site, ask};
 
 /// Takes the newest columns of this version back, as the version before left the database.
-const BACK: [&str; 6] = [
+const BACK: [&str; 8] = [
     "DROP INDEX account_inactive",
-    "DROP INDEX device_state",
+    "DROP INDEX device_active",
+    "DROP INDEX device_revoked",
+    "DROP INDEX node_revoked",
     "DROP INDEX device_command_open",
     "ALTER TABLE device DROP COLUMN obeys_epoch",
     "ALTER TABLE device DROP COLUMN obeys_version",

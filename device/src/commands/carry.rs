@@ -23,6 +23,8 @@ const OUTPUT: u64 = 8 * 1024 * 1024;
 const LATER: i32 = 75;
 /// In which variable the program that locks finds the administrator's message.
 const MESSAGE: &str = "HEDGEROW_MESSAGE";
+/// The most of it, bytes.
+const MAX_MESSAGE: usize = 4096;
 /// Packages that are told.
 const PACKAGES: usize = 8000;
 
@@ -59,7 +61,9 @@ pub(super) async fn out(order: &Order, config: &Config, refresh: &(dyn Fn() + Se
 
 /// What an administrator has people read, for the program that locks.
 fn message(order: &Order) -> Option<(&'static str, &str)> {
-    Some((MESSAGE, order.properties.get("message")?.as_str()?))
+    let text = order.properties.get("message")?.as_str()?;
+    // The system starts no program with a longer one than it allows.
+    Some((MESSAGE, &text[..text.floor_char_boundary(MAX_MESSAGE)]))
 }
 
 /// Why a program did not do it.
@@ -259,7 +263,11 @@ mod tests {
         };
         let order = Order { id: EntityId::from_random([1; 16]), kind: Kind::LockDevice, properties };
         assert_eq!(out(&order, &config, &|| {}).await, Reply::Done { result: Map::new() });
-        assert_eq!(fs::read_to_string(file).unwrap(), "Ring 555-0100; \"$(id)\" !");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "Ring 555-0100; \"$(id)\" !");
+        let properties = Map::from_iter([("message".to_owned(), Value::from("ä".repeat(200_000)))]);
+        let long = Order { properties, ..order };
+        assert_eq!(out(&long, &config, &|| {}).await, Reply::Done { result: Map::new() });
+        assert_eq!(fs::read_to_string(&file).unwrap(), "ä".repeat(MAX_MESSAGE / 2));
     }
 
     #[tokio::test]

@@ -9,11 +9,13 @@ use std::path::Path;
 /// `NAME.new`, by one writer at a time.
 ///
 /// # Errors
-/// What failed of writing; the old file is still there then.
+/// What failed. The old file is still there, unless it was the system's word that the new one is on disk for good.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no path of a file"));
     };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let opened = File::open(folder)?;
     let mut beside = name.to_owned();
     beside.push(".new");
     let beside = folder.join(beside);
@@ -23,7 +25,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
-    File::open(folder)?.sync_all()
+    opened.sync_all()
 }
 
 #[cfg(test)]

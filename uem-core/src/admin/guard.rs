@@ -24,7 +24,7 @@ pub const MAX_WRONG_OF_ADDRESS: u32 = 100;
 const FIRST_LOCK_SECONDS: u64 = 60;
 /// The longest lock, seconds.
 const LONGEST_LOCK_SECONDS: u64 = 3600;
-/// How long wrong attempts are remembered after the last one, seconds.
+/// How long wrong attempts are remembered after the first one, seconds.
 const FORGET_SECONDS: u64 = 24 * 3600;
 /// How long a source is one that somebody has signed in from, seconds.
 const FAMILIAR_SECONDS: u64 = 30 * 24 * 3600;
@@ -59,6 +59,8 @@ pub struct Admitted {
     pub(crate) tenant: TenantId,
     pub(crate) email: Email,
     pub(crate) source: Source,
+    /// What it was counted for, and the lock that it made there.
+    counted: Vec<(Key, Option<UnixTime>)>,
 }
 
 /// Too many wrong attempts.
@@ -87,6 +89,8 @@ struct Count {
     wrong: u32,
     locked_until: Option<UnixTime>,
     last: UnixTime,
+    /// When the first of the wrong ones was.
+    began: UnixTime,
     /// When somebody last signed in so; of pairs alone.
     right: Option<UnixTime>,
 }
@@ -103,8 +107,7 @@ impl SignInGuard {
         now: UnixTime,
     ) -> Result<Admitted, Locked> {
         let source = source.into();
-        let admitted = Admitted { tenant: tenant.clone(), email: email.clone(), source };
-        let keys = self.keys(&admitted, now);
+        let keys = self.keys((tenant, email), source, now);
         let locks = keys.iter().filter_map(|key| self.counts.get(key)?.locked_until);
         if let Some(until) = locks.filter(|until| *until > now).max() {
             return Err(Locked { until });
@@ -112,57 +115,62 @@ impl SignInGuard {
         if self.counts.len() + keys.len() > MAX_COUNTS {
             self.make_room(now);
         }
-        for key in keys {
+        let counted = keys.into_iter().map(|key| {
             let most = key.most();
-            self.counts.entry(key).or_default().attempt(most, now);
-        }
-        Ok(admitted)
+            let lock = self.counts.entry(key.clone()).or_default().attempt(most, now);
+            (key, lock)
+        });
+        let counted = counted.collect();
+        Ok(Admitted { tenant: tenant.clone(), email: email.clone(), source, counted })
     }
 
     /// The password was right: the attempt was none of the wrong ones.
     pub fn right(&mut self, admitted: &Admitted, now: UnixTime) {
-        for key in self.keys(admitted, now) {
-            let most = key.most();
-            let Some(count) = self.counts.get_mut(&key) else { continue };
+        for (key, lock) in &admitted.counted {
+            let Some(count) = self.counts.get_mut(key) else { continue };
             if matches!(key, Key::Pair(..)) {
-                *count = Count { right: Some(now), last: now, ..Count::default() };
+                *count = Count { right: Some(now), last: now, began: now, ..Count::default() };
             } else {
                 count.wrong = count.wrong.saturating_sub(1);
-                count.locked_until = count.locked_until.filter(|_| count.wrong >= most);
+                // A lock that another attempt made meanwhile stays.
+                count.locked_until = count.locked_until.filter(|until| Some(*until) != *lock);
             }
         }
     }
 
-    /// Ends every lock of an address: somebody has set another password.
+    /// Ends every lock of an address: somebody has set another password. Where they have signed in is still known.
     pub fn forget(&mut self, (tenant, email): (&TenantId, &Email)) {
-        self.counts.retain(|key, _| match key {
-            Key::Pair(of, who, _) | Key::Address(of, who) => (of, who) != (tenant, email),
-            Key::Source(..) => true,
-        });
+        for (key, count) in &mut self.counts {
+            if let Key::Pair(of, who, _) | Key::Address(of, who) = key
+                && (of, who) == (tenant, email)
+            {
+                *count = Count { right: count.right, last: count.last, began: count.began, ..Count::default() };
+            }
+        }
     }
 
     /// What an attempt counts for.
-    fn keys(&self, admitted: &Admitted, now: UnixTime) -> Vec<Key> {
-        let Admitted { tenant, email, source } = admitted;
-        let pair = Key::Pair(tenant.clone(), email.clone(), *source);
+    fn keys(&self, (tenant, email): (&TenantId, &Email), source: Source, now: UnixTime) -> Vec<Key> {
+        let pair = Key::Pair(tenant.clone(), email.clone(), source);
         let is_familiar = self.counts.get(&pair).is_some_and(|count| count.is_familiar(now));
-        let mut keys = vec![pair, Key::Source(tenant.clone(), *source)];
+        let mut keys = vec![pair, Key::Source(tenant.clone(), source)];
         if !is_familiar {
             keys.push(Key::Address(tenant.clone(), email.clone()));
         }
         keys
     }
 
-    /// Drops what has been forgotten, and if that is not enough the oldest quarter; where somebody has signed in goes last.
+    /// Drops what has been forgotten, and if that is not enough the oldest quarter; locks, and where somebody has signed in, go
+    /// last.
     fn make_room(&mut self, now: UnixTime) {
-        self.counts.retain(|_, count| !count.is_forgotten(now) || count.is_familiar(now));
+        self.counts.retain(|_, count| !count.is_forgotten(now) || count.is_precious(now));
         if self.counts.len() < MAX_COUNTS * 3 / 4 {
             return;
         }
-        let mut ages: Vec<_> = self.counts.values().map(|count| (count.is_familiar(now), count.last)).collect();
+        let mut ages: Vec<_> = self.counts.values().map(|count| (count.is_precious(now), count.last)).collect();
         let (_, bound, _) = ages.select_nth_unstable(MAX_COUNTS / 4);
         let bound = *bound;
-        self.counts.retain(|_, count| (count.is_familiar(now), count.last) > bound);
+        self.counts.retain(|_, count| (count.is_precious(now), count.last) > bound);
     }
 }
 
@@ -178,9 +186,10 @@ impl Key {
 }
 
 impl Count {
-    fn attempt(&mut self, most: u32, now: UnixTime) {
+    /// The lock that it makes.
+    fn attempt(&mut self, most: u32, now: UnixTime) -> Option<UnixTime> {
         if self.is_forgotten(now) {
-            self.wrong = 0;
+            (self.wrong, self.began) = (0, now);
         }
         self.wrong = self.wrong.saturating_add(1);
         self.last = now;
@@ -188,10 +197,15 @@ impl Count {
             .wrong
             .checked_sub(most)
             .map(|beyond| now.plus(FIRST_LOCK_SECONDS.saturating_mul(1 << beyond.min(16)).min(LONGEST_LOCK_SECONDS)));
+        self.locked_until
     }
 
     fn is_forgotten(&self, now: UnixTime) -> bool {
-        self.last.plus(FORGET_SECONDS) < now
+        self.began.plus(FORGET_SECONDS) < now
+    }
+
+    fn is_precious(&self, now: UnixTime) -> bool {
+        self.is_familiar(now) || self.locked_until.is_some_and(|until| until > now)
     }
 
     fn is_familiar(&self, now: UnixTime) -> bool {
@@ -274,6 +288,14 @@ mod tests {
         door.knock("bob@example.com", "203.0.113.9").expect("others are others");
         let anna = "anna@example.com".parse().unwrap();
         door.guard.forget((&door.tenant, &anna));
+        door.wait(FORGET_SECONDS + 1);
+        for n in 0..200u32 {
+            let from = IpAddr::from(std::net::Ipv4Addr::from_bits(0xc633_6400 + n)).to_string();
+            (0..MAX_WRONG).for_each(|_| _ = door.knock("anna@example.com", &from));
+        }
+        assert!(door.knock("anna@example.com", "203.0.113.9").is_err());
+        door.sign_in("anna@example.com", "192.0.2.1");
+        door.guard.forget((&door.tenant, &anna));
         door.sign_in("anna@example.com", "203.0.113.9");
     }
 
@@ -291,12 +313,35 @@ mod tests {
         for n in 0..200 {
             door.sign_in(&format!("n{n}@example.com"), "192.0.2.1");
         }
+        // Some of them mistype, and that does not lock out those who do not.
+        for n in 0..MAX_WRONG_OF_SOURCE - 2 {
+            door.knock(&format!("n{n}@example.com"), "192.0.2.1").unwrap();
+        }
+        for n in 100..200 {
+            door.sign_in(&format!("n{n}@example.com"), "192.0.2.1");
+        }
+        // A lock that was made meanwhile is not undone by them.
+        let right = door.knock("n200@example.com", "192.0.2.1").unwrap();
+        door.knock("n201@example.com", "192.0.2.1").unwrap();
+        assert!(door.knock("n202@example.com", "192.0.2.1").is_err(), "that was the thirtieth");
+        door.guard.right(&right, door.now);
+        assert!(door.knock("n202@example.com", "192.0.2.1").is_err());
+        door.wait(FORGET_SECONDS + 1);
+        door.knock("n202@example.com", "192.0.2.1").unwrap();
     }
 
     #[test]
     fn p18_counts_are_bounded_and_where_somebody_signed_in_is_forgotten_last() {
         let mut door = Door::new();
         door.sign_in("anna@example.com", "192.0.2.1");
+        for _ in 0..MAX_WRONG + 7 {
+            _ = door.knock("bob@example.com", "192.0.2.7");
+            if door.knock("bob@example.com", "192.0.2.7").is_err() {
+                door.wait(3601);
+            }
+        }
+        _ = door.knock("bob@example.com", "192.0.2.7");
+        let locked = door.knock("bob@example.com", "192.0.2.7").unwrap_err();
         for n in 0..2 * u32::try_from(MAX_COUNTS).unwrap() {
             if n % 100 == 0 {
                 door.wait(1);
@@ -305,6 +350,7 @@ mod tests {
             _ = door.knock(&format!("n{n}@example.com"), &from);
         }
         assert!(door.guard.counts.len() <= MAX_COUNTS);
+        assert_eq!(door.knock("bob@example.com", "192.0.2.7").unwrap_err(), locked);
         door.sign_in("anna@example.com", "192.0.2.1");
     }
 }

@@ -194,8 +194,13 @@ impl Command {
     /// before, or otherwise.
     #[must_use]
     pub fn answered(&self, reply: Reply, now: UnixTime) -> Option<Self> {
+        // What is erased is erased, however late it is told: the device has no key any more, and must not count.
+        let is_erased = self.state == State::Expired
+            && self.sent > 0
+            && self.kind.ends_the_device()
+            && matches!(reply, Reply::Done { .. });
         // Also when it was taken for not sent: a device that answers has it.
-        if !self.state.is_open() {
+        if !self.state.is_open() && !is_erased {
             return None;
         }
         let ended = Self { completed: Some(now), not_before: None, ..self.clone() };

@@ -123,7 +123,9 @@ proptest! {
             }
             // What has come to its end stays as it is.
             for (was, is) in before.iter().zip(&all).filter(|(was, _)| !was.state.is_open()) {
-                prop_assert_eq!(was, is);
+                // But what was erased late is erased.
+                let is_late = was.state == State::Expired && is.state == State::Succeeded && was.kind.ends_the_device();
+                prop_assert!(was == is || is_late && was.sent > 0, "{:?} {:?}", was, is);
             }
         }
         for (id, times) in &done {

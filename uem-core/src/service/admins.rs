@@ -240,7 +240,7 @@ impl<S: Store> Core<S> {
         .await
     }
 
-    /// Sets the password that an administrator signs in with here, and ends a lock. Hashing takes tens of milliseconds of the
+    /// Sets the password that an administrator signs in with here; `SignInGuard::forget` ends their locks. Hashing takes tens of milliseconds of the
     /// calling thread: call it where that disturbs nobody.
     ///
     /// # Errors

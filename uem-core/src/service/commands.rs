@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use hedgerow_shared::{EntityId, TenantId, UnixTime};
 use serde_json::{Map, Value};
 
-use super::{Call, Core, Plan, devices};
+use super::{Call, Core, Decided, Plan, devices};
 use crate::CoreError;
 use crate::account::DeviceState;
 use crate::command::{
@@ -114,7 +114,7 @@ impl<S: Store> Core<S> {
                 return Err(CoreError::invalid("the command", why));
             };
             // A device may fetch it at this moment: whoever is first has it.
-            if self.advance(call, (&command, &cancelled), Plan::default()).await? {
+            if self.advance(call, (&command, &cancelled)).await? {
                 return Ok(cancelled);
             }
         }
@@ -138,20 +138,23 @@ impl<S: Store> Core<S> {
         self.store.commands(tenant, device).await.map_err(CoreError::Store)
     }
 
-    /// Ends the open commands whose time is over, some hundred at most: how many. Devices that are away do not ask, and
-    /// administrators are to see it.
+    /// Ends the open commands whose time is over, some hundred at most, in one commit: how many. Devices that are away do not
+    /// ask, and administrators are to see it.
     ///
     /// # Errors
     /// `Busy`, `Store`.
     pub async fn expire_commands(&self, call: &mut Call<'_>, tenant: &TenantId) -> Result<usize, CoreError> {
-        let over = self.store.overdue_commands(tenant, call.now, OVERDUE).await.map_err(CoreError::Store)?;
-        for command in &over {
-            if let Some(expired) = command.expired(call.now) {
-                // Where it was answered meanwhile, that is what counts.
-                self.advance(call, (command, &expired), Plan::default()).await?;
+        let now = call.now;
+        self.decide(call, tenant, |_| async move {
+            let over = self.store.overdue_commands(tenant, now, OVERDUE).await.map_err(CoreError::Store)?;
+            if over.is_empty() {
+                return Ok(Decided::Already(0));
             }
-        }
-        Ok(over.len())
+            let pairs = over.iter().filter_map(|command| Some((command, command.expired(now)?)));
+            let plan = pairs.fold(Plan::default(), |plan, (command, expired)| plan_end(plan, (command, &expired)));
+            Ok(Decided::Commit(plan, over.len()))
+        })
+        .await
     }
 
     /// The command that a device gets now, stored as sent, and what it takes; `None` when it is to be idle. `skip` are those
@@ -174,7 +177,7 @@ impl<S: Store> Core<S> {
             for command in &mut open {
                 if let Some(expired) = command.expired(now) {
                     // Where another has moved it meanwhile, that is what counts.
-                    self.advance(call, (command, &expired), Plan::default()).await?;
+                    self.advance(call, (command, &expired)).await?;
                     *command = expired;
                 }
             }
@@ -188,7 +191,7 @@ impl<S: Store> Core<S> {
                     command.answered(Reply::Failed { error }, now).unwrap_or_else(|| command.clone())
                 }
             };
-            if self.advance(call, (command, &moved), Plan::default()).await?
+            if self.advance(call, (command, &moved)).await?
                 && let Some(properties) = properties
             {
                 return Ok(Some((moved, properties)));
@@ -225,14 +228,18 @@ impl<S: Store> Core<S> {
         let mut turn = self.turn();
         loop {
             turn.next().await?;
+            // Before the device is: what it is made of counts only as of this revision.
+            let row = self.load(tenant).await?;
             let command = of_device().await?;
             let Some(answered) = command.answered(reply.clone(), call.now) else { return Ok(command) };
-            let mut plan = Plan::default();
-            if answered.kind.ends_the_device() && answered.state == State::Succeeded {
-                let device = self.device(tenant, device).await?;
-                plan = devices::plan_revocation(device, call.now).map_or(plan, |(_, plan)| plan);
-            }
-            if self.advance(call, (&command, &answered), plan).await? {
+            let is_done = if answered.kind.ends_the_device() && answered.state == State::Succeeded {
+                let revocation = devices::plan_revocation(self.device(tenant, device).await?, call.now);
+                let plan = revocation.map_or_else(Plan::default, |(_, plan)| plan);
+                self.commit(call, row, plan_end(plan, (&command, &answered))).await?
+            } else {
+                self.advance(call, (&command, &answered)).await?
+            };
+            if is_done {
                 return Ok(answered);
             }
         }
@@ -241,12 +248,7 @@ impl<S: Store> Core<S> {
     /// Replaces a command as it was read by what has become of it; `false` where it is not as it was read any more. The end of
     /// one that was to change something stands in the record, in the same commit; what devices are merely asked is not for the
     /// record.
-    async fn advance(
-        &self,
-        call: &mut Call<'_>,
-        (from, to): (&Command, &Command),
-        plan: Plan,
-    ) -> Result<bool, CoreError> {
+    async fn advance(&self, call: &mut Call<'_>, (from, to): (&Command, &Command)) -> Result<bool, CoreError> {
         if to.state.is_open() || to.kind.class() == Class::Information && to.state != State::Cancelled {
             return match self.store.move_command(from, to.clone()).await {
                 Ok(()) => Ok(true),
@@ -255,16 +257,20 @@ impl<S: Store> Core<S> {
             };
         }
         let row = self.load(&to.tenant).await?;
-        let subject = to.device.to_string();
-        let told = format!("{} {}", to.kind, to.id);
-        let why = || to.error.iter().flat_map(|error| error.chars()).take(ERROR_IN_RECORD).collect::<String>();
-        let plan = plan.change(Change::MoveCommand { from: from.clone(), to: to.clone() });
-        let plan = match to.state {
-            State::Cancelled => plan.record("command.cancel", subject, told),
-            State::Succeeded => plan.record("command.end", subject, told),
-            State::Failed => plan.refused("command.end", subject, format!("{told}: {}", why())),
-            _ => plan.refused("command.end", subject, format!("{told}: its time was over")),
-        };
-        self.commit(call, row, plan).await
+        self.commit(call, row, plan_end(Plan::default(), (from, to))).await
+    }
+}
+
+/// With the end of a command, and what the record says of it.
+fn plan_end(plan: Plan, (from, to): (&Command, &Command)) -> Plan {
+    let plan = plan.change(Change::MoveCommand { from: from.clone(), to: to.clone() });
+    let (subject, told) = (to.device.to_string(), format!("{} {}", to.kind, to.id));
+    let why = || to.error.iter().flat_map(|error| error.chars()).take(ERROR_IN_RECORD).collect::<String>();
+    match to.state {
+        State::Cancelled => plan.record("command.cancel", subject, told),
+        _ if to.kind.class() == Class::Information => plan,
+        State::Succeeded => plan.record("command.end", subject, told),
+        State::Failed => plan.refused("command.end", subject, format!("{told}: {}", why())),
+        _ => plan.refused("command.end", subject, format!("{told}: its time was over")),
     }
 }

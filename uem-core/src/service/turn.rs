@@ -1,9 +1,8 @@
 //! Who decides again when commits come in between.
 //!
 //! An operation reads, decides, and commits on the revision that it has read; where somebody else has committed meanwhile it
-//! begins anew. With many at once that would go on for ever for some of them, so whoever has been beaten once takes a turn, and
-//! while somebody has it others wait for theirs, in the order in which they came. What needs no commit is not held up by
-//! anybody as long as nobody is beaten.
+//! begins anew. With many at once that would go on for ever for some of them, so whoever has been beaten takes a turn, and keeps it
+//! until it is through. Nobody begins meanwhile; those who wait for that begin in the order in which they came, side by side.
 
 use async_lock::{Mutex, MutexGuard};
 
@@ -31,7 +30,7 @@ impl Turns {
 }
 
 impl Turn<'_> {
-    /// Before each attempt. Waits only for operations that go before, each of which is as bounded as this one.
+    /// Before each attempt. Waits for those who have been beaten, each of whom is as bounded as this one.
     ///
     /// # Errors
     /// `Busy`: it was beaten too often.
@@ -40,9 +39,10 @@ impl Turn<'_> {
             return Err(CoreError::Busy);
         }
         self.attempts += 1;
-        let is_free = self.attempts == 1 && self.turns.0.try_lock().is_some();
-        if self.held.is_none() && !is_free {
-            self.held = Some(self.turns.0.lock().await);
+        if self.held.is_none() {
+            let turn = self.turns.0.lock().await;
+            // The first attempt only lets others finish.
+            self.held = (self.attempts > 1).then_some(turn);
         }
         Ok(())
     }

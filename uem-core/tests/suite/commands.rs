@@ -154,6 +154,16 @@ pub(crate) async fn p22_a_device_that_has_erased_itself_is_revoked<S: Store>(sto
     w.answer(&device, wipe.id, done()).await.unwrap();
     assert_eq!(state(&w).await, DeviceState::Revoked);
     assert_eq!(w.core.command(&w.tenant, wipe.id).await.unwrap().state, State::Succeeded);
+    // Also when its time was over before it had come to its end: the key is gone all the same.
+    let late = w.device_of("bob@example.com").await;
+    let wipe = w.give(&late, Kind::DeleteWorkSpaceData).await.unwrap();
+    w.fetch(late.id).await.unwrap();
+    w.now = w.now.plus(DEFAULT_LIFETIME_SECONDS);
+    assert_eq!(w.core.expire_commands(call!(w), &w.tenant).await.unwrap(), 1);
+    assert_eq!(w.core.device(&w.tenant, late.id).await.unwrap().state, DeviceState::Active);
+    assert_eq!(w.answer(&late, wipe.id, Reply::Failed { error: "no".into() }).await.unwrap().state, State::Expired);
+    assert_eq!(w.answer(&late, wipe.id, done()).await.unwrap().state, State::Succeeded);
+    assert_eq!(w.core.device(&w.tenant, late.id).await.unwrap().state, DeviceState::Revoked);
     // In one commit: there is no revoked device whose erasure is open for ever.
     let records = w.core.audit(&w.tenant, 0, 100).await.unwrap();
     let last: Vec<_> = records.iter().rev().take(2).map(|r| (r.action.as_str(), r.actor.clone())).collect();
