@@ -21,6 +21,8 @@ const MAY_LOOK_AROUND: &[(&str, &str)] = &[
     ("SELECT * FROM placement WHERE", "there is one"),
     ("SELECT * FROM profile WHERE tenant = $1 AND is_default = 1", "at most 1000 a category, made by hand"),
     ("SELECT * FROM server_name WHERE tenant = $1 ORDER", "all are shown to relays"),
+    ("SELECT COUNT(*) AS n FROM device WHERE", "a report"),
+    ("SELECT platform AS what, COUNT(*) AS n FROM device", "a report"),
     ("SELECT COUNT(*) AS apps", "the catalogue's size, when an app is added"),
     ("SELECT action AS what, COUNT(*) AS n FROM audit", "a report"),
     (

@@ -302,7 +302,7 @@ mod tests {
         let socket = dir.path().join("core.sock");
         let absent = request(&socket, Method::GET, "/", None).await.unwrap_err();
         assert!(
-            matches!(absent, ControlError::NoSocket(_)) && absent.to_string().contains("is it running"),
+            matches!(absent, ControlError::NoSocket(_)) && absent.to_string().contains("--core-socket"),
             "{absent}"
         );
         drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
