@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use common::{LONG, TestCa, World, end};
+use common::{LONG, TestCa, World};
 use hedgerow_relay::fair::{Bandwidth, Flow};
 use hedgerow_relay::lane;
 use hedgerow_runtime::clock;
@@ -28,11 +28,8 @@ type Counted = Arc<AtomicU64>;
 
 /// A joined lane of a device at a node, as if their links had asked for it: its two sockets.
 async fn lane(world: &World, tenant: &TenantId, device: u8, node: u8) -> (TcpStream, TcpStream) {
-    // As holders of certificates of the tenant's: others are cut when anything is decided anew.
-    let record = world.relay.relay().store.tenant(tenant);
-    let issuer = record.and_then(|t| t.ca.as_ref().map(|ca| ca.key_id())).unwrap_or_default();
-    let of = |n| lane::End { issuer, ..end(n) };
-    let facts = lane::Facts { tenant: tenant.clone(), origin: Origin::Proxy, device: of(device), node: of(node) };
+    let (device, node) = (world.end(tenant, device), world.end(tenant, node));
+    let facts = lane::Facts { tenant: tenant.clone(), origin: Origin::Proxy, device, node };
     let (for_device, for_node) = world.relay.relay().lanes.offer(facts, Instant::now()).unwrap();
     let (mut device, mut node) = (world.tcp().await, world.tcp().await);
     device.write_all(&wire::preamble(&for_device)).await.unwrap();

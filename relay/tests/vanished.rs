@@ -7,7 +7,7 @@ mod common;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{World, end, entity, eventually};
+use common::{World, entity, eventually};
 use hedgerow_relay::lane;
 use hedgerow_relay::registry::Facts;
 use hedgerow_shared::wire::lane as wire;
@@ -77,7 +77,8 @@ async fn p01_lanes_of_a_host_that_vanished_end_within_5_s_of_its_link_and_those_
     let _core = world.core().await;
     let relay = world.relay.relay().clone();
     let offer = || {
-        let facts = lane::Facts { tenant: world.tenant.clone(), origin: Origin::Proxy, device: end(6), node: end(5) };
+        let (device, node) = (world.end(&world.tenant, 6), world.end(&world.tenant, 5));
+        let facts = lane::Facts { tenant: world.tenant.clone(), origin: Origin::Proxy, device, node };
         relay.lanes.offer(facts, Instant::now()).unwrap()
     };
     // Two lanes of one device: one from the island, one from here.

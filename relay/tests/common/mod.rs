@@ -47,6 +47,13 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// The end of a lane, as the holder of a certificate of the tenant's: others are cut when anything is decided anew.
+    pub fn end(&self, tenant: &TenantId, n: u8) -> hedgerow_relay::lane::End {
+        let record = self.relay.relay().store.tenant(tenant);
+        let issuer = record.and_then(|t| t.ca.as_ref().map(|ca| ca.key_id())).unwrap_or_default();
+        hedgerow_relay::lane::End { issuer, ..end(n) }
+    }
+
     pub async fn new() -> Self {
         Self::with(|_| {}).await
     }
@@ -198,7 +205,7 @@ pub fn config_for_tests(alpn: &[&[u8]], roots: &RelayRoots) -> Arc<rustls::Clien
 pub type Body = http_body_util::Full<Bytes>;
 
 /// One end of a lane, as its link would describe it.
-pub fn end(n: u8) -> hedgerow_relay::lane::End {
+fn end(n: u8) -> hedgerow_relay::lane::End {
     hedgerow_relay::lane::End {
         session: hedgerow_shared::SessionId::from_random([n; 16]),
         entity: entity(n),
