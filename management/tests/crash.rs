@@ -170,7 +170,8 @@ struct Book {
 }
 
 impl Book {
-    /// A user, a password for it, a token, a group with the user, a command that is given and taken back. An error ends the writer: the core is gone, or refuses because its database is.
+    /// A user, a password for it, a token, a group with the user, a command that is given and taken back. An error ends the
+    /// writer: the core is gone, or refuses because its database is.
     fn step(&mut self, socket: &Path, name: &str, device: &str) -> io::Result<()> {
         let email = format!("{name}@example.com");
         self.maybe_users.insert(email.clone());

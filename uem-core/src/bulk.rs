@@ -21,6 +21,7 @@ use crate::group::MAX_STANDS_IN;
 pub const MAX_TEXT: usize = 32 * 1024 * 1024;
 /// Faulty lines that are told; there may be more.
 pub const MAX_FAULTS: usize = 20;
+
 /// One user, as read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {

@@ -22,13 +22,8 @@ pub(crate) struct RouteArgs {
 enum RouteCommand {
     /// Add a route at the end, or before another
     Add {
-        /// A name, *.domain, an address, an address range, or *
-        target: TargetPattern,
-        /// direct, deny or group:NAME (a node of that server group)
-        via: Via,
-        /// Ports, such as 80,443,8000-8999
-        #[arg(long, env = "HEDGEROW_ROUTE_PORTS", default_value = "*")]
-        ports: PortSet,
+        #[command(flatten)]
+        route: RouteWords,
         /// Before the route of this number
         #[arg(long, value_name = "NUMBER", env = "HEDGEROW_ROUTE_BEFORE")]
         before: Option<usize>,
@@ -39,13 +34,8 @@ enum RouteCommand {
     Change {
         /// As `route list` shows it
         number: usize,
-        /// A name, *.domain, an address, an address range, or *
-        target: TargetPattern,
-        /// direct, deny or group:NAME (a node of that server group)
-        via: Via,
-        /// Ports, such as 80,443,8000-8999
-        #[arg(long, env = "HEDGEROW_ROUTE_PORTS", default_value = "*")]
-        ports: PortSet,
+        #[command(flatten)]
+        route: RouteWords,
     },
     /// Give the route of this number another place
     Move {
@@ -66,6 +56,24 @@ enum RouteCommand {
     },
 }
 
+/// What a route says.
+#[derive(Debug, clap::Args)]
+struct RouteWords {
+    /// A name, *.domain, an address, an address range, or *
+    target: TargetPattern,
+    /// direct, deny or group:NAME (a node of that server group)
+    via: Via,
+    /// Ports, such as 80,443,8000-8999
+    #[arg(long, env = "HEDGEROW_ROUTE_PORTS", default_value = "*")]
+    ports: PortSet,
+}
+
+impl From<RouteWords> for Route {
+    fn from(words: RouteWords) -> Self {
+        Self { target: words.target, ports: words.ports, via: words.via }
+    }
+}
+
 const COLUMNS: &[Column] = &[
     ("NUMBER", "number", Show::Plain),
     ("TARGET", "target", Show::Plain),
@@ -77,8 +85,8 @@ pub(crate) fn run(args: RouteArgs) -> ExitCode {
     verb(async move {
         let at = args.core.at();
         match args.command {
-            RouteCommand::Add { target, via, ports, before } => {
-                let mut body = json!({ "route": Route { target, ports, via } });
+            RouteCommand::Add { route, before } => {
+                let mut body = json!({ "route": Route::from(route) });
                 place(&mut body, before)?;
                 at.done(&at.post("/routes", &body).await?, "route added")
             }
@@ -90,8 +98,8 @@ pub(crate) fn run(args: RouteArgs) -> ExitCode {
                 }
                 at.table(&list, COLUMNS, "no routes")
             }
-            RouteCommand::Change { number, target, via, ports } => {
-                let route = json!(Route { target, ports, via });
+            RouteCommand::Change { number, route } => {
+                let route = json!(Route::from(route));
                 at.done(&at.put(&format!("/routes/{}", position(number)?), &route).await?, "route changed")
             }
             RouteCommand::Move { number, to } => {

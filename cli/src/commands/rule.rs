@@ -23,16 +23,8 @@ pub(crate) struct RuleArgs {
 enum RuleCommand {
     /// Add a rule at the end, or before another
     Add {
-        /// The verdict
-        action: Verdict,
-        /// A name, *.domain, an address, an address range, or *
-        target: TargetPattern,
-        /// Ports, such as 80,443,8000-8999
-        #[arg(long, env = "HEDGEROW_RULE_PORTS", default_value = "*")]
-        ports: PortSet,
-        /// Only at nodes of this server group
-        #[arg(long, env = "HEDGEROW_RULE_GROUP")]
-        group: Option<GroupName>,
+        #[command(flatten)]
+        rule: RuleWords,
         /// Before the rule of this number
         #[arg(long, value_name = "NUMBER", env = "HEDGEROW_RULE_BEFORE")]
         before: Option<usize>,
@@ -43,16 +35,8 @@ enum RuleCommand {
     Change {
         /// As `rule list` shows it
         number: usize,
-        /// The verdict
-        action: Verdict,
-        /// A name, *.domain, an address, an address range, or *
-        target: TargetPattern,
-        /// Ports, such as 80,443,8000-8999
-        #[arg(long, env = "HEDGEROW_RULE_PORTS", default_value = "*")]
-        ports: PortSet,
-        /// Only at nodes of this server group
-        #[arg(long, env = "HEDGEROW_RULE_GROUP")]
-        group: Option<GroupName>,
+        #[command(flatten)]
+        rule: RuleWords,
     },
     /// Give the rule of this number another place
     Move {
@@ -68,6 +52,21 @@ enum RuleCommand {
     },
 }
 
+/// What a rule says.
+#[derive(Debug, clap::Args)]
+struct RuleWords {
+    /// The verdict
+    action: Verdict,
+    /// A name, *.domain, an address, an address range, or *
+    target: TargetPattern,
+    /// Ports, such as 80,443,8000-8999
+    #[arg(long, env = "HEDGEROW_RULE_PORTS", default_value = "*")]
+    ports: PortSet,
+    /// Only at nodes of this server group
+    #[arg(long, env = "HEDGEROW_RULE_GROUP")]
+    group: Option<GroupName>,
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Verdict {
     /// Let it pass
@@ -76,12 +75,13 @@ enum Verdict {
     Deny,
 }
 
-impl From<Verdict> for Action {
-    fn from(verdict: Verdict) -> Self {
-        match verdict {
-            Verdict::Allow => Self::Allow,
-            Verdict::Deny => Self::Deny,
-        }
+impl From<RuleWords> for Rule {
+    fn from(words: RuleWords) -> Self {
+        let action = match words.action {
+            Verdict::Allow => Action::Allow,
+            Verdict::Deny => Action::Deny,
+        };
+        Self { action, target: words.target, ports: words.ports, group: words.group }
     }
 }
 
@@ -97,16 +97,16 @@ pub(crate) fn run(args: RuleArgs) -> ExitCode {
     verb(async move {
         let at = args.core.at();
         match args.command {
-            RuleCommand::Add { action, target, ports, group, before } => {
-                let mut body = json!({ "rule": Rule { action: action.into(), target, ports, group } });
+            RuleCommand::Add { rule, before } => {
+                let mut body = json!({ "rule": Rule::from(rule) });
                 place(&mut body, before)?;
                 at.done(&at.post("/rules", &body).await?, "rule added")
             }
             RuleCommand::List => {
                 at.table(&numbered(at.list("/rules").await?), COLUMNS, "no rules: everything is denied")
             }
-            RuleCommand::Change { number, action, target, ports, group } => {
-                let rule = json!(Rule { action: action.into(), target, ports, group });
+            RuleCommand::Change { number, rule } => {
+                let rule = json!(Rule::from(rule));
                 at.done(&at.put(&format!("/rules/{}", position(number)?), &rule).await?, "rule changed")
             }
             RuleCommand::Move { number, to } => {

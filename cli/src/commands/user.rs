@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Subcommand;
+use hedgerow_uem_core::store::Page;
 use serde_json::json;
 
 use super::control::{At, AtCore, segment, verb};
@@ -34,7 +35,7 @@ enum UserCommand {
         /// Only those whose address or name begins so
         begins: Option<String>,
     },
-    /// Add users of a CSV file and give those that are there their names and groups; columns: email, name, groups
+    /// Add users of a CSV file and give those that are there their names and groups; columns: email, name, groups, active
     Import {
         /// The file; `-` is standard input
         file: PathBuf,
@@ -86,8 +87,6 @@ const ONE: &[Column] = &[
     ("created", "created", Show::Time),
     ("id", "id", Show::Plain),
 ];
-/// Users that a search finds at most.
-const MOST_FOUND: usize = 1000;
 
 /// Part by part, so that no answer has to hold everybody.
 async fn export(at: &At<'_>, out: Option<&Path>) -> anyhow::Result<()> {
@@ -122,8 +121,8 @@ pub(crate) fn run(args: UserArgs) -> ExitCode {
                     None => "/users".to_owned(),
                 };
                 let found = at.list(&path).await?;
-                if begins.is_some() && found.as_array().is_some_and(|found| found.len() >= MOST_FOUND) {
-                    let told = format!("these are the first {MOST_FOUND}; there may be more: give more of the name\n");
+                if begins.is_some() && found.as_array().is_some_and(|found| found.len() >= Page::MAX as usize) {
+                    let told = format!("these are the first {}; there may be more: give more of the name\n", Page::MAX);
                     std::io::stderr().write_all(told.as_bytes())?;
                 }
                 at.table(&found, COLUMNS, "no users")

@@ -240,8 +240,8 @@ impl<S: Store> Core<S> {
         .await
     }
 
-    /// Sets the password that an administrator signs in with here; `SignInGuard::forget` ends their locks. Hashing takes tens of milliseconds of the
-    /// calling thread: call it where that disturbs nobody.
+    /// Sets the password that an administrator signs in with here; `SignInGuard::forget` ends their locks. Hashing takes
+    /// tens of milliseconds of the calling thread: call it where that disturbs nobody.
     ///
     /// # Errors
     /// `Denied`, `NotFound`; `Invalid`: too short, or the user's directory checks their password; `Busy`, `Store`.

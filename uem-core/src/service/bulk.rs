@@ -39,9 +39,8 @@ pub enum ImportError {
 
 impl<S: Store> Core<S> {
     /// Adds users that are not there, and gives those that are the names that are given and, besides those they stand in, their
-    /// groups.
-    /// Nobody is removed or switched. Every group must exist; otherwise nothing is done. What was done already is not done
-    /// again.
+    /// groups. Nobody is removed or switched. Every group must exist; otherwise nothing is done. What was done already is not
+    /// done again.
     ///
     /// # Errors
     /// `Lines`: a group that does not exist; `Core`: `NotFound`, `Invalid`, `Busy`, `Store`.

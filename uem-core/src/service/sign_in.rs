@@ -16,14 +16,14 @@ use hedgerow_shared::{EntityId, TenantId};
 use super::{Call, Core, Decided, Plan};
 use crate::CoreError;
 use crate::account::{Email, User, UserSource};
-use crate::admin::{Admin, Admitted, Asker, HashJob, Source};
+use crate::admin::{Admin, Admitted, Asker, HashJob, LoginPassword, Source};
 use crate::store::{AdminChange, Change, Store};
 
 /// A sign-in that has begun.
 #[derive(Debug)]
 pub struct Attempt {
-    /// Whose, if there is such an administrator who may.
-    user: Option<EntityId>,
+    /// Whose, and against what it is checked, if there is such an administrator who may.
+    of: Option<(EntityId, LoginPassword)>,
     admitted: Admitted,
 }
 
@@ -56,11 +56,11 @@ impl<S: Store> Core<S> {
     /// `Damaged`, `Store`.
     pub async fn begin_sign_in(&self, admitted: Admitted, password: Secret) -> Result<(Attempt, HashJob), CoreError> {
         let admin = self.who_signs_in(&admitted.tenant, &admitted.email).await?;
-        let stored = admin.as_ref().and_then(|admin| admin.password.as_ref());
-        let user = admin.as_ref().filter(|_| stored.is_some()).map(|admin| admin.user);
-        let id = user.map(|id| id.to_string()).unwrap_or_default();
+        let of = admin.and_then(|admin| Some((admin.user, admin.password?)));
+        let id = of.as_ref().map(|(id, _)| id.to_string()).unwrap_or_default();
+        let stored = of.as_ref().map(|(_, stored)| stored);
         let job = HashJob::new(password, stored, (&self.kek, [admitted.tenant.as_str(), &id]))?;
-        Ok((Attempt { user, admitted }, job))
+        Ok((Attempt { of, admitted }, job))
     }
 
     /// Ends a sign-in with what its job answered.
@@ -73,17 +73,17 @@ impl<S: Store> Core<S> {
         attempt: Attempt,
         right: bool,
     ) -> Result<Result<SignedIn, WrongSignIn>, CoreError> {
-        let (now, Attempt { user, admitted }) = (call.now, attempt);
+        let (now, Attempt { of, admitted }) = (call.now, attempt);
+        let user = of.as_ref().map(|(id, _)| *id);
         let wrong = || WrongSignIn { user, from: admitted.source };
-        let Some(id) = user.filter(|_| right) else { return Ok(Err(wrong())) };
-        let (tenant, email) = (&admitted.tenant, &admitted.email);
+        let Some((id, checked)) = of.as_ref().filter(|_| right) else { return Ok(Err(wrong())) };
+        let (tenant, email, id) = (&admitted.tenant, &admitted.email, *id);
         let found = self
             .decide(call, tenant, |_| async move {
                 // Since it began they may have become nobody, or have another password.
-                let again = self.who_signs_in(tenant, email).await?.filter(|admin| admin.user == id);
-                let Some((admin, stored)) = again.and_then(|admin| Some((admin.clone(), admin.password?))) else {
-                    return Ok(Decided::Already(None));
-                };
+                let again = self.who_signs_in(tenant, email).await?;
+                let again = again.filter(|admin| admin.user == id && admin.password.as_ref() == Some(checked));
+                let Some(admin) = again else { return Ok(Decided::Already(None)) };
                 let asker = self.asker(tenant, id).await?;
                 let user = self.user(tenant, id).await?;
                 let admin = Admin { last_sign_in: Some(now), ..admin };
@@ -91,7 +91,7 @@ impl<S: Store> Core<S> {
                 let told = format!("{email} from {}", admitted.source);
                 Ok(Decided::Commit(
                     plan.record("admin.sign_in", id.to_string(), told),
-                    Some((user, asker, stored.must_change)),
+                    Some((user, asker, checked.must_change)),
                 ))
             })
             .await?;

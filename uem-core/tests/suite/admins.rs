@@ -175,8 +175,17 @@ pub(crate) async fn p18_who_signs_in_is_an_active_administrator_with_the_passwor
         [(anna.id.to_string(), "3 times from 192.0.2.1".to_owned()), (w.tenant.to_string(), nobody.to_owned())];
     expected.sort();
     assert_eq!(refused, expected);
+    // The password that was right when the sign-in began is another one when it ends.
+    let from = std::net::IpAddr::from([192, 0, 2, 1]);
+    let admitted = SignInGuard::default().admit((&w.tenant, &anna.email), from, w.now).unwrap();
+    let (attempt, job) = w.core.begin_sign_in(admitted, secret("another horse battery")).await.unwrap();
+    let newest = (&secret("yet another horse battery"), false);
+    w.core.set_admin_password(call!(w), (&w.tenant, &root), anna.id, newest).await.unwrap();
+    assert!(job.run().unwrap());
+    w.core.finish_sign_in(call!(w), attempt, true).await.unwrap().expect_err("that is not her password any more");
+    w.sign_in("anna@example.com", "yet another horse battery").await.unwrap();
     w.core.set_user_active(call!(w), &w.tenant, anna.id, false).await.unwrap();
-    w.sign_in("anna@example.com", "another horse battery").await.expect_err("she is nobody now");
+    w.sign_in("anna@example.com", "yet another horse battery").await.expect_err("she is nobody now");
     w.core.verify_audit(&w.tenant).await.unwrap();
 }
 
