@@ -163,15 +163,3 @@ pub(crate) fn wait_for_port(port: u16, limit: Duration) -> anyhow::Result<()> {
     }
     Ok(())
 }
-
-/// A loopback port that is free now, below the range from which the system takes ports for outgoing connections.
-pub(crate) fn free_port() -> anyhow::Result<u16> {
-    let from = u32::from_be_bytes(hedgerow_runtime::clock::random()) % 18_000;
-    for n in 0..18_000 {
-        let port = 14_000 + u16::try_from((from + n) % 18_000)?;
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    bail!("no free loopback port between 14000 and 32000")
-}

@@ -5,13 +5,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use hedgerow_runtime::loopback::reserve_port;
 
 use crate::Output;
 use crate::figures::Figures;
 use crate::load::{self, Direction};
 use crate::machine::Machine;
 use crate::outage::{self, Event};
-use crate::process::{Process, cpu_of_tree, free_port, memory_of_tree, wait_for_port};
+use crate::process::{Process, cpu_of_tree, memory_of_tree, wait_for_port};
 use crate::progress::Progress;
 use crate::subjects::{self, Subject};
 
@@ -81,7 +82,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let machine = Machine::look();
     println!("{machine}");
 
-    let port = free_port()?;
+    let port = reserve_port()?;
     let folder = tempfile::tempdir()?;
     let me = std::env::current_exe()?;
     let _target =

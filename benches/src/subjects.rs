@@ -7,9 +7,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use hedgerow_runtime::loopback::reserve_port;
 
 use crate::load::Way;
-use crate::process::{Process, free_port, wait_for_port};
+use crate::process::{Process, wait_for_port};
 use crate::product::Product;
 
 /// A running subject. Its processes end with it.
@@ -75,7 +76,7 @@ fn plain3(target: u16) -> anyhow::Result<Subject> {
     let me = std::env::current_exe()?;
     let (mut processes, mut parts, mut to) = (Vec::new(), Vec::new(), target);
     for part in ["node", "relay", "device"] {
-        let port = free_port()?;
+        let port = reserve_port()?;
         let process = Process::start(
             Command::new(&me).args(["hop", &port.to_string(), &to.to_string()]),
             &folder.path().join(format!("{part}.log")),
@@ -148,7 +149,7 @@ fn ssh(target: u16) -> anyhow::Result<Subject> {
     std::fs::set_permissions(at("authorized"), std::fs::Permissions::from_mode(0o600))?;
     // sshd wants this folder for its privilege separation.
     std::fs::create_dir_all("/run/sshd")?;
-    let (port, entry) = (free_port()?, free_port()?);
+    let (port, entry) = (reserve_port()?, reserve_port()?);
     let config = format!(
         "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\n\
          PermitRootLogin yes\nPidFile none\nAllowTcpForwarding yes\nMaxStartups 100\n",
@@ -192,7 +193,7 @@ fn ssh(target: u16) -> anyhow::Result<Subject> {
 fn rathole(name: &'static str, transport: &str, target: u16) -> anyhow::Result<Subject> {
     let folder = tempfile::tempdir()?;
     let binary = peers_folder().join("bin/rathole");
-    let (port, entry) = (free_port()?, free_port()?);
+    let (port, entry) = (reserve_port()?, reserve_port()?);
     let (mut server_tls, mut client_tls) = (String::new(), String::new());
     if transport == "noise" {
         let keys = String::from_utf8(Command::new(&binary).arg("--genkey").output()?.stdout)?;

@@ -105,19 +105,10 @@ pub fn try_run(command: &mut Command, limit: Duration) -> Output {
     output
 }
 
-/// A loopback port that is free now, below the range from which the system takes ports for outgoing connections.
+/// A loopback port that nobody listens on, and that no other test or bench gets while this process lives.
 #[must_use]
 pub fn free_port() -> u16 {
-    loop {
-        let port = 14_000
-            + u16::try_from(
-                hedgerow_runtime::clock::random::<2>().iter().fold(0u32, |n, b| n * 256 + u32::from(*b)) % 18_000,
-            )
-            .expect("below 18000");
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
+    hedgerow_runtime::loopback::reserve_port().expect("a free port")
 }
 
 /// Waits until `ready` says so, or panics with `what`.

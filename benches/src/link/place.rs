@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use hedgerow_relay::identity;
 use hedgerow_relay::store::Store;
 use hedgerow_runtime::config::{self, Sources};
+use hedgerow_runtime::loopback::reserve_port;
 use hedgerow_runtime::telemetry::Logging;
 use hedgerow_runtime::tls::RelayRoots;
 use hedgerow_runtime::{boot, clock};
@@ -17,7 +18,7 @@ use hedgerow_shared::verify::config::{Audience, RelayConfig, Revoked};
 use serde::{Deserialize, Serialize};
 
 use super::crowd::{Answer, Order};
-use crate::process::{Process, free_port, http_get, metric, wait_for_port};
+use crate::process::{Process, http_get, metric, wait_for_port};
 use crate::tenant::Tenant;
 
 pub(crate) const TENANT: &str = "S12345678";
@@ -62,7 +63,7 @@ pub(super) struct Place {
 impl Place {
     pub(super) fn start() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let (state, address, admin) = (folder.path().join("state"), free_port()?, free_port()?);
+        let (state, address, admin) = (folder.path().join("state"), reserve_port()?, reserve_port()?);
         let (address, admin) = (format!("127.0.0.1:{address}"), format!("127.0.0.1:{admin}"));
         let described = prepare(folder.path(), &state, address.clone())?;
         // Whoever measures hand-shakes must not be paced; everything else is as a relay has it by default.

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use hedgerow_runtime::loopback::reserve_port;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -337,27 +338,11 @@ fn choose_ports(file: &Path) -> anyhow::Result<BTreeMap<String, u16>> {
     }
     for name in PORTS {
         if !ports.contains_key(name) {
-            let listener = free_port()?;
-            ports.insert(name.to_owned(), listener.local_addr()?.port());
-            held.push(listener);
+            ports.insert(name.to_owned(), reserve_port()?);
         }
     }
     std::fs::write(file, serde_json::to_vec(&ports)?)?;
     Ok(ports)
-}
-
-/// Holds a free port below the range from which the system takes ports for outgoing connections: nobody takes it
-/// between now and the moment the role listens on it.
-fn free_port() -> anyhow::Result<TcpListener> {
-    for _ in 0..1000 {
-        let port = rand::random_range(14_000..32_000);
-        // The relay takes the same number for UDP.
-        let udp = std::net::UdpSocket::bind(("127.0.0.1", port));
-        if let (Ok(listener), Ok(_)) = (TcpListener::bind(("127.0.0.1", port)), udp) {
-            return Ok(listener);
-        }
-    }
-    bail!("no free loopback port between 14000 and 32000")
 }
 
 /// One plain HTTP GET.

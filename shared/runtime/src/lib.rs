@@ -11,6 +11,7 @@ pub mod disk;
 pub mod fair;
 pub mod lane;
 pub mod link;
+pub mod loopback;
 pub mod mux;
 pub mod network;
 pub mod proxy_protocol;
