@@ -162,6 +162,9 @@ struct Book {
     /// Groups that have their user.
     groups: BTreeSet<String>,
     maybe_groups: usize,
+    /// Profiles that are assigned to their group.
+    profiles: BTreeMap<String, String>,
+    maybe_profiles: usize,
     /// Commands that were given, and whether they were taken back.
     commands: BTreeMap<String, bool>,
     maybe_commands: usize,
@@ -170,8 +173,8 @@ struct Book {
 }
 
 impl Book {
-    /// A user, a password for it, a token, a group with the user, a command that is given and taken back. An error ends the
-    /// writer: the core is gone, or refuses because its database is.
+    /// A user, a password for it, a token, a group with the user, a profile that the group has, a command that is given and
+    /// taken back. An error ends the writer: the core is gone, or refuses because its database is.
     fn step(&mut self, socket: &Path, name: &str, device: &str) -> io::Result<()> {
         let email = format!("{name}@example.com");
         self.maybe_users.insert(email.clone());
@@ -195,6 +198,16 @@ impl Book {
         self.maybe_groups -= 1;
         self.groups.insert(name.to_owned());
 
+        // One for each writer of a round: there is a bound to how many there may be.
+        if name.ends_with("n0") {
+            self.maybe_profiles += 1;
+            let made = ask(socket, "POST", "/profiles", &json!({ "category": "IT_CONFIG", "name": name }))?;
+            let id = made["id"].as_str().unwrap().to_owned();
+            ask(socket, "PUT", &format!("/profiles/{id}/holders/group:{name}"), &json!({}))?;
+            self.maybe_profiles -= 1;
+            self.profiles.insert(name.to_owned(), id);
+        }
+
         self.maybe_commands += 1;
         self.devices.insert(device.to_owned());
         let given = ask(socket, "POST", &format!("/devices/{device}/commands"), &json!({ "kind": "lock-device" }))?;
@@ -216,6 +229,8 @@ impl Book {
             self.maybe_tokens.extend(book.maybe_tokens);
             self.groups.extend(book.groups);
             self.maybe_groups += book.maybe_groups;
+            self.profiles.extend(book.profiles);
+            self.maybe_profiles += book.maybe_profiles;
             self.commands.extend(book.commands);
             self.maybe_commands += book.maybe_commands;
             self.devices.extend(book.devices);
@@ -255,6 +270,17 @@ impl Book {
         let lost: Vec<_> = self.groups.iter().filter(|name| !names.contains(name.as_str())).collect();
         assert!(lost.is_empty(), "round {round}: groups acknowledged and lost: {lost:?}");
 
+        let profiles = site.list("/profiles?category=IT_CONFIG", "id");
+        for (name, id) in self.profiles.iter().filter(|(name, _)| name.starts_with(&format!("r{round}w"))) {
+            let holders = site.list(&format!("/profiles/{id}/holders"), "id");
+            assert_eq!(holders.len(), 1, "round {round}: the holder of {name}");
+        }
+        let ids: BTreeSet<&str> = profiles.iter().map(|p| p["id"].as_str().unwrap()).collect();
+        let lost: Vec<_> = self.profiles.iter().filter(|(_, id)| !ids.contains(id.as_str())).collect();
+        assert!(lost.is_empty(), "round {round}: profiles acknowledged and lost: {lost:?}");
+        let ranks: BTreeSet<_> = profiles.iter().map(|p| p["rank"].as_u64().unwrap()).collect();
+        assert_eq!(ranks, (1..=profiles.len() as u64).collect(), "round {round}: every rank once");
+
         let commands: Vec<_> =
             self.devices.iter().flat_map(|d| site.list(&format!("/devices/{d}/commands"), "id")).collect();
         let states: BTreeMap<&str, &str> =
@@ -275,6 +301,7 @@ impl Book {
         assert_eq!(count("activation.password"), with_password.len(), "round {round}");
         assert_eq!(count("token.create"), tokens.len(), "round {round}: {:?}", audit.last());
         assert_eq!(count("group.add"), groups.len(), "round {round}");
+        assert_eq!(count("profile.add"), profiles.len(), "round {round}");
         assert_eq!(count("command.queue"), commands.len(), "round {round}");
         let back = states.values().filter(|state| **state == "CANCELLED").count();
         assert_eq!(count("command.cancel"), back, "round {round}");
@@ -283,7 +310,7 @@ impl Book {
     /// A test in which nothing was at stake shows nothing.
     fn was_worth_it(&self, rounds: u32) {
         let cut = self.maybe_users.len() + self.maybe_passwords.len() + self.maybe_tokens.len();
-        let cut = cut + self.maybe_groups + self.maybe_commands;
+        let cut = cut + self.maybe_groups + self.maybe_profiles + self.maybe_commands;
         assert!(self.commands.len() >= rounds as usize, "only {} commands in {rounds} rounds", self.commands.len());
         assert!(self.users.len() >= rounds as usize, "only {} users in {rounds} rounds", self.users.len());
         assert!(cut >= rounds as usize / 2, "only {cut} requests were cut short in {rounds} rounds");

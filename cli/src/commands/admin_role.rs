@@ -42,6 +42,24 @@ enum RoleCommand {
         #[arg(long, value_name = "GROUP,..", value_delimiter = ',', env = "HEDGEROW_ROLE_GROUPS")]
         groups: Option<Vec<String>>,
     },
+    /// Change a role of your own; it counts at once for everybody who has it
+    #[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["name", "permissions", "groups", "all_users"]))]
+    Change {
+        /// Name or id
+        role: String,
+        /// The new name
+        #[arg(long, env = "HEDGEROW_ROLE_NAME")]
+        name: Option<String>,
+        /// All that it is to include
+        #[arg(long, value_name = "PERMISSION,..", value_delimiter = ',', env = "HEDGEROW_ROLE_PERMISSIONS")]
+        permissions: Option<Vec<String>>,
+        /// For users of these groups only
+        #[arg(long, value_name = "GROUP,..", value_delimiter = ',', env = "HEDGEROW_ROLE_GROUPS")]
+        groups: Option<Vec<String>>,
+        /// For all users again
+        #[arg(long, conflicts_with = "groups", env = "HEDGEROW_ROLE_ALL_USERS")]
+        all_users: bool,
+    },
     /// Remove a role that nobody has
     Remove {
         /// Name or id
@@ -73,6 +91,12 @@ pub(crate) fn run(args: RoleArgs) -> ExitCode {
             RoleCommand::Add { name, permissions, groups } => {
                 let body = json!({ "name": name, "permissions": permissions, "groups": groups });
                 at.done(&at.post("/roles", &body).await?, &format!("role {name} added"))
+            }
+            RoleCommand::Change { role, name, permissions, groups, all_users } => {
+                let body =
+                    json!({ "name": name, "permissions": permissions, "groups": groups, "all_users": all_users });
+                let answer = at.put(&path(&role), &body).await?;
+                at.done(&answer, &format!("role {} changed", name.unwrap_or(role)))
             }
             RoleCommand::Remove { role } => at.done(&at.delete(&path(&role)).await?, &format!("role {role} removed")),
         }

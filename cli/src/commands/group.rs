@@ -26,6 +26,18 @@ enum GroupCommand {
         #[arg(long, env = "HEDGEROW_GROUP_DESCRIPTION")]
         description: Option<String>,
     },
+    /// Give a group another name or description; who is in it and what is assigned to it stays
+    #[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["name", "description"]))]
+    Change {
+        /// Name or id
+        group: String,
+        /// The new name
+        #[arg(long, env = "HEDGEROW_GROUP_NAME")]
+        name: Option<String>,
+        /// What it is for
+        #[arg(long, env = "HEDGEROW_GROUP_DESCRIPTION")]
+        description: Option<String>,
+    },
     /// List groups
     List,
     /// List who is in a group
@@ -74,6 +86,10 @@ pub(crate) fn run(args: GroupArgs) -> ExitCode {
             GroupCommand::Add { name, description } => {
                 let body = json!({ "name": name, "description": description.unwrap_or_default() });
                 at.done(&at.post("/groups", &body).await?, &format!("group {name} added"))
+            }
+            GroupCommand::Change { group, name, description } => {
+                let answer = at.put(&path(&group), &json!({ "name": name, "description": description })).await?;
+                at.done(&answer, &format!("group {} changed", name.unwrap_or(group)))
             }
             GroupCommand::List => at.table(&at.list("/groups").await?, COLUMNS, "no groups"),
             GroupCommand::Members { group } => {

@@ -51,6 +51,18 @@ enum UserCommand {
         /// E-mail address or id
         who: String,
     },
+    /// Give a user another address or name; devices, groups and the activation password stay
+    #[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["email", "name"]))]
+    Change {
+        /// E-mail address or id
+        who: String,
+        /// The new e-mail address
+        #[arg(long, env = "HEDGEROW_USER_EMAIL")]
+        email: Option<String>,
+        /// The new name
+        #[arg(long, env = "HEDGEROW_USER_NAME")]
+        name: Option<String>,
+    },
     /// Revoke a user's devices for ever, withdraw the password, and let the user activate no more
     Remove {
         /// E-mail address or id
@@ -140,6 +152,10 @@ pub(crate) fn run(args: UserArgs) -> ExitCode {
             }
             UserCommand::Export { out } => export(&at, out.as_deref()).await,
             UserCommand::Show { who } => at.record(&at.get(&path(&who)).await?, ONE),
+            UserCommand::Change { who, email, name } => {
+                let answer = at.put(&path(&who), &json!({ "email": email, "name": name })).await?;
+                at.done(&answer, &format!("user {} changed", email.unwrap_or(who)))
+            }
             UserCommand::Remove { who } => at.done(&at.delete(&path(&who)).await?, &format!("user {who} removed")),
             UserCommand::Activate { who } => {
                 let answer = at.post(&format!("{}/activate", path(&who)), &json!({})).await?;

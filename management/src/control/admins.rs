@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use hedgerow_runtime::admin::control::Problem;
+use hedgerow_shared::EntityId;
 use hedgerow_shared::secret::Secret;
-use hedgerow_uem_core::admin::{Admin, Asker, Role, RoleId};
-use hedgerow_uem_core::service::NewRole;
+use hedgerow_uem_core::admin::{Admin, Asker, Permission, Role, RoleId};
+use hedgerow_uem_core::service::{NewRole, RoleChange};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -35,6 +36,17 @@ pub(super) struct Add {
     name: String,
     permissions: Vec<String>,
     groups: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Edit {
+    name: Option<String>,
+    permissions: Option<Vec<String>>,
+    groups: Option<Vec<String>>,
+    /// For all users again, instead of those of groups.
+    #[serde(default)]
+    all_users: bool,
 }
 
 pub(super) async fn admins(State(app): State<Arc<App>>) -> Shown {
@@ -86,19 +98,33 @@ pub(super) async fn show_role(State(app): State<Arc<App>>, Path(which): Path<Str
 }
 
 pub(super) async fn add_role(State(app): State<Arc<App>>, Body(add): Body<Add>) -> Shown {
-    let permissions = add.permissions.iter().map(|p| p.parse()).collect::<Result<BTreeSet<_>, _>>().map_err(problem)?;
+    let permissions = permissions(&add.permissions)?;
     let groups = match add.groups {
         None => None,
-        Some(names) => {
-            let mut groups = BTreeSet::new();
-            for name in names {
-                groups.insert(groups::find(&app, &name).await?.id);
-            }
-            Some(groups)
-        }
+        Some(names) => Some(groups_named(&app, &names).await?),
     };
     let (new, by) = (NewRole { name: add.name, permissions, groups }, (&app.tenant, &Asker::BreakGlass));
     let role = app.domain.add_role(&mut admin(), by, new).await.map_err(problem)?;
+    shown_role(&app, role).await.map(axum::Json)
+}
+
+pub(super) async fn change_role(
+    State(app): State<Arc<App>>,
+    Path(which): Path<String>,
+    Body(edit): Body<Edit>,
+) -> Shown {
+    let (role, by) = (find_role(&app, &which).await?, (&app.tenant, &Asker::BreakGlass));
+    let groups = match (edit.groups, edit.all_users) {
+        (Some(_), true) => {
+            return Err(Problem::bad_request("a role is for all users or for those of groups, not both"));
+        }
+        (Some(names), false) => Some(Some(groups_named(&app, &names).await?)),
+        (None, true) => Some(None),
+        (None, false) => None,
+    };
+    let permissions = edit.permissions.as_deref().map(permissions).transpose()?;
+    let change = RoleChange { name: edit.name, permissions, groups };
+    let role = app.domain.change_role(&mut admin(), by, role.id, change).await.map_err(problem)?;
     shown_role(&app, role).await.map(axum::Json)
 }
 
@@ -106,6 +132,18 @@ pub(super) async fn remove_role(State(app): State<Arc<App>>, Path(which): Path<S
     let (role, by) = (find_role(&app, &which).await?, (&app.tenant, &Asker::BreakGlass));
     app.domain.remove_role(&mut admin(), by, role.id).await.map_err(problem)?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+fn permissions(names: &[String]) -> Result<BTreeSet<Permission>, Problem> {
+    names.iter().map(|name| name.parse()).collect::<Result<_, _>>().map_err(problem)
+}
+
+async fn groups_named(app: &App, names: &[String]) -> Result<BTreeSet<EntityId>, Problem> {
+    let mut ids = BTreeSet::new();
+    for name in names {
+        ids.insert(groups::find(app, name).await?.id);
+    }
+    Ok(ids)
 }
 
 /// By its name or id.

@@ -20,6 +20,13 @@ pub(super) struct Add {
     description: String,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Edit {
+    name: Option<String>,
+    description: Option<String>,
+}
+
 pub(super) async fn groups(State(app): State<Arc<App>>, Params(part): Params<Part>) -> Shown {
     let page = part.page()?;
     let groups = app.domain.groups(&app.tenant, page).await.map_err(problem)?;
@@ -35,6 +42,12 @@ pub(super) async fn add(State(app): State<Arc<App>>, Body(add): Body<Add>) -> Sh
 
 pub(super) async fn show(State(app): State<Arc<App>>, Path(which): Path<String>) -> Shown {
     json_of(find(&app, &which).await?).map(axum::Json)
+}
+
+pub(super) async fn change(State(app): State<Arc<App>>, Path(which): Path<String>, Body(edit): Body<Edit>) -> Shown {
+    let (group, change) = (find(&app, &which).await?, (edit.name.as_deref(), edit.description.as_deref()));
+    json_of(app.domain.change_group(&mut admin(), &app.tenant, group.id, change).await.map_err(problem)?)
+        .map(axum::Json)
 }
 
 pub(super) async fn remove(State(app): State<Arc<App>>, Path(which): Path<String>) -> Shown {

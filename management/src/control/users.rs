@@ -11,7 +11,7 @@ use hedgerow_shared::secret::Secret;
 use hedgerow_uem_core::account::{DeviceState, Email, User};
 use hedgerow_uem_core::activation::{DEFAULT_LIFETIME_SECONDS, PasswordChoice};
 use hedgerow_uem_core::bulk::{self, LineFault, MAX_FAULTS};
-use hedgerow_uem_core::service::{ImportError, NewUser};
+use hedgerow_uem_core::service::{ImportError, NewUser, UserChange};
 use hedgerow_uem_core::store::Page;
 use http::StatusCode;
 use serde::Deserialize;
@@ -27,6 +27,13 @@ const LISTED_WITHIN: Duration = Duration::from_secs(3);
 #[serde(deny_unknown_fields)]
 pub(super) struct Add {
     email: String,
+    name: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Edit {
+    email: Option<String>,
     name: Option<String>,
 }
 
@@ -126,6 +133,15 @@ pub(super) async fn show(State(app): State<Arc<App>>, Path(who): Path<String>) -
     value["groups"] = json!(own);
     value["by_way_of_groups"] = json!(others);
     Ok(axum::Json(value))
+}
+
+pub(super) async fn change(State(app): State<Arc<App>>, Path(who): Path<String>, Body(edit): Body<Edit>) -> Shown {
+    let (user, email) = (find(&app, &who).await?, edit.email.as_deref().map(address).transpose()?);
+    let change = UserChange { email, display_name: edit.name };
+    let user = app.domain.change_user(&mut admin(), &app.tenant, user.id, change).await.map_err(problem)?;
+    // The relays list addresses that may activate.
+    app.changed();
+    shown(&app, user).await.map(axum::Json)
 }
 
 /// The devices go first: were it cut short, nothing of the user would count more than before.

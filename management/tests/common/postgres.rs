@@ -60,7 +60,7 @@ impl Server {
         initdb.extend(["--locale-provider=icu", "--icu-locale=en-US", "--auth-local=trust"].map(Into::into));
         initdb.extend(["--auth-host=scram-sha-256".to_owned(), format!("--pwfile={}", password.display())]);
         run(Command::new(&initdb[0]).args(&initdb[1..]));
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = hedgerow_runtime::loopback::reserve_port().unwrap();
         let mut postgres = as_user("postgres");
         postgres.extend(["-D", &data, "-k", &folder.display().to_string(), "-p", &port.to_string()].map(Into::into));
         // What a killed process has written is with the kernel; only the end of the machine takes that away, and no test

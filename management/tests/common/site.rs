@@ -25,7 +25,7 @@ impl Site {
         let key = folder.path().join("srp.key");
         fs::write(&key, "0a".repeat(32)).unwrap();
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = hedgerow_runtime::loopback::reserve_port().unwrap();
         let config = format!(
             "tenant = \"S12345678\"\nstate = {:?}\nsrp_key_file = {key:?}\n[[relays]]\nname = \"relay.test\"\n\
              addresses = [\"127.0.0.1:9\"]\n[admin]\nlisten = \"127.0.0.1:{port}\"\n{more}",

@@ -58,15 +58,20 @@ static PROVIDER: OnceLock<(Provider, Arc<CryptoProvider>)> = OnceLock::new();
 /// X25519MLKEM768 in both directions: as a client it sends a share of it beside one of X25519, as a server it takes it
 /// from whoever offers it.
 pub fn select(wanted: Provider) -> Provider {
-    PROVIDER
-        .get_or_init(|| {
-            let provider = match wanted {
-                Provider::AwsLcRs => rustls::crypto::aws_lc_rs::default_provider(),
-                Provider::Ring => rustls::crypto::ring::default_provider(),
-            };
-            (wanted, Arc::new(provider))
-        })
-        .0
+    select_with(wanted, |_| ())
+}
+
+/// As `select`, for a program that replaces parts of the provider, such as who signs.
+pub fn select_with(wanted: Provider, replace: impl FnOnce(&mut CryptoProvider)) -> Provider {
+    let make = || {
+        let mut provider = match wanted {
+            Provider::AwsLcRs => rustls::crypto::aws_lc_rs::default_provider(),
+            Provider::Ring => rustls::crypto::ring::default_provider(),
+        };
+        replace(&mut provider);
+        (wanted, Arc::new(provider))
+    };
+    PROVIDER.get_or_init(make).0
 }
 
 /// The provider in use.

@@ -3,7 +3,8 @@
 //! A world runs on a thread of its own. On that thread the C library's `getrandom` is ours, so that everything that asks
 //! the system for random bytes gets them from the seed: session ids, nonces and jitter of the product, the order of hash
 //! maps, and which ready branch a `select!` takes. Every other thread gets the system's. What aws-lc draws for its keys and
-//! signatures does not come this way; it decides bytes on the wire and never what happens when.
+//! signatures does not come this way; it decides bytes on the wire and never what happens when, as all signatures are of one
+//! length (`one_length`).
 
 use std::cell::Cell;
 

@@ -70,6 +70,7 @@ pub(crate) fn relay_address(n: usize) -> SocketAddr {
 pub(crate) fn get() -> &'static Fixture {
     static FIXTURE: OnceLock<Fixture> = OnceLock::new();
     FIXTURE.get_or_init(|| {
+        super::one_length::sign();
         let made = std::thread::spawn(|| {
             super::dice::seed_system(7);
             make()

@@ -12,6 +12,7 @@ mod cast;
 mod dice;
 mod fixture;
 mod net;
+mod one_length;
 mod script;
 mod trace;
 mod work;

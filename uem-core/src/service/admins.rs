@@ -1,6 +1,4 @@
-//! Administrators, roles, and users that come from directories.
-
-use std::collections::BTreeSet;
+//! Administrators, and users that come from directories.
 
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::{EntityId, TenantId};
@@ -8,26 +6,14 @@ use hedgerow_shared::{EntityId, TenantId};
 use super::{Call, Core, Decided, NewUser, Plan};
 use crate::account::{User, UserSource};
 use crate::admin::{
-    Admin, Asker, Denied, LoginPassword, MAX_ADMINS, MAX_ROLES, Permission, Predefined, Role, RoleId, Subject,
-    authorise, checked_password, may_grant,
+    Admin, Asker, Denied, LoginPassword, MAX_ADMINS, Permission, Predefined, RoleId, Subject, authorise,
+    checked_password, may_grant,
 };
-use crate::group::name_key;
 use crate::store::{AdminChange, Change, Store};
 use crate::{CoreError, account};
 
 /// Longest name of a user in a directory, characters.
 const MAX_EXTERNAL: usize = 255;
-
-/// A role to be added.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewRole {
-    /// Unique in the tenant, whatever its case.
-    pub name: String,
-    /// What it includes.
-    pub permissions: BTreeSet<Permission>,
-    /// For the users of these groups alone.
-    pub groups: Option<BTreeSet<EntityId>>,
-}
 
 impl<S: Store> Core<S> {
     /// A user as somebody who asks, with the role that they have now.
@@ -61,103 +47,6 @@ impl<S: Store> Core<S> {
         let groups = self.groups_of_user(tenant, user).await?.into_keys().collect();
         authorise(asker, permission, Subject::User { groups: &groups })?;
         self.user(tenant, user).await.map(drop)
-    }
-
-    /// One role.
-    ///
-    /// # Errors
-    /// `NotFound`, `Store`.
-    pub async fn role(&self, tenant: &TenantId, id: RoleId) -> Result<Role, CoreError> {
-        match id {
-            RoleId::Predefined(role) => Ok(Role::predefined(role)),
-            RoleId::Custom(id) => {
-                let found = self.store.role(tenant, id).await.map_err(CoreError::Store)?;
-                found.ok_or_else(|| CoreError::not_found("role", id))
-            }
-        }
-    }
-
-    /// The role of this name, whatever its case.
-    ///
-    /// # Errors
-    /// `NotFound`, `Store`.
-    pub async fn role_by_name(&self, tenant: &TenantId, name: &str) -> Result<Role, CoreError> {
-        let all = self.roles(tenant).await?;
-        let found = all.into_iter().find(|role| name_key(&role.name) == name_key(name));
-        found.ok_or_else(|| CoreError::not_found("role", name))
-    }
-
-    /// Every role: those that are there first.
-    ///
-    /// # Errors
-    /// `Store`.
-    pub async fn roles(&self, tenant: &TenantId) -> Result<Vec<Role>, CoreError> {
-        let mut all: Vec<_> = Predefined::ALL.into_iter().map(Role::predefined).collect();
-        all.extend(self.store.roles(tenant).await.map_err(CoreError::Store)?);
-        Ok(all)
-    }
-
-    /// Adds a role. Whoever adds one has everything that it includes, for at least the same users.
-    ///
-    /// # Errors
-    /// `Denied`, `Exists`, `Invalid`, `NotFound` (the tenant, a group), `Busy`, `Store`.
-    pub async fn add_role(
-        &self,
-        call: &mut Call<'_>,
-        (tenant, asker): (&TenantId, &Asker),
-        new: NewRole,
-    ) -> Result<Role, CoreError> {
-        let name = account::name("the name", &new.name)?;
-        let role = &Role { id: RoleId::Custom(call.id()), name, permissions: new.permissions, groups: new.groups };
-        role.check()?;
-        self.decide(call, tenant, |_| async move {
-            let asker = self.again(tenant, asker).await?;
-            may_grant(&asker, role)?;
-            authorise(&asker, Permission::EditRoles, Subject::Organisation)?;
-            for group in role.groups.iter().flatten() {
-                self.group(tenant, *group).await?;
-            }
-            let others = self.store.roles(tenant).await.map_err(CoreError::Store)?;
-            if others.iter().any(|other| name_key(&other.name) == name_key(&role.name)) {
-                return Err(CoreError::Exists { kind: "role", name: role.name.clone() });
-            }
-            if others.len() >= MAX_ROLES {
-                return Err(CoreError::invalid("the role", format!("there are {MAX_ROLES} already")));
-            }
-            let includes: Vec<_> = role.permissions.iter().map(|p| p.as_str()).collect();
-            let plan = Plan::default().change(Change::Admin(AdminChange::PutRole(role.clone())));
-            let told = format!("{}: {}", role.name, includes.join(" "));
-            Ok(Decided::Commit(plan.record("role.add", role.id.to_string(), told), role.clone()))
-        })
-        .await
-    }
-
-    /// Removes a role that nobody has.
-    ///
-    /// # Errors
-    /// `Denied`, `NotFound`; `Invalid`: one that is there stays, and one that somebody has; `Busy`, `Store`.
-    pub async fn remove_role(
-        &self,
-        call: &mut Call<'_>,
-        (tenant, asker): (&TenantId, &Asker),
-        id: RoleId,
-    ) -> Result<Role, CoreError> {
-        let RoleId::Custom(own) = id else {
-            return Err(CoreError::invalid("the role", "it belongs to the product, and stays"));
-        };
-        self.decide(call, tenant, |_| async move {
-            let (role, asker) = (self.role(tenant, id).await?, self.again(tenant, asker).await?);
-            may_grant(&asker, &role)?;
-            authorise(&asker, Permission::EditRoles, Subject::Organisation)?;
-            let admins = self.store.admins(tenant).await.map_err(CoreError::Store)?;
-            let have = admins.iter().filter(|admin| admin.role == id).count();
-            if have > 0 {
-                return Err(CoreError::invalid("the role", format!("{have} administrators have it")));
-            }
-            let plan = Plan::default().change(Change::Admin(AdminChange::DeleteRole(own)));
-            Ok(Decided::Commit(plan.record("role.remove", id.to_string(), role.name.as_str()), role))
-        })
-        .await
     }
 
     /// Administrators, in the order of users' ids.
@@ -342,7 +231,7 @@ impl<S: Store> Core<S> {
     }
 
     /// As they stand now: what they were when they began to ask does not count.
-    async fn again(&self, tenant: &TenantId, asker: &Asker) -> Result<Asker, CoreError> {
+    pub(super) async fn again(&self, tenant: &TenantId, asker: &Asker) -> Result<Asker, CoreError> {
         match asker {
             Asker::BreakGlass => Ok(Asker::BreakGlass),
             Asker::Admin { user, .. } => self.asker(tenant, *user).await,

@@ -21,19 +21,13 @@ impl<S: Store> Core<S> {
         name: &str,
         description: &str,
     ) -> Result<Group, CoreError> {
-        let (name, description) = (account::name("the name", name)?, checked_description(description)?);
-        if name.contains(';') {
-            return Err(CoreError::invalid("the name", "no ';': it stands between groups in tables of users"));
-        }
+        let (name, description) = (checked_name(name)?, checked_description(description)?);
         let group = Group { tenant: tenant.clone(), id: call.id(), name, description, created: call.now };
         let mut turn = self.turn();
         loop {
             turn.next().await?;
             let row = self.load(tenant).await?;
-            let there = self.store.group_by_name(tenant, &name_key(&group.name)).await.map_err(CoreError::Store)?;
-            if there.is_some() {
-                return Err(CoreError::Exists { kind: "group", name: group.name });
-            }
+            self.refuse_same_name(&group).await?;
             let plan = Plan::default().change(Change::PutGroup(group.clone()));
             if self.commit(call, row, plan.record("group.add", group.id.to_string(), group.name.as_str())).await? {
                 return Ok(group);
@@ -73,6 +67,39 @@ impl<S: Store> Core<S> {
     pub async fn members(&self, tenant: &TenantId, group: EntityId, page: Page) -> Result<Vec<Principal>, CoreError> {
         self.group(tenant, group).await?;
         self.store.members(tenant, group, page).await.map_err(CoreError::Store)
+    }
+
+    /// Gives a group another name or description; who is in it, and what is assigned to it, stays. `None` stays as it is.
+    ///
+    /// # Errors
+    /// `NotFound`, `Exists`, `Invalid`, `Busy`, `Store`.
+    pub async fn change_group(
+        &self,
+        call: &mut Call<'_>,
+        tenant: &TenantId,
+        id: EntityId,
+        (name, description): (Option<&str>, Option<&str>),
+    ) -> Result<Group, CoreError> {
+        let (name, description) =
+            (name.map(checked_name).transpose()?, description.map(checked_description).transpose()?);
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
+            let row = self.load(tenant).await?;
+            let old = self.group(tenant, id).await?;
+            let mut group = old.clone();
+            group.name = name.clone().unwrap_or(group.name);
+            group.description = description.clone().unwrap_or(group.description);
+            if group == old {
+                return Ok(group);
+            }
+            self.refuse_same_name(&group).await?;
+            let told = if group.name == old.name { old.name } else { format!("{}, now {}", old.name, group.name) };
+            let plan = Plan::default().change(Change::PutGroup(group.clone()));
+            if self.commit(call, row, plan.record("group.change", id.to_string(), told)).await? {
+                return Ok(group);
+            }
+        }
     }
 
     /// Removes a group; whoever stood in it stays, and what was assigned to it no longer comes to them.
@@ -181,12 +208,28 @@ impl<S: Store> Core<S> {
         Ok(group::above(&direct, &parents))
     }
 
+    async fn refuse_same_name(&self, group: &Group) -> Result<(), CoreError> {
+        let there = self.store.group_by_name(&group.tenant, &name_key(&group.name)).await.map_err(CoreError::Store)?;
+        match there.is_some_and(|other| other.id != group.id) {
+            true => Err(CoreError::Exists { kind: "group", name: group.name.clone() }),
+            false => Ok(()),
+        }
+    }
+
     /// That there is such a user or group.
     pub(super) async fn principal(&self, tenant: &TenantId, principal: Principal) -> Result<(), CoreError> {
         match principal {
             Principal::User(id) => self.user(tenant, id).await.map(drop),
             Principal::Group(id) => self.group(tenant, id).await.map(drop),
         }
+    }
+}
+
+fn checked_name(text: &str) -> Result<String, CoreError> {
+    let name = account::name("the name", text)?;
+    match name.contains(';') {
+        true => Err(CoreError::invalid("the name", "no ';': it stands between groups in tables of users")),
+        false => Ok(name),
     }
 }
 

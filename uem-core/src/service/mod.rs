@@ -19,6 +19,7 @@ mod placement;
 mod policy;
 mod profiles;
 mod reports;
+mod roles;
 mod rollover;
 mod sign_in;
 mod sweep;
@@ -38,18 +39,18 @@ use crate::seal::Kek;
 use crate::store::{Change, Commit, Store, StoreError};
 use crate::{CoreError, audit};
 
-pub use admins::NewRole;
 pub use apps::NewApp;
 pub use bulk::{ImportError, Imported};
 pub use commands::NewCommand;
 pub use devices::Holder;
 pub use nodes::{EnrolError, NewToken, NodeEnrolReply, NodeEnrolRequest, TokenRefusal};
 pub use profiles::{NewProfile, ProfileChange};
+pub use roles::{NewRole, RoleChange};
 pub use rollover::RolloverStatus;
 pub use sign_in::{Attempt, SignedIn, WrongSignIn};
 pub use sweep::Swept;
 pub use tenants::{CoreIdentity, NewTenant};
-pub use users::{NewUser, OpenAddress};
+pub use users::{NewUser, OpenAddress, UserChange};
 
 /// Who asks, as the audit record names them.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,6 +17,15 @@ pub struct NewUser {
     pub display_name: String,
 }
 
+/// What of a user is to be another; `None` stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UserChange {
+    /// Unique in the tenant.
+    pub email: Option<Email>,
+    /// For people.
+    pub display_name: Option<String>,
+}
+
 /// An address that may activate, for the relay's look-up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenAddress {
@@ -84,6 +93,49 @@ impl<S: Store> Core<S> {
     /// `Store`.
     pub async fn users(&self, tenant: &TenantId, page: Page) -> Result<Vec<User>, CoreError> {
         self.store.users(tenant, page).await.map_err(CoreError::Store)
+    }
+
+    /// Gives a user another address or name. Their devices, groups and activation password stay theirs.
+    ///
+    /// # Errors
+    /// `NotFound`; `Exists`: somebody else has the address; `Invalid`: the name, or their directory keeps both; `Busy`,
+    /// `Store`.
+    pub async fn change_user(
+        &self,
+        call: &mut Call<'_>,
+        tenant: &TenantId,
+        id: EntityId,
+        change: UserChange,
+    ) -> Result<User, CoreError> {
+        let display_name = change.display_name.map(|name| account::name("the display name", &name)).transpose()?;
+        let mut turn = self.turn();
+        loop {
+            turn.next().await?;
+            let row = self.load(tenant).await?;
+            let old = self.user(tenant, id).await?;
+            let mut user = old.clone();
+            user.email = change.email.clone().unwrap_or(user.email);
+            user.display_name = display_name.clone().unwrap_or(user.display_name);
+            if user == old {
+                return Ok(user);
+            }
+            if user.source != UserSource::Local {
+                return Err(CoreError::invalid(
+                    "the user",
+                    "their directory keeps address and name: change them there",
+                ));
+            }
+            if user.email != old.email
+                && self.store.user_by_email(tenant, &user.email).await.map_err(CoreError::Store)?.is_some()
+            {
+                return Err(CoreError::Exists { kind: "user", name: user.email.to_string() });
+            }
+            let told = format!("{} ({}), now {} ({})", old.email, old.display_name, user.email, user.display_name);
+            let plan = Plan::default().change(Change::PutUser(user.clone()));
+            if self.commit(call, row, plan.record("user.change", id.to_string(), told)).await? {
+                return Ok(user);
+            }
+        }
     }
 
     /// Switches a user on or off. While a user is off nothing activates for them and their devices count as revoked;

@@ -17,6 +17,7 @@ mod activation_profiles;
 mod admins;
 mod apps;
 mod bulk;
+mod changes;
 mod commands;
 mod configs;
 mod holders;
@@ -34,6 +35,7 @@ pub(crate) use activation_profiles::*;
 pub(crate) use admins::*;
 pub(crate) use apps::*;
 pub(crate) use bulk::*;
+pub(crate) use changes::*;
 pub(crate) use commands::*;
 pub(crate) use configs::*;
 pub(crate) use holders::*;
@@ -121,6 +123,9 @@ macro_rules! suite {
             p18_nobody_grants_what_they_do_not_have_and_roles_reach_their_groups_alone
             p18_who_signs_in_is_an_active_administrator_with_the_password_of_now
             p18_users_of_a_directory_are_unique_and_have_no_password_here
+            p18_a_user_gets_another_address_and_keeps_devices_groups_and_password
+            p18_a_group_gets_another_name_and_keeps_its_members
+            p18_a_role_that_is_changed_counts_at_once_for_who_has_it
             p23_audit_records_are_found_along_time_in_pages
             p23_reports_count_what_there_is
             p40_the_catalogue_keeps_apps_configurations_and_groups

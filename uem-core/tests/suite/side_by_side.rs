@@ -13,7 +13,7 @@ use hedgerow_uem_core::ca::CertificateRecord;
 use hedgerow_uem_core::command::Kind;
 use hedgerow_uem_core::group::Principal;
 use hedgerow_uem_core::profile::{Category, Platform};
-use hedgerow_uem_core::service::{NewCommand, NewProfile, NewRole, NewToken, NewUser};
+use hedgerow_uem_core::service::{NewCommand, NewProfile, NewRole, NewToken, NewUser, UserChange};
 use hedgerow_uem_core::store::{Change, Commit, Memory, Page, Store};
 use hedgerow_uem_core::{Actor, Call, CoreError};
 use serde_json::{Value, json};
@@ -111,7 +111,7 @@ impl Hand {
 
     /// What is refused is refused: which of both is for the other cases.
     async fn act<S: Store>(&mut self, w: &World<S>) {
-        let (tenant, what, name) = (self.tenant.clone(), self.below(25), format!("n{}", self.below(12)));
+        let (tenant, what, name) = (self.tenant.clone(), self.below(27), format!("n{}", self.below(12)));
         let (principal, group) = (self.principal(), self.below(self.groups.len()));
         let (group, place) = (self.groups.get(group).copied(), self.below(self.profiles.len()));
         let (profile, category) = (self.profiles.get(place).copied(), Category::ALL[self.below(4)]);
@@ -208,6 +208,13 @@ impl Hand {
             (24, Some(Principal::User(user)), ..) => {
                 let choice = PasswordChoice::Set(Secret::new(b"open sesame 55".to_vec()));
                 _ = core.set_activation_password(call, &tenant, user, choice, DEFAULT_LIFETIME_SECONDS).await;
+            }
+            (25, Some(Principal::User(user)), ..) => {
+                let email = Some(format!("{name}@example.com").parse().unwrap());
+                _ = core.change_user(call, &tenant, user, UserChange { email, display_name: Some(name) }).await;
+            }
+            (26, _, Some(group), _) => {
+                _ = core.change_group(call, &tenant, group, (Some(&name), Some("changed"))).await;
             }
             (8, _, Some(group), _) if place == 0 => _ = core.remove_group(call, &tenant, group).await,
             _ => {}

@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use hedgerow_shared::secret::Secret;
 use hedgerow_shared::verify::certificate::verify_signature;
+use rustls::SignatureScheme;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::Signer;
 use zeroize::Zeroizing;
+
+use super::provider;
 
 /// Why a key or certificate file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -40,9 +42,9 @@ pub enum KeyError {
     },
 }
 
-/// An ECDSA P-256 key: signs link proofs and serves TLS.
+/// An ECDSA P-256 key: signs link proofs and serves TLS, by the provider in use.
 pub struct SigningKey {
-    pair: EcdsaKeyPair,
+    signer: Box<dyn Signer>,
     pkcs8: Zeroizing<Vec<u8>>,
 }
 
@@ -59,8 +61,10 @@ impl SigningKey {
     /// `None` when it is not an ECDSA P-256 key.
     #[must_use]
     pub fn from_pkcs8(der: &[u8]) -> Option<Arc<Self>> {
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der).ok()?;
-        Some(Arc::new(Self { pair, pkcs8: Zeroizing::new(der.to_vec()) }))
+        let key = PrivatePkcs8KeyDer::from(der.to_vec()).into();
+        let key = provider().key_provider.load_private_key(key).ok()?;
+        let signer = key.choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256])?;
+        Some(Arc::new(Self { signer, pkcs8: Zeroizing::new(der.to_vec()) }))
     }
 
     /// Reads a PEM file with one PKCS#8 ECDSA P-256 key; refused when others can read it.
@@ -80,8 +84,7 @@ impl SigningKey {
     /// Signs with SHA-256; ASN.1.
     #[must_use]
     pub fn sign(&self, message: &[u8]) -> Vec<u8> {
-        let signature = self.pair.sign(&SystemRandom::new(), message);
-        signature.map(|s| s.as_ref().to_vec()).unwrap_or_default()
+        self.signer.sign(message).unwrap_or_default()
     }
 
     /// Whether a certificate (DER) was issued for this key.
@@ -138,20 +141,27 @@ pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Ke
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair};
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_key_that_others_can_read_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key.pem");
-        let pair =
-            aws_lc_rs::signature::EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new())
-                .unwrap();
+        let pair = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new()).unwrap();
         std::fs::write(&path, pem::encode(&pem::Pem::new("PRIVATE KEY", pair.as_ref()))).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
         let error = SigningKey::read(&path).unwrap_err().to_string();
         assert!(error.contains("chmod 600"), "{error}");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert!(!SigningKey::read(&path).unwrap().sign(b"x").is_empty());
+    }
+
+    #[test]
+    fn a_key_of_another_kind_is_refused() {
+        let other = EcdsaKeyPair::generate_pkcs8(&ECDSA_P384_SHA384_ASN1_SIGNING, &SystemRandom::new()).unwrap();
+        assert!(SigningKey::from_pkcs8(other.as_ref()).is_none());
+        assert!(SigningKey::from_pkcs8(b"no key").is_none());
     }
 }
