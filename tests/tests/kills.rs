@@ -18,10 +18,10 @@ use serde_json::Value;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Commands that are given in one round.
 const EACH: u32 = 4;
-/// The longest that a round works before the kill.
-const LONGEST: Duration = Duration::from_millis(400);
-/// How a device of this test locks: the message, once for each time that it is done.
-const LOCK: &str = "printf '%s\\n' \"$HEDGEROW_MESSAGE\" >> ";
+/// When the kill comes, from the first command on: while the device is at one of them, or tells of it.
+const MOMENTS: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(450)];
+/// The administrator's pause between two commands.
+const PAUSE: Duration = Duration::from_millis(40);
 
 #[test]
 fn p22_commands_given_while_core_and_device_are_killed_come_to_their_end_and_are_done_once() {
@@ -85,8 +85,9 @@ fn on_postgres(rounds: u32) {
 
 /// How long a round goes on before the kill.
 fn moment(round: u32) -> Duration {
-    // Spread over the whole length, the same in every run.
-    LONGEST.mul_f64(f64::from(round.wrapping_mul(2_654_435_761) >> 16) / f64::from(1u32 << 16))
+    // Spread evenly, the same in every run.
+    let part = f64::from(round.wrapping_mul(2_654_435_761) >> 16) / f64::from(1u32 << 16);
+    MOMENTS[0] + (MOMENTS[1] - MOMENTS[0]).mul_f64(part)
 }
 
 /// What giving a command came to.
@@ -113,7 +114,8 @@ impl Desk {
     fn open(database: Option<String>) -> Self {
         let mut office = Office::open();
         let relay = vec![format!("{}:443", office.address), format!("{}:3101", office.address)];
-        let lock = format!("{LOCK}'{}'", office.path("done"));
+        // The message, once for each time that it is done; long enough for kills to come before the answer.
+        let lock = format!("printf '%s\\n' \"$HEDGEROW_MESSAGE\" >> '{}'; sleep 0.05", office.path("done"));
         let device = format!("[commands]\nlock = [\"sh\", \"-c\", {lock:?}]\n");
         let url = database.map(|url| vec![("HEDGEROW_CORE__DATABASE__URL".to_owned(), url)]);
         let environment = url.map(|url| ("core", url)).into_iter().collect();
@@ -141,6 +143,7 @@ impl Desk {
         std::thread::spawn(move || {
             let one = |(message, mut command): (String, Command)| {
                 let output = try_run(&mut command, LIMIT);
+                std::thread::sleep(PAUSE);
                 let answer: Option<Value> =
                     output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap());
                 let id = answer.and_then(|answer| Some(answer["id"].as_str()?.to_owned()));
@@ -165,12 +168,16 @@ impl Desk {
         self.office.start(role);
     }
 
-    /// The ids in the audit record's lines of an action.
+    /// The commands that the audit record names by an action.
     fn recorded(&self, action: &str) -> Vec<String> {
         let mut export = self.office.command("core", &["audit", "export", "--action", action]);
         let export = String::from_utf8(run(&mut export, LIMIT).stdout).unwrap();
-        let subject = |line: &str| serde_json::from_str::<Value>(line).unwrap()["subject"].as_str().unwrap().to_owned();
-        export.lines().map(subject).collect()
+        // `KIND ID`, and for those that were not done `: why`.
+        let id = |line: &str| {
+            let record: Value = serde_json::from_str(line).unwrap();
+            record["detail"].as_str().unwrap().split([' ', ':']).nth(1).unwrap().to_owned()
+        };
+        export.lines().map(id).collect()
     }
 
     fn check(&self, rounds: u32) {

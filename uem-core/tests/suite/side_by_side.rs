@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 /// Organisations, each with an administrator who does something else.
 const TENANTS: usize = 4;
 /// Things that each of them does.
-const ROUNDS: usize = 300;
+const ROUNDS: usize = 350;
 
 /// One tenant's administrator, who does one thing after another.
 struct Hand {
