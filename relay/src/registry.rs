@@ -124,6 +124,8 @@ pub struct Live<H> {
     silent: OnceLock<Silence>,
     /// Somebody asks it for a sign of life.
     checked: AtomicBool,
+    /// It may be that of a process which is no more: others are picked until it has shown a sign of life.
+    doubted: AtomicBool,
     /// A core may say so after its link has come up.
     serves_mdm: AtomicBool,
     /// A licence that it has shown is being looked at.
@@ -151,6 +153,11 @@ impl<H> Live<H> {
     /// The other end of `begin_check`.
     pub fn end_check(&self) {
         self.checked.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether others are picked before it.
+    pub fn doubt(&self, doubted: bool) {
+        self.doubted.store(doubted, Ordering::Relaxed);
     }
 
     /// Whether a licence that it shows may be looked at: one at a time.
@@ -310,6 +317,7 @@ impl<H: Load> Registry<H> {
             draining: AtomicBool::new(false),
             silent: OnceLock::new(),
             checked: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
             serves_mdm: AtomicBool::new(false),
             licence: AtomicBool::new(false),
         });
@@ -377,8 +385,8 @@ impl<H: Load> Registry<H> {
         true
     }
 
-    /// The least busy session that serves the destination and takes new streams; equals take turns. `except` are
-    /// those that were tried already.
+    /// The least busy session that serves the destination and takes new streams; equals take turns. Those in doubt come
+    /// last. `except` are those that were tried already.
     #[must_use]
     pub fn pick(&self, to: &Destination, except: &[SessionId]) -> Option<Arc<Live<H>>> {
         let inner = self.inner.read();
@@ -392,7 +400,8 @@ impl<H: Load> Registry<H> {
                 && (to.instance.is_some() || !live.is_draining())
                 && !except.contains(&facts.id)
         };
-        let candidates: Vec<_> = servers.iter().filter(fits).map(|l| ((l.is_draining(), l.handle.load()), l)).collect();
+        let rank = |live: &Live<H>| (live.is_draining(), live.doubted.load(Ordering::Relaxed), live.handle.load());
+        let candidates: Vec<_> = servers.iter().filter(fits).map(|live| (rank(live), live)).collect();
         let least = candidates.iter().map(|(load, _)| *load).min()?;
         let best: Vec<_> = candidates.into_iter().filter(|(load, _)| *load == least).collect();
         let turn = self.rotation.fetch_add(1, Ordering::Relaxed) % best.len();
@@ -570,6 +579,19 @@ mod tests {
         assert!(registry.pick(&group, &[]).is_none());
         let instance = Destination { instance: Some(InstanceId::from_random([3; 16])), ..to(Origin::Proxy) };
         assert_eq!(registry.pick(&instance, &[]).unwrap().facts.id.as_bytes()[0], 3);
+    }
+
+    #[test]
+    fn a_doubted_server_is_picked_where_there_is_no_other() {
+        let (registry, now) = (Registry::default(), Instant::now());
+        let old = registry.insert(facts(1, None, 1, &[Origin::Core]), Fixed(0), now).live;
+        old.doubt(true);
+        let picked = || registry.pick(&to(Origin::Core), &[]).unwrap().facts.id.as_bytes()[0];
+        assert_eq!(picked(), 1);
+        registry.insert(facts(2, None, 2, &[Origin::Core]), Fixed(9), now);
+        assert_eq!(picked(), 2, "however busy");
+        old.doubt(false);
+        assert_eq!(picked(), 1);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use hedgerow_shared::fault::{Code, Fault};
 use hedgerow_shared::limits::{self, Timers};
 use hedgerow_shared::verify::Feature;
 use hedgerow_shared::wire::message::{Destination, GoAway, LinkOpen, Vouched};
-use hedgerow_shared::{InstanceId, SessionId, TenantId};
+use hedgerow_shared::{InstanceId, Role, SessionId, TenantId};
 use tokio::time::timeout;
 
 use crate::admit;
@@ -191,6 +191,21 @@ impl Relay {
             }
             live.end_check();
         });
+    }
+
+    /// A core has come. Those there are may be what it was before it was killed: they are asked, and get nothing new from
+    /// devices until they answer.
+    pub(crate) fn doubt_other_cores(self: &Arc<Self>, newest: &Live<Channel>) {
+        let is_other = |facts: &Facts| facts.role == Role::Core && facts.id != newest.facts.id;
+        for live in self.registry.select(Some(&newest.facts.tenant), is_other) {
+            live.doubt(true);
+            self.work.spawn(async move {
+                match live.handle.is_alive().await {
+                    true => live.doubt(false),
+                    false => live.handle.close(Fault::new(Code::Lost, "the peer does not answer any more")),
+                }
+            });
+        }
     }
 
     /// Over UDP a process that has ended and UDP that has died look the same; others who are heard over UDP tell them apart.

@@ -32,8 +32,10 @@ use memory::Memory;
 const POLL: Duration = Duration::from_secs(600);
 /// Between word from the core and the question: several words become one.
 const WAKE_PAUSE: Duration = Duration::from_millis(100);
-/// After a failed conversation, first; it doubles up to `POLL`.
+/// After a failed conversation, first; it doubles up to `LONGEST`.
 const RETRY: Duration = Duration::from_secs(5);
+/// So that what waits reaches a device soon after a core was away for long.
+const LONGEST: Duration = Duration::from_secs(60);
 /// Commands in one conversation: a core that never stops is left alone for a while.
 const MOST: usize = 200;
 /// How long the core is told of an erasure before the key goes without that.
@@ -80,7 +82,7 @@ impl Commands {
                     Err(fault) => {
                         warn!(reason = %fault, "cannot fetch commands from the core");
                         let pause = clock::jitter(retry);
-                        retry = (retry * 2).min(POLL);
+                        retry = (retry * 2).min(LONGEST);
                         pause
                     }
                 },

@@ -234,6 +234,9 @@ fn register(relay: &Arc<Relay>, mux: &Channel, transport: &'static str, facts: F
     for old in inserted.displaced {
         displace(relay, &old, live.facts.instance);
     }
+    if live.facts.role == Role::Core {
+        relay.doubt_other_cores(live);
+    }
     // Whoever was revoked, whose seat was taken, and a relay that began to drain, between the hand-shake's questions and
     // this line.
     let stays = relay.may_stay(&live.facts).and_then(|()| relay.has_seat(&live.facts, inserted.newcomer_beside));
