@@ -217,6 +217,16 @@ fn p18_administrators_and_roles_by_the_command_line() {
     assert!(shown.contains("lock-devices") && shown.contains("berlin"), "{shown}");
     assert_eq!(desk.ask(&["role", "list"]).as_array().unwrap().len(), 5);
     desk.refused(&["role", "add", "x", "--permissions", "fly"], "edit-users");
+    desk.say(&["role", "change", "Berlin", "--name", "Desk", "--permissions", "view-users", "--all-users"]);
+    assert!(!desk.say(&["role", "show", "desk"]).contains("lock-devices"));
+    desk.refused(&["role", "change", "security", "--name", "x"], "stays as it is");
+    desk.refused(&["role", "change", "desk"], "--permissions");
+    desk.say(&["role", "change", "desk", "--name", "Berlin"]);
+    desk.say(&["group", "change", "berlin", "--name", "Potsdam"]);
+    desk.refused(&["group", "members", "berlin"], "there is no group");
+    desk.say(&["user", "change", "anna@example.com", "--email", "anna.b@example.com"]);
+    assert_eq!(desk.ask(&["admin", "list"])[0]["email"], "anna.b@example.com");
+    desk.say(&["user", "change", "anna.b@example.com", "--email", "anna@example.com", "--name", "Anna"]);
     desk.refused(&["role", "remove", "security"], "stays");
     desk.refused(&["admin", "add", "anna@example.com", "--role", "none"], "there is no role");
     desk.say(&["role", "remove", "Berlin"]);
