@@ -147,17 +147,19 @@ impl<H> Live<H> {
     /// Whether the caller may ask it for a sign of life: one at a time.
     #[must_use]
     pub fn begin_check(&self) -> bool {
-        !self.checked.swap(true, Ordering::Relaxed)
+        !self.checked.swap(true, Ordering::SeqCst)
     }
 
-    /// The other end of `begin_check`.
+    /// The other end of `begin_check`; it also ends doubt.
     pub fn end_check(&self) {
-        self.checked.store(false, Ordering::Relaxed);
+        // In this order: whoever doubts in between begins a check of its own, which ends that doubt.
+        self.checked.store(false, Ordering::SeqCst);
+        self.doubted.store(false, Ordering::SeqCst);
     }
 
-    /// Whether others are picked before it.
-    pub fn doubt(&self, doubted: bool) {
-        self.doubted.store(doubted, Ordering::Relaxed);
+    /// Others are picked before it until a check ends; the caller sees to it that there is one.
+    pub fn doubt(&self) {
+        self.doubted.store(true, Ordering::SeqCst);
     }
 
     /// Whether a licence that it shows may be looked at: one at a time.
@@ -402,8 +404,8 @@ impl<H: Load> Registry<H> {
         };
         let rank = |live: &Live<H>| (live.is_draining(), live.doubted.load(Ordering::Relaxed), live.handle.load());
         let candidates: Vec<_> = servers.iter().filter(fits).map(|live| (rank(live), live)).collect();
-        let least = candidates.iter().map(|(load, _)| *load).min()?;
-        let best: Vec<_> = candidates.into_iter().filter(|(load, _)| *load == least).collect();
+        let first = candidates.iter().map(|(rank, _)| *rank).min()?;
+        let best: Vec<_> = candidates.into_iter().filter(|(rank, _)| *rank == first).collect();
         let turn = self.rotation.fetch_add(1, Ordering::Relaxed) % best.len();
         Some(best[turn].1.clone())
     }
@@ -585,12 +587,13 @@ mod tests {
     fn a_doubted_server_is_picked_where_there_is_no_other() {
         let (registry, now) = (Registry::default(), Instant::now());
         let old = registry.insert(facts(1, None, 1, &[Origin::Core]), Fixed(0), now).live;
-        old.doubt(true);
+        assert!(old.begin_check());
+        old.doubt();
         let picked = || registry.pick(&to(Origin::Core), &[]).unwrap().facts.id.as_bytes()[0];
         assert_eq!(picked(), 1);
         registry.insert(facts(2, None, 2, &[Origin::Core]), Fixed(9), now);
         assert_eq!(picked(), 2, "however busy");
-        old.doubt(false);
+        old.end_check();
         assert_eq!(picked(), 1);
     }
 

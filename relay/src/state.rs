@@ -198,13 +198,8 @@ impl Relay {
     pub(crate) fn doubt_other_cores(self: &Arc<Self>, newest: &Live<Channel>) {
         let is_other = |facts: &Facts| facts.role == Role::Core && facts.id != newest.facts.id;
         for live in self.registry.select(Some(&newest.facts.tenant), is_other) {
-            live.doubt(true);
-            self.work.spawn(async move {
-                match live.handle.is_alive().await {
-                    true => live.doubt(false),
-                    false => live.handle.close(Fault::new(Code::Lost, "the peer does not answer any more")),
-                }
-            });
+            live.doubt();
+            self.check_alive(live);
         }
     }
 
